@@ -1,0 +1,1 @@
+"""The ATS wire protocol as a client speaks it: requests, answers, events."""

@@ -1,0 +1,110 @@
+"""What travels: tasks, leases and actors, read liberally from the wire.
+
+Ids are strings everywhere in the fleet; our own service numbers tasks, another
+ATS may not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dispatch.errors import GatewayUnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who calls: ``type`` is agent, human or system."""
+
+    type: str
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as a client sees it; ``status`` is an ATS word. Fields a service does not send are None or empty."""
+
+    id: str
+    title: str = ""
+    description: str = ""
+    type: str = "task"
+    channel: str = ""
+    priority: int = 5
+    status: str = ""
+    payload: Any = None
+    outputs: Any = None
+    uuid: str | None = None
+    assignee_id: str | None = None
+    lease_expires_at: datetime | None = None
+    fencing_token: int | None = None
+    attempts: int = 0
+    lease_losses: int = 0
+    not_before_at: datetime | None = None
+    runner: str | None = None
+    raw: dict[str, Any] | None = None
+    """The object as it came, for display; None in thin events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease: the task as of the grant, the token (None without fencing), and how long it lasts from now."""
+
+    task: Task
+    fencing_token: int | None
+    ttl_s: float
+
+
+def parse_time(value: Any) -> datetime | None:
+    """Read an ISO-8601 time; anything else is None."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        return None
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
+    """Read a task from an answer or an event, in its envelope ``{"task": {...}}`` or bare.
+
+    Raises GatewayUnavailableError when there is no task with an id in it.
+    """
+    if isinstance(body, dict) and isinstance(body.get("task"), dict):
+        body = body["task"]
+    if not isinstance(body, dict):
+        raise GatewayUnavailableError("The task service answered something that is not a task.")
+    ident = body.get("id") if body.get("id") is not None else body.get("uuid")
+    if isinstance(ident, bool) or not isinstance(ident, int | str) or ident == "":
+        raise GatewayUnavailableError("The task service answered a task without an id.")
+    token = body.get("fencing_token")
+
+    def text(key: str, default: str = "") -> str:
+        value = body.get(key)
+        return value if isinstance(value, str) else default
+
+    return Task(
+        id=str(ident),
+        uuid=text("uuid") or None,
+        title=text("title"),
+        description=text("description"),
+        type=text("type", "task"),
+        channel=text("channel"),
+        priority=_whole(body.get("priority"), 5),
+        status=text("status"),
+        payload=body.get("payload"),
+        outputs=body.get("outputs"),
+        assignee_id=text("assignee_id") or None,
+        lease_expires_at=parse_time(body.get("lease_expires")),
+        fencing_token=token if isinstance(token, int) and not isinstance(token, bool) else None,
+        attempts=_whole(body.get("attempts"), 0),
+        lease_losses=_whole(body.get("lease_losses"), 0),
+        not_before_at=parse_time(body.get("not_before")),
+        runner=text("runner") or None,
+        raw=body if keep_raw else None,
+    )

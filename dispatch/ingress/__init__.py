@@ -1,0 +1,1 @@
+"""The ingress: feed, admission, claim, enqueue, reconcile."""

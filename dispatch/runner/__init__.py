@@ -1,0 +1,1 @@
+"""One attempt on one host: process tree, output, lease keeper, warden."""

@@ -1,0 +1,403 @@
+"""Settings: one frozen, typed tree, read once from TOML and the environment.
+
+Order, the later wins: defaults, the TOML file, ``DISPATCH_*`` variables,
+``overrides`` (command-line options). Every setting is declared once, below,
+with its environment name, unit and meaning; ``SETTINGS`` lists them for the
+documentation and its tests. Durations are seconds inside, whatever the unit of
+the setting (``*_ms`` on the outside becomes a ``*_s`` field).
+
+Only composition roots (cli, workers.lifecycle, dispatch.celery) call ``load``;
+everybody else receives values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import socket
+import tomllib
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from dispatch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ENV_PREFIX: Final = "DISPATCH_"
+_OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG"})
+
+
+class Secret(str):
+    """A string that never shows itself: ``repr`` is masked, ``reveal()`` gives the value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self else "Secret('')"
+
+    def reveal(self) -> str:
+        """Return the secret's value."""
+        return str.__str__(self)
+
+    def __format__(self, spec: str) -> str:
+        return format("***" if str.__len__(self) else "", spec)
+
+    def __str__(self) -> str:
+        return "***" if str.__len__(self) else ""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value.strip()
+
+
+def _secret(value: Any) -> Secret:
+    return Secret(_text(value))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a comma-separated list")
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    argv = tuple(shlex.split(value)) if isinstance(value, str) else _names(value)
+    if not argv:
+        raise ValueError("must name a command")
+    return argv
+
+
+def _number(value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("must be a number")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"must be a number, not {value!r}") from None
+    if not low <= number <= high:
+        raise ValueError(f"must be between {low:g} and {high:g}")
+    return number
+
+
+def _seconds(low: float, high: float) -> Callable[[Any], float]:
+    return lambda value: _number(value, low, high)
+
+
+def _milliseconds(low: float, high: float) -> Callable[[Any], float]:
+    return lambda value: _number(value, low, high) / 1000.0
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        number = _number(value, low, high)
+        if number != int(number):
+            raise ValueError("must be a whole number")
+        return int(number)
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        url = _text(value).rstrip("/")
+        if urlsplit(url).scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
+        return url
+
+    return parse
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def setting(name: str, default: Any, parse: Callable[[Any], Any], meaning: str, *, secret: bool = False) -> Any:
+    """Declare one setting: its name without prefix in lower case, default as written by a person, and meaning.
+
+    ``default`` may be a function of no arguments for values that depend on the host.
+    """
+
+    def make() -> Any:
+        raw = default() if callable(default) else default
+        return raw if raw is None else parse(raw)
+
+    return field(
+        default_factory=make,
+        repr=not secret,
+        metadata={"name": name, "default": default, "parse": parse, "meaning": meaning, "secret": secret},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ats:
+    """How to reach the task service, and as whom."""
+
+    url: str = setting("ats_url", "http://127.0.0.1:8700", _url("http", "https"), "base URL of the task service")
+    token: Secret | None = setting("ats_token", None, _secret, "bearer token sent to the task service", secret=True)
+    org: str | None = setting("ats_org", None, _text, "organisation; sets project-scoped routes")
+    project: str | None = setting("ats_project", None, _text, "project; sets project-scoped routes")
+    channels: tuple[str, ...] = setting("channel", "default", _names, "channel or comma-separated channels to watch")
+    actor_id: str = setting(
+        "actor_id",
+        lambda: f"dispatch-{socket.gethostname()}",
+        _text,
+        "who claims; a second ingress on the same host appends -2, and so on",
+    )
+    actor_name: str = setting("actor_name", "dispatch", _text, "the name shown for the actor")
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How an attempt runs. Durations in seconds."""
+
+    command: tuple[str, ...] = setting(
+        "command", "claude -p", _argv, "the executor's command line; the prompt comes on its stdin"
+    )
+    lease_s: float = setting(
+        "lease_ms", 120_000, _milliseconds(400, 86_400_000), "how long a lease lasts, milliseconds"
+    )
+    timeout_s: float = setting(
+        "timeout_ms", 3_600_000, _milliseconds(100, 604_800_000), "soft time limit of an attempt, milliseconds"
+    )
+    max_attempts: int = setting("max_attempts", 3, _whole(1, 100), "failed attempts before a task is failed for good")
+    max_lease_losses: int = setting(
+        "max_lease_losses",
+        10,
+        _whole(1, 1000),
+        "started attempts that may vanish with their host before a task is poison",
+    )
+    retry_backoff_s: float = setting(
+        "retry_backoff_s", 5, _seconds(0, 300), "first pause between attempts, seconds; doubles, jittered, at most 300"
+    )
+    cooldown_s: float = setting("cooldown_s", 60, _seconds(0, 86_400), "pause after an exit 75 (not now), seconds")
+    grace_s: float = setting("grace_s", 10, _seconds(0, 600), "from TERM to KILL, seconds")
+    drain_s: float = setting(
+        "drain_s", 30, _seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
+    )
+    env: tuple[str, ...] = setting(
+        "env", "", _names, "further environment variables that the child may see, comma-separated names"
+    )
+    output_bytes_max: int = setting(
+        "output_bytes_max",
+        1_048_576,
+        _whole(1024, 4_194_304),
+        "how much of stdout is kept, bytes (a quarter head, the rest tail)",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Redis."""
+
+    url: str = setting(
+        "redis_url",
+        "redis://127.0.0.1:6379/0",
+        _url("redis", "rediss", "redis+socket", "unix"),
+        "the broker; may carry a password and is masked when shown",
+    )
+    password: Secret | None = setting(
+        "redis_password", None, _secret, "password of the broker, if not in its URL", secret=True
+    )
+    queue: str = setting("queue", "dispatch", _text, "the Celery queue of tasks")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingress:
+    """Admission and reconciling."""
+
+    credit: int = setting(
+        "credit", 2, _whole(0, 1000), "tasks claimed beyond the free slots, so that a slot never waits for a claim"
+    )
+    reconcile_s: float = setting(
+        "reconcile_s", 30, _seconds(0.1, 3600), "how often the ingress compares itself with the service, seconds"
+    )
+    sweep_s: float = setting(
+        "sweep_s", 5, _seconds(0.1, 600), "how often the ingress looks for messages that Redis lost, seconds"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The task service of our own."""
+
+    bind: str = setting("bind", "127.0.0.1:8700", _text, "address and port that the task service listens on")
+    database_url: str | None = setting(
+        "database_url", None, _text, "the store; default is a SQLite file in the data directory"
+    )
+    regrant_delay_s: float = setting(
+        "regrant_delay_s",
+        15,
+        _seconds(0, 600),
+        "how long after its expiry a lease is given away at the earliest, seconds",
+    )
+    default_lease_s: float = setting(
+        "default_lease_ms", 60_000, _milliseconds(1, 86_400_000), "lease of a claim that names none, milliseconds"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """This host."""
+
+    data_dir: Path = setting(
+        "data_dir",
+        lambda: platformdirs.user_state_dir("dispatch"),
+        _path,
+        "database, logs, keys, work directories",
+    )
+    log_level: str = setting(
+        "log_level", "info", _one_of("debug", "info", "warning", "error"), "least severity that is logged"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. The TOML file has one table per field of this class."""
+
+    ats: Ats = field(default_factory=Ats)
+    execution: Execution = field(default_factory=Execution)
+    broker: Broker = field(default_factory=Broker)
+    ingress: Ingress = field(default_factory=Ingress)
+    service: Service = field(default_factory=Service)
+    local: Local = field(default_factory=Local)
+
+    @property
+    def database_url(self) -> str:
+        """The store's URL, the default resolved."""
+        return self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+
+
+def declared() -> Iterator[tuple[str, Field[Any]]]:
+    """Yield every declared setting as (table, field), in documentation order."""
+    for table in fields(Settings):
+        for item in fields(table.default_factory):  # type: ignore[arg-type]
+            yield table.name, item
+
+
+SETTINGS: Final[Mapping[str, tuple[str, Field[Any]]]] = {
+    item.metadata["name"]: (table, item) for table, item in declared()
+}
+"""Setting name -> (TOML table, field)."""
+
+
+def _config_path(environ: Mapping[str, str]) -> Path | None:
+    named = environ.get("DISPATCH_CONFIG")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigurationError(f"DISPATCH_CONFIG names {path}, which is not a file.")
+        return path
+    for path in (Path("dispatch.toml"), Path(platformdirs.user_config_dir("dispatch")) / "dispatch.toml"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _nearest(name: str, known: Iterator[str] | list[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _from_toml(path: Path) -> dict[str, tuple[Any, str]]:
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
+    found: dict[str, tuple[Any, str]] = {}
+    for table, values in document.items():
+        known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
+        if not known or not isinstance(values, dict):
+            tables = sorted({owner for owner, _ in SETTINGS.values()})
+            raise ConfigurationError(f"{path}: [{table}] is not a known table.{_nearest(table, tables)}")
+        for name, value in values.items():
+            if name.removesuffix("_file") not in known and name not in known:
+                raise ConfigurationError(f"{path}: {name} in [{table}] is not a setting.{_nearest(name, known)}")
+            found[name] = (value, f"{name} in {path}")
+    return found
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    known = [ENV_PREFIX + name.upper() for name in SETTINGS]
+    known += [ENV_PREFIX + name.upper() + "_FILE" for name, (_, item) in SETTINGS.items() if item.metadata["secret"]]
+    found: dict[str, tuple[Any, str]] = {}
+    for name, value in environ.items():
+        if not name.startswith(ENV_PREFIX) or name in _OTHER_NAMES:
+            continue
+        if name not in known:
+            raise ConfigurationError(f"{name} is not a setting.{_nearest(name, known)}")
+        found[name.removeprefix(ENV_PREFIX).lower()] = (value, name)
+    return found
+
+
+def _read_secret_files(found: dict[str, tuple[Any, str]]) -> None:
+    for name in [n for n in found if n.endswith("_file") and n not in SETTINGS]:
+        value, origin = found.pop(name)
+        target = name.removesuffix("_file")
+        if target in found:
+            raise ConfigurationError(f"Both {target} and {origin} are set; set one of them.")
+        try:
+            found[target] = (Path(str(value)).expanduser().read_text("utf-8").strip(), origin)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigurationError(f"{origin} names {value}, which cannot be read: {exc}.") from exc
+
+
+def _check_relations(settings: Settings) -> None:
+    if bool(settings.ats.project) != bool(settings.ats.org):
+        raise ConfigurationError("DISPATCH_ATS_ORG and DISPATCH_ATS_PROJECT belong together: set both or neither.")
+    if not settings.ats.channels:
+        raise ConfigurationError("DISPATCH_CHANNEL names no channel; set it to the channel to watch.")
+
+
+def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the settings. ``overrides`` maps setting names to raw values, None meaning "not given".
+
+    Raises ConfigurationError, which names the setting, what was wrong and what would be right.
+    """
+    environ = os.environ if environ is None else environ
+    path = _config_path(environ)
+    found = _from_toml(path) if path else {}
+    from_env = _from_environment(environ)
+    for name in from_env:
+        found.pop(name + "_file", None)
+        found.pop(name.removesuffix("_file"), None)
+    found.update(from_env)
+    _read_secret_files(found)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            found[name] = (value, f"option {name}")
+    tables: dict[str, dict[str, Any]] = {}
+    for name, (value, origin) in found.items():
+        table, item = SETTINGS[name]
+        try:
+            tables.setdefault(table, {})[item.name] = item.metadata["parse"](value)
+        except ValueError as exc:
+            shown = "" if item.metadata["secret"] else f" (it is {value!r})"
+            raise ConfigurationError(f"{origin} {exc}{shown}.") from exc
+    settings = Settings(
+        ats=Ats(**tables.get("ats", {})),
+        execution=Execution(**tables.get("execution", {})),
+        broker=Broker(**tables.get("broker", {})),
+        ingress=Ingress(**tables.get("ingress", {})),
+        service=Service(**tables.get("service", {})),
+        local=Local(**tables.get("local", {})),
+    )
+    _check_relations(settings)
+    return settings

@@ -1,0 +1,1 @@
+"""The Celery side of a worker host: task bodies and worker lifecycle."""
