@@ -32,7 +32,7 @@ kombu.transport.redis.Transport.connection_errors += (AttributeError,)
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
 
 
-class Dispatch(Celery):  # type: ignore[misc]
+class Dispatch(Celery):
     """Celery whose workers always run without gossip, so that nobody has to type it."""
 
     @cached_property

@@ -80,17 +80,25 @@ def reconnect_delay_s(
 class Feed:
     """One subscription to the events of some channels (of all when ``channels`` is empty).
 
+    ``verbs`` names the events to ask for, without ``task.``; None asks for all.
     ``frames_ignored`` counts frames that could not be understood.
     """
 
     def __init__(
-        self, where: Endpoint, actor: Actor, channels: Iterable[str] = (), *, timing: FeedTiming | None = None
+        self,
+        where: Endpoint,
+        actor: Actor,
+        channels: Iterable[str] = (),
+        *,
+        verbs: Iterable[str] | None = None,
+        timing: FeedTiming | None = None,
     ) -> None:
         self.frames_ignored = 0
         self.last_seq: int | None = None
         self._url = frames.feed_url(where, actor)
         self._headers = {"Authorization": f"Bearer {where.token}"} if where.token else {}
         self._channels = tuple(channels)
+        self._verbs = None if verbs is None else tuple(verbs)
         self._timing = timing or FeedTiming()
         self._failures = 0
 
@@ -136,7 +144,7 @@ class Feed:
         """Subscribe, then yield Connected and events until the connection ends."""
         extensions, early = await self._greet(socket)
         since = self.last_seq
-        await socket.send(frames.subscribe_frame(self._channels, extensions=extensions, since=since))
+        await socket.send(frames.subscribe_frame(self._channels, verbs=self._verbs, extensions=extensions, since=since))
         seq, more = await self._confirm(socket, announced=bool(extensions))
         self._failures = 0
         if seq is not None and (since is None or seq < since or "events.since" not in extensions):

@@ -25,11 +25,15 @@ def feed_url(where: Endpoint, actor: Actor) -> str:
     return f"ws{where.base_url.removeprefix('http')}/ws?{query}"
 
 
-def subscribe_frame(channels: Iterable[str], *, extensions: frozenset[str], since: int | None) -> str:
-    """Return the frame that subscribes to all events of ``channels`` (all channels when empty)."""
+def subscribe_frame(
+    channels: Iterable[str], *, verbs: Iterable[str] | None = None, extensions: frozenset[str], since: int | None
+) -> str:
+    """Return the frame that subscribes to ``channels`` (all when empty) and ``verbs`` (all when None)."""
     frame: dict[str, Any] = {"type": "subscribe", "id": "dispatch"}
     if names := list(channels):
         frame["channels"] = names
+    if verbs is not None:
+        frame["event_types"] = [f"task.{verb}" for verb in verbs]
     if "events.thin" in extensions:
         frame |= {"thin": True, "extended": True}
     if since is not None and "events.since" in extensions:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatch.embedded import EmbeddedRedis
 from dispatch.errors import ConfigurationError, DispatchError
@@ -33,7 +33,6 @@ _SETTLED_S: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
 _LINE_BYTES_MAX: Final = 1024 * 1024
-
 
 
 def _end_with_parent() -> None:
@@ -94,7 +93,7 @@ class Standing:
         """The parts in the order of their start."""
         return (self.service, self.ingress, self.worker)
 
-    async def __aenter__(self) -> Standing:
+    async def __aenter__(self) -> Self:
         try:
             await self._start()
         except BaseException:

@@ -18,6 +18,8 @@ from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedEr
 from dispatch.ingress.enqueuer import EnqueueError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.ingress.claims import Claim, Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.ledger import Ledger
@@ -47,10 +49,21 @@ class Limits:
 
 
 class Claimer:
-    """Claims while there is room. ``kick`` after anything changed that may make room or bring work."""
+    """Claims while there is room. ``kick`` after anything changed that may make room or bring work.
+
+    ``refill()`` is called when there is room but nothing left in a truncated backlog.
+    """
 
     def __init__(
-        self, claims: Claims, enqueuer: Enqueuer, backlog: Backlog, ledger: Ledger, limits: Limits, log: Any
+        self,
+        claims: Claims,
+        enqueuer: Enqueuer,
+        backlog: Backlog,
+        ledger: Ledger,
+        *,
+        limits: Limits,
+        log: Any,
+        refill: Callable[[], None],
     ) -> None:
         self.capacity = Capacity()
         self._claims = claims
@@ -59,6 +72,7 @@ class Claimer:
         self._ledger = ledger
         self._limits = limits
         self._log = log
+        self._refill = refill
         self._wake = asyncio.Event()
         self._admissions: set[asyncio.Task[None]] = set()
         self._paused_until = 0.0
@@ -113,6 +127,8 @@ class Claimer:
         for _ in range(max(0, self.free())):
             candidate = self._backlog.pop(now)
             if candidate is None:
+                if self._backlog.truncated:
+                    self._refill()
                 return
             task_id, priority = candidate
             if task_id in self._ledger:

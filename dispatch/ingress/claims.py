@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
-from dispatch.ats import protocol
+from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor, Task, parse_task
 from dispatch.errors import GatewayUnavailableError
@@ -102,4 +102,4 @@ class FencedClaims:
         answer = await self._client.send(
             protocol.list_tasks(ids=[ref.task_id for ref in refs], fields=LIST_FIELDS, limit=len(refs))
         )
-        return {task.id: task for task in protocol.tasks_of(answer)}
+        return {task.id: task for task in answers.tasks_of(answer)}

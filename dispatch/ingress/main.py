@@ -20,26 +20,28 @@ import random
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import uvloop
 from redis.exceptions import RedisError
 
-from dispatch.ats.aclient import AsyncClient
-from dispatch.ats.feed import Connected, Disconnected, Feed
-from dispatch.ats.model import Actor, Event
-from dispatch.ats.protocol import FENCING_EXTENSIONS, health
 from dispatch.ats import protocol
+from dispatch.ats.aclient import AsyncClient
+from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.feed import Connected, Disconnected, Feed
+from dispatch.ats.model import Actor, Event, parse_task
 from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
-from dispatch.errors import DispatchError, GatewayError
+from dispatch.errors import GatewayError
 from dispatch.ingress.claimer import Claimer, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.intake import EVENTS, Intake
 from dispatch.ingress.ledger import Ledger
-from dispatch.ingress.reconcile import Reconciler
+from dispatch.ingress.plain_claims import PlainClaims
+from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
 from dispatch.log import get_logger
 
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
     from dispatch.ingress.claims import Claims
     from dispatch.settings import Settings
 
-_REFILL_EVERY_S: Final = 1.0
+_REFILL_EVERY_S: Final = 0.25
+"""Shortest time between two listings, whoever asks for them."""
 _REDIS_PAUSE_S: Final = 0.5
 _WAKES_WAITING_MAX: Final = 1_000
 
@@ -55,7 +58,7 @@ _WAKES_WAITING_MAX: Final = 1_000
 class Ingress:
     """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
 
-    def __init__(self, settings: Settings, actor: Actor, extensions: frozenset[str]) -> None:
+    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool) -> None:
         self._settings = settings
         self._actor = actor
         self._log = get_logger("ingress")
@@ -69,13 +72,21 @@ class Ingress:
         self._backlog = Backlog()
         self._ledger = Ledger()
         self._enqueuer = Enqueuer(settings)
-        self._claims = self._make_claims(extensions)
+        self._claims = self._make_claims(fenced=fenced)
         limits = Limits(
             credit=settings.ingress.credit,
             max_attempts=settings.execution.max_attempts,
             max_lease_losses=settings.execution.max_lease_losses,
         )
-        self._claimer = Claimer(self._claims, self._enqueuer, self._backlog, self._ledger, limits, self._log)
+        self._claimer = Claimer(
+            self._claims,
+            self._enqueuer,
+            self._backlog,
+            self._ledger,
+            limits=limits,
+            log=self._log,
+            refill=self._reconcile_now.set,
+        )
         self._intake = Intake(
             channels=settings.ats.channels,
             backlog=self._backlog,
@@ -85,13 +96,15 @@ class Ingress:
             look=lambda task_id: self._later("look", task_id),
         )
         self._reconciler = Reconciler(
-            client=self._client,
-            claims=self._claims,
-            enqueuer=self._enqueuer,
-            view=self._view,
-            backlog=self._backlog,
-            ledger=self._ledger,
-            intake=self._intake,
+            Parts(
+                self._client,
+                self._claims,
+                self._enqueuer,
+                self._view,
+                self._backlog,
+                self._ledger,
+                self._intake,
+            ),
             actor_id=actor.id,
             channels=settings.ats.channels,
             lease_s=settings.execution.lease_s,
@@ -99,8 +112,11 @@ class Ingress:
         )
         self._ready_logged = False
 
-    def _make_claims(self, extensions: frozenset[str]) -> Claims:
-        return FencedClaims(self._client, self._actor, self._settings.execution.lease_s)
+    def _make_claims(self, *, fenced: bool) -> Claims:
+        lease_s = self._settings.execution.lease_s
+        if fenced:
+            return FencedClaims(self._client, self._actor, lease_s)
+        return PlainClaims(self._client, self._redis, self._actor, lease_s)
 
     async def run(self) -> None:
         """Run until stopped, then drain."""
@@ -145,7 +161,7 @@ class Ingress:
             self._wakes.put_nowait((errand, task_id))
 
     async def _feed_loop(self) -> None:
-        feed = Feed(self._client, self._settings.ats.channels, events=EVENTS)
+        feed = Feed(self._client.endpoint, self._actor, self._settings.ats.channels, verbs=EVENTS)
         async for item in feed.run():
             if isinstance(item, Event):
                 self._intake.on_event(item)
@@ -158,8 +174,12 @@ class Ingress:
 
     async def _reconcile_loop(self) -> None:
         period_s = self._settings.ingress.reconcile_s
+        listed_at = -_REFILL_EVERY_S
         while True:
-            await self._wait(self._reconcile_now, self._reconcile_patience(period_s))
+            jittered_s = period_s * random.uniform(0.8, 1.2)  # noqa: S311  Spreads load; not a secret.
+            await self._wait(self._reconcile_now, jittered_s)
+            await asyncio.sleep(max(0.0, listed_at + _REFILL_EVERY_S - time.monotonic()))
+            listed_at = time.monotonic()
             try:
                 await self._reconciler.with_service()
             except GatewayError as exc:
@@ -170,10 +190,6 @@ class Ingress:
             if not self._ready_logged:
                 self._ready_logged = True
                 self._log.info("ingress_ready", actor=self._actor.id, channels=list(self._settings.ats.channels))
-
-    def _reconcile_patience(self, period_s: float) -> float:
-        jittered = period_s * random.uniform(0.8, 1.2)  # noqa: S311  Spreads load; not a secret.
-        return min(jittered, _REFILL_EVERY_S) if self._backlog.truncated and not len(self._backlog) else jittered
 
     async def _redis_loop(self) -> None:
         sweep_s = self._settings.ingress.sweep_s
@@ -237,7 +253,7 @@ class Ingress:
                 if errand == "wake":
                     await self._view.wake(task_id)
                 else:
-                    self._intake.on_task(protocol.parse_task(await self._client.send(protocol.get(task_id))))
+                    self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))))
                     self._claimer.kick()
             except (RedisError, OSError, GatewayError) as exc:
                 self._log.warning("errand_failed", errand=errand, task=task_id, reason=str(exc))
@@ -253,19 +269,13 @@ def make_client(settings: Settings, actor: Actor) -> AsyncClient:
     """Return a client for the configured task service."""
     ats = settings.ats
     token = ats.token.reveal() if ats.token else None
-    return AsyncClient(ats.url, actor, token=token, org=ats.org, project=ats.project)
+    return AsyncClient(protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token), actor)
 
 
 async def _serve(settings: Settings, actor: Actor) -> None:
-    client = make_client(settings, actor)
-    try:
-        answer: Any = await client.send(health())
-    finally:
-        await client.close()
-    extensions = frozenset(answer.get("extensions", ()) if isinstance(answer, dict) else ())
-    if not extensions >= FENCING_EXTENSIONS:
-        raise DispatchError("The task service has no fencing extension.")
-    ingress = Ingress(settings, actor, extensions)
+    async with make_client(settings, actor) as client:
+        fenced = has_fencing(extensions_of_health(await client.send(protocol.health())))
+    ingress = Ingress(settings, actor, fenced=fenced)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, ingress.stop)
@@ -278,8 +288,6 @@ def run(settings: Settings) -> None:
     Raises DispatchError (with its exit code) when it cannot start. The caller has
     configured logging and run the preflight.
     """
-    import uvloop
-
     identity = Identity.take(settings.ats.actor_id, settings.local.data_dir / "ingress")
     try:
         actor = Actor("agent", identity.actor_id, settings.ats.actor_name)

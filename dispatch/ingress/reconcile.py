@@ -9,9 +9,10 @@ are safe to repeat: a message that exists twice starts once.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats import protocol
+from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
 from dispatch.core.lease import renew_at
 from dispatch.errors import GatewayError, GatewayRejectedError
@@ -35,31 +36,30 @@ QUEUED_AGE_MIN_S: Final = 1.0
 _REFRESH_AT_ONCE: Final = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the sweeps work on."""
+
+    client: AsyncClient
+    claims: Claims
+    enqueuer: Enqueuer
+    view: RedisView
+    backlog: Backlog
+    ledger: Ledger
+    intake: Intake
+
+
 class Reconciler:
     """The sweeps of one ingress."""
 
-    def __init__(
-        self,
-        *,
-        client: AsyncClient,
-        claims: Claims,
-        enqueuer: Enqueuer,
-        view: RedisView,
-        backlog: Backlog,
-        ledger: Ledger,
-        intake: Intake,
-        actor_id: str,
-        channels: tuple[str, ...],
-        lease_s: float,
-        log: Any,
-    ) -> None:
-        self._client = client
-        self._claims = claims
-        self._enqueuer = enqueuer
-        self._view = view
-        self._backlog = backlog
-        self._ledger = ledger
-        self._intake = intake
+    def __init__(self, parts: Parts, *, actor_id: str, channels: tuple[str, ...], lease_s: float, log: Any) -> None:
+        self._client = parts.client
+        self._claims = parts.claims
+        self._enqueuer = parts.enqueuer
+        self._view = parts.view
+        self._backlog = parts.backlog
+        self._ledger = parts.ledger
+        self._intake = parts.intake
         self._actor_id = actor_id
         self._channels = channels
         self._lease_s = lease_s
@@ -80,7 +80,7 @@ class Reconciler:
         """
         offset = 0
         while True:
-            tasks = protocol.tasks_of(
+            tasks = answers.tasks_of(
                 await self._client.send(
                     protocol.list_tasks(
                         status=PENDING,
@@ -110,7 +110,7 @@ class Reconciler:
         mine: dict[str, Task] = {}
         offset = 0
         while True:
-            tasks = protocol.tasks_of(
+            tasks = answers.tasks_of(
                 await self._client.send(
                     protocol.list_tasks(
                         status=IN_PROGRESS,

@@ -28,7 +28,7 @@ CANCEL_FLAG_TTL_S: Final = 300
 
 
 def message_id(text: str) -> str | None:
-    """Return the Celery id (``task.token``) of a kombu message, from a queue or from ``unacked``; None if it has none."""
+    """Return the Celery id (``task.token``) of a message in a queue or in ``unacked``; None if it has none."""
     try:
         message = json.loads(text)
         if isinstance(message, list):
