@@ -28,12 +28,12 @@ class RedisWakes:
         self._channel: Any = None
         self._down_until = 0.0
 
-    def fileno(self) -> int | None:
-        """Return the descriptor that becomes readable when a wake-up may have come; None while Redis is away."""
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when a wake-up may have come; -1 while Redis is away."""
         if not self._open():
-            return None
+            return -1
         sock = getattr(self._channel.connection, "_sock", None)
-        return sock.fileno() if sock is not None else None
+        return int(sock.fileno()) if sock is not None else -1
 
     def read(self) -> set[str] | None:
         """Return the task ids that were woken since the last call; None when Redis went away."""
@@ -49,7 +49,7 @@ class RedisWakes:
             return None
         return woken
 
-    def check(self, task_id: str) -> bool:
+    def check(self, task_id: str, token: int) -> bool:  # noqa: ARG002 - one wake-up too many costs one renewal
         """Say whether a wake-up for the task was sent before we listened; False when Redis is away."""
         if not self._open():
             return False

@@ -85,6 +85,8 @@ class Standing:
         self.ingress = Part("ingress", [*python, "dispatch", "ingress"], "ingress_ready", 15.0)
         worker = [*python, "celery", "-A", "dispatch", "worker", "-c", str(slots)]
         self.worker = Part("worker", worker, "worker_ready", drain_s + 45.0)
+        self.url = ""
+        """Where the task service listens, once it is ready."""
         self.failed = asyncio.Event()
         """Set when a part cannot run at all (it says so by exit code 77 or 78)."""
 
@@ -165,10 +167,18 @@ class Standing:
                 return
             line = parse_line(raw)
             if line.get("event") == part.ready_event:
+                if part is self.service:
+                    self._pin_address(str(line.get("url", "")))
                 part.ready.set()
             if line.get("level") in ("error", "critical") or "level" not in line:
                 part.last_error = str(line.get("reason") or line.get("event") or "")
             self._on_line(part.name, line)
+
+    def _pin_address(self, url: str) -> None:
+        """Tell the other parts where the service listens, and the service itself for when it starts again."""
+        self.url = url
+        self._environ["DISPATCH_ATS_URL"] = url
+        self._environ["DISPATCH_BIND"] = url.partition("://")[2]
 
     async def _keep_redis(self, redis: EmbeddedRedis) -> None:
         loop = asyncio.get_running_loop()
