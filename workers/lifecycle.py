@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.spool import Spool
 from dispatch.runner.warden_client import WardenProcess
 
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
+from dispatch.ats.choose import has_fencing
 from dispatch.ats.client import Client
 from dispatch.ats.fenced import FencedGateway
 from dispatch.ats.model import Actor
@@ -70,12 +72,15 @@ def slot() -> Slot:
     return _slot
 
 
+def _endpoint(settings: Settings) -> protocol.Endpoint:
+    ats = settings.ats
+    token = ats.token.reveal() if ats.token else None
+    return protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token)
+
+
 def _gateway(settings: Settings, *, fenced: bool) -> TaskGateway:
     ats, execution = settings.ats, settings.execution
-    where = protocol.endpoint(
-        ats.url, org=ats.org, project=ats.project, token=ats.token.reveal() if ats.token else None
-    )
-    client = Client(where, Actor("agent", ats.actor_id, ats.actor_name))
+    client = Client(_endpoint(settings), Actor("agent", ats.actor_id, ats.actor_name))
     if fenced:
         return FencedGateway(client, lease_s=execution.lease_s, actor_name=ats.actor_name)
     return PlainGateway(client, connect(settings.broker), lease_s=execution.lease_s, actor_name=ats.actor_name)
@@ -95,3 +100,105 @@ def _set_up_logging(**_: Any) -> None:
         logging_setup.configure(load().local.log_level)
     except DispatchError as exc:
         _exit_with(exc)
+
+
+@signals.worker_init.connect
+def _start_main(sender: Any, **_: Any) -> None:
+    """Before the pool exists: preflight, warden, stop pipe. Ends the process with its exit code if it cannot run."""
+    global _main  # noqa: PLW0603 - Celery's signals have no other place to keep state
+    try:
+        settings = load()
+        fenced = has_fencing(preflight(settings, executor=True))
+    except DispatchError as exc:
+        _exit_with(exc)
+        return
+    # Orphans of a dead pool child come to this process, where the warden finds them.
+    tree.set_child_subreaper()
+    stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
+    where = _endpoint(settings)
+    tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else ""
+    warden = WardenProcess(tasks_url=tasks_url, token=where.token)
+    warden.start()
+    _main = Main(settings, fenced, warden, stop_r, stop_w)
+    log.info("worker_starting", node=sender.hostname, command=settings.execution.command[0], fenced=fenced)
+
+
+@signals.worker_before_create_process.connect
+def _freeze(**_: Any) -> None:
+    """Before each fork: what lives now lives for ever, so that children do not copy it when they collect."""
+    gc.collect()
+    gc.freeze()
+
+
+@signals.worker_process_init.connect
+def _start_slot(**_: Any) -> None:
+    """In each new pool child."""
+    global _slot  # noqa: PLW0603
+    if _main is None:
+        return
+    settings = _main.settings
+    os.close(_main.stop_w)
+    _slot = Slot(
+        RunnerContext(
+            gateway=_gateway(settings, fenced=_main.fenced),
+            execution=settings.execution,
+            data_dir=settings.local.data_dir,
+            ats_url=settings.ats.url,
+            runner=socket.gethostname(),
+            log=log,
+            actor_name=settings.ats.actor_name,
+            warden=WardenClient(_main.warden.address),
+            wake=RedisWakes(settings.broker),
+            stop_fd=_main.stop_r,
+        )
+    )
+
+
+@signals.worker_ready.connect
+def _show(sender: Any, **_: Any) -> None:
+    """When the worker consumes: show it, and deliver reports that an earlier worker left behind."""
+    if _main is None:
+        return
+    presence = WorkerPresence(
+        node=sender.hostname,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        slots=sender.controller.concurrency,
+        queues=tuple(sender.app.amqp.queues.consume_from),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+    _main.presence = PresenceThread(_main.settings.broker, presence)
+    _main.presence.start()
+    threading.Thread(target=_replay_spool, args=(_main,), name="spool", daemon=True).start()
+    log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+
+
+def _replay_spool(main: Main) -> None:
+    gateway = _gateway(main.settings, fenced=main.fenced)
+    Spool(main.settings.local.data_dir).replay(gateway, log=log)
+
+
+@signals.worker_shutting_down.connect
+def _drain(how: str = "", **_: Any) -> None:
+    """In the signal handler: tell every pool child by closing the pipe. Celery calls this again for each signal."""
+    if _main is None or _main.draining:
+        return
+    _main.draining = True
+    if how.lower() == "cold":
+        os.write(_main.stop_w, b"C")
+    os.close(_main.stop_w)
+    if _main.presence is not None:
+        _main.presence.drain()
+    log.info("worker_draining", how=how, drain_s=_main.settings.execution.drain_s)
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    """When all pool children are gone."""
+    if _main is None:
+        return
+    if _main.presence is not None:
+        _main.presence.leave()
+    _main.warden.stop()
+    log.info("worker_stopped")
