@@ -69,4 +69,4 @@ def configure(level: str = "info") -> None:
 
 def get_logger(component: str) -> Any:
     """Return a logger whose events carry ``component``."""
-    return structlog.get_logger(f"dispatch.{component}").bind(component=component)
+    return structlog.get_logger(f"dispatch.{component}", component=component)
