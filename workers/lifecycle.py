@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from dispatch.runner.execution import RunnerContext, execute
-from dispatch.runner.spool import Spool
 from dispatch.runner.warden_client import WardenProcess
 
 from dispatch import log as logging_setup
@@ -168,7 +167,7 @@ def _show(sender: Any, **_: Any) -> None:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    _main.presence = PresenceThread(_main.settings.broker, presence)
+    _main.presence = PresenceThread(_main.settings.broker, presence, log)
     _main.presence.start()
     threading.Thread(target=_replay_spool, args=(_main,), name="spool", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
@@ -176,12 +175,15 @@ def _show(sender: Any, **_: Any) -> None:
 
 def _replay_spool(main: Main) -> None:
     gateway = _gateway(main.settings, fenced=main.fenced)
-    Spool(main.settings.local.data_dir).replay(gateway, log=log)
+    spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
 
 
 @signals.worker_shutting_down.connect
 def _drain(how: str = "", **_: Any) -> None:
-    """In the signal handler: tell every pool child by closing the pipe. Celery calls this again for each signal."""
+    """In the signal handler: tell every pool child by closing the pipe. Celery calls this again for each signal.
+
+    Nothing here takes a lock; the presence thread logs and tells Redis.
+    """
     if _main is None or _main.draining:
         return
     _main.draining = True
@@ -190,7 +192,6 @@ def _drain(how: str = "", **_: Any) -> None:
     os.close(_main.stop_w)
     if _main.presence is not None:
         _main.presence.drain()
-    log.info("worker_draining", how=how, drain_s=_main.settings.execution.drain_s)
 
 
 @signals.worker_shutdown.connect

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 class PresenceThread:
     """Writes one worker's presence until ``leave`` is called."""
 
-    def __init__(self, broker: Broker, presence: WorkerPresence) -> None:
+    def __init__(self, broker: Broker, presence: WorkerPresence, log: Any) -> None:
         self._client = connect(broker)
         self._presence = presence
         self._key = f"{WORKER_KEY}{presence.node}:{presence.pid}"
         self._changed = threading.Event()
         self._leaving = False
+        self._said = False
+        self._log = log
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def start(self) -> None:
@@ -50,6 +52,9 @@ class PresenceThread:
         while not self._leaving:
             is_news = self._changed.wait(PRESENCE_EVERY_S)
             self._changed.clear()
+            if self._presence.draining and not self._said:
+                self._said = True
+                self._log.info("worker_draining", node=self._presence.node)
             self._write(is_news=is_news)
 
     def _write(self, *, is_news: bool) -> None:
