@@ -33,16 +33,17 @@ billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
 
 
 class Dispatch(Celery):
-    """Celery whose workers always run without gossip, so that nobody has to type it."""
+    """Celery whose workers run without gossip and without a banner, so that nobody has to type it."""
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  Celery names it so.
-        """Return the worker class with gossip off."""
+        """Return the worker class with our options."""
         base = super().Worker
 
         class Worker(base):  # type: ignore[misc, valid-type]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 kwargs["without_gossip"] = True
+                kwargs["quiet"] = True
                 super().__init__(*args, **kwargs)
 
         return Worker

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 VALUE_CHARS_MAX: Final = 2_000
 
+_NOISY: Final = (
+    "aiohttp",
+    "alembic",
+    "asyncio",
+    "celery.app.trace",
+    "celery.worker.strategy",
+    "sqlalchemy",
+    "uvicorn.access",
+    "websockets",
+)
+"""Libraries whose everyday messages repeat what our own events say."""
+
 
 def _cut(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
@@ -63,7 +75,7 @@ def configure(level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("asyncio", "aiohttp", "websockets", "uvicorn.access", "alembic", "sqlalchemy"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

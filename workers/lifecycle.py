@@ -7,14 +7,19 @@ functions at the bottom; nothing else does.
 
 from __future__ import annotations
 
+import gc
+import os
+import random
+import socket
 import sys
+import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from dispatch.runner.execution import RunnerContext, execute
-from dispatch.runner.warden_client import WardenProcess
 
+from dispatch import __version__
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
 from dispatch.ats.choose import has_fencing
@@ -23,9 +28,16 @@ from dispatch.ats.fenced import FencedGateway
 from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
 from dispatch.broker import connect
+from dispatch.core.presence import WorkerPresence
 from dispatch.errors import DispatchError
+from dispatch.preflight import preflight
+from dispatch.runner import spool, tree
+from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.warden_client import WardenClient
+from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import load
 from workers.presence import PresenceThread
+from workers.wake import RedisWakes
 
 if TYPE_CHECKING:
     from dispatch.ats.gateway import AttemptRef, TaskGateway
@@ -42,6 +54,7 @@ class Main:
     settings: Settings
     fenced: bool
     warden: WardenProcess
+    warden_address: bytes
     stop_r: int
     stop_w: int
     presence: PresenceThread | None = None
@@ -107,6 +120,7 @@ def _start_main(sender: Any, **_: Any) -> None:
     global _main  # noqa: PLW0603 - Celery's signals have no other place to keep state
     try:
         settings = load()
+        logging_setup.configure(settings.local.log_level)
         fenced = has_fencing(preflight(settings, executor=True))
     except DispatchError as exc:
         _exit_with(exc)
@@ -115,10 +129,10 @@ def _start_main(sender: Any, **_: Any) -> None:
     tree.set_child_subreaper()
     stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
     where = _endpoint(settings)
-    tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else ""
-    warden = WardenProcess(tasks_url=tasks_url, token=where.token)
+    tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else None
+    warden = WardenProcess(tasks_url=tasks_url, token=where.token, log=log)
     warden.start()
-    _main = Main(settings, fenced, warden, stop_r, stop_w)
+    _main = Main(settings, fenced, warden, warden.address, stop_r, stop_w)
     log.info("worker_starting", node=sender.hostname, command=settings.execution.command[0], fenced=fenced)
 
 
@@ -146,7 +160,7 @@ def _start_slot(**_: Any) -> None:
             runner=socket.gethostname(),
             log=log,
             actor_name=settings.ats.actor_name,
-            warden=WardenClient(_main.warden.address),
+            warden=WardenClient(_main.warden_address),
             wake=RedisWakes(settings.broker),
             stop_fd=_main.stop_r,
         )
