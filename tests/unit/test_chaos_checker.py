@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chaos.checker import Bounds, Report, Violation, check
+from tests.chaos.checker import check
 from tests.chaos.history import (
     Call,
     Creation,
@@ -20,6 +20,7 @@ from tests.chaos.history import (
     Tick,
     read_ticks,
 )
+from tests.chaos.verdict import Bounds, Report, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
