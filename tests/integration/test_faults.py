@@ -7,9 +7,13 @@ believes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,16 +52,22 @@ def pool_children(worker: LogProcess) -> list[int]:
     """Return the pids of a worker's pool children (its warden is a child as well)."""
 
     def is_warden(pid: int) -> bool:
-        with open(f"/proc/{pid}/cmdline", "rb") as command:  # noqa: PTH123
-            return b"warden" in command.read()
+        return b"warden" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
     return [pid for pid in children_of(worker.pid) if not is_warden(pid)]
 
 
+def pidfds_of(pid: int) -> int:
+    """Return how many processes a process watches."""
+    with contextlib.suppress(FileNotFoundError):
+        fds = Path(f"/proc/{pid}/fd").iterdir()
+        return sum("pidfd" in str(fd.readlink()) for fd in fds)
+    return 0
+
+
 def parent_of(pid: int) -> int:
     """Return the parent of a process."""
-    with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
-        return int(stat.read().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def assert_never_two_alive(stack: Stack, task_id: int) -> None:
@@ -72,9 +82,7 @@ def assert_never_two_alive(stack: Stack, task_id: int) -> None:
 
 def moves_of(stack: Stack, task_id: int) -> list[str]:
     """Return the terminal states that a task reached, in order, from its history."""
-    import sqlite3
-
-    with sqlite3.connect(stack.directory / "data" / "tasks.db") as db:
+    with closing(sqlite3.connect(stack.directory / "data" / "tasks.db")) as db:
         rows = db.execute("SELECT type FROM events WHERE task_id = ? ORDER BY seq", (task_id,))
         return [kind.removeprefix("task.") for (kind,) in rows]
 
@@ -213,7 +221,7 @@ def test_frozen_worker_completes_nothing(stack):
         os.kill(pid, signal.SIGSTOP)
     try:
         eventually(lambda: not is_running(first["pid"]), 6.0, "the warden's kill before the lease of 6 s ends")
-        stack.wait_task(task["id"], "pending", timeout_s=10)
+        eventually(lambda: stack.task(task["id"])["fencing_token"] == 2, 10.0, "the next grant")
         stack.call("PATCH", f"/tasks/{task['id']}", {"payload": {"tick": {"dir": str(stack.ticks), "output": "new"}}})
         stack.start_worker(1, name="second")
         ended = stack.wait_task(task["id"], timeout_s=20)
