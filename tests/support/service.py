@@ -7,10 +7,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from dispatch.service import tenants
+from dispatch.service.clock import Clock
+from dispatch.service.sqlite import SqliteStore
 from tests.support.processes import LogProcess, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dispatch.service.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +38,13 @@ class Client:
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
 
     def call(
-        self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, Any]:
         """Send ``body`` as JSON, or ``raw`` as it is."""
         sent = raw if raw is not None else None if body is None else json.dumps(body).encode()
@@ -118,3 +132,31 @@ class ServiceProcess:
     def _close_clients(self) -> None:
         while self._clients:
             self._clients.pop().close()
+
+
+class SteppingClock(Clock):
+    """A clock of the service that stands still until a test puts it forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_ms = super().now_ms()
+
+    def now_ms(self) -> int:
+        """Return the time that the test made it."""
+        return self._now_ms
+
+    def step(self, seconds: float) -> None:
+        """Let time pass."""
+        self._now_ms += round(seconds * 1000)
+
+
+async def sqlite_store(directory: Path, clock: Clock) -> Store:
+    """Start a store on SQLite with the default project in it."""
+    store = SqliteStore(directory / "tasks.db", clock)
+    await store.start()
+    await store.write(tenants.ensure_default)
+    return store
+
+
+STORES: dict[str, Callable[[Path, Clock], Awaitable[Store]]] = {"sqlite": sqlite_store}
+"""Every store that must pass the conformance suite, by name."""
