@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
-from dispatch.service.caller import read_headers
+from dispatch.service.caller import read_headers, refuse_socket
 from dispatch.service.handlers import ROUTES, Call, Context
 from dispatch.service.rows import Scope
 
@@ -56,6 +56,8 @@ class _Match:
 
 
 def _match(path: str) -> _Match:
+    if "\0" in path:
+        raise NotFoundError("There is nothing at this path.")
     parts = path.split("/")[1:]
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
@@ -129,6 +131,10 @@ class RestFace:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            await receive()
+            await refuse_socket(send, NotFoundError("The WebSocket is at /ws."))
+            return
         close = False
         try:
             status, text = await self._answer(scope, receive)
