@@ -82,7 +82,9 @@ def test_files_are_of_readable_length(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_functions_are_of_readable_length(name: str) -> None:
-    """A function of over 60 lines, its docstring not counted, needs a reason here."""
+    """A function of over 60 lines, its docstring not counted, needs a reason here. A migration is one long list."""
+    if "/migrations/versions/" in name:
+        return
     for node in ast.walk(ast.parse(text_of(name))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             said = node.body[0] if ast.get_docstring(node) else None
