@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -52,6 +51,9 @@ class Secret(str):
 
     def __str__(self) -> str:
         return "***" if str.__len__(self) else ""
+
+
+_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
 
 
 def masked_url(url: str) -> str:
