@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _SHORT_LEASE_S: Final = 1.0
 _START_KEEP_S: Final = 7 * 24 * 3600
+_RELEASED: Final = "-"
+"""Stands in the place of the runner's name once its attempt was given back."""
 _log = get_logger("ats")
 
 
@@ -78,12 +80,11 @@ class PlainGateway:
             self._check_token(ref)
         before = self._last_expiry[1] if self._last_expiry and self._last_expiry[0] == ref else None
         try:
-            answer = self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
-            task = self._checked(ref, parse_task(answer))
-        except LeaseLostError:
-            raise
-        except GatewayRejectedError:
-            task = self._held(ref)
+            self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
+        except GatewayRejectedError as exc:
+            _log.debug("lease_not_extended", task_id=ref.task_id, answer=str(exc))
+        # A look at the task decides in either case: the answer to a claim need not show who holds it.
+        task = self._held(ref)
         if before is not None and task.lease_expires_at is not None and task.lease_expires_at <= before:
             self._warn_once()
         if message:
@@ -107,11 +108,13 @@ class PlainGateway:
         self._held(ref)
         with contextlib.suppress(RedisError):
             self._check_token(ref)
-            if not counted:
+            key = fences.start_key(self._url, ref.task_id, ref.token)
+            started = _word(self._redis.set(key, _RELEASED, xx=True, keepttl=True, get=True))
+            if started not in ("", _RELEASED) and not counted:
                 self._redis.decr(fences.attempts_key(self._url, ref.task_id))
             if delay_s > 0:
-                key = fences.not_before_key(self._url, ref.task_id)
-                self._redis.set(key, "1", px=max(int(delay_s * 1000), 1))
+                wait_key = fences.not_before_key(self._url, ref.task_id)
+                self._redis.set(wait_key, "1", px=max(int(delay_s * 1000), 1))
         if reason:
             self._post(ref, reason)
         with contextlib.suppress(GatewayRejectedError):
@@ -138,10 +141,10 @@ class PlainGateway:
         with contextlib.suppress(RedisError):
             self._check_token(ref)
         task = self._read(ref)
-        if task.status == status and task.assignee_id in (ref.actor_id, None):
-            if outputs is None or task.outputs == outputs:
-                self._forget(ref)
-                return True
+        is_ours = task.status == status and task.assignee_id in (ref.actor_id, None)
+        if is_ours and (outputs is None or task.outputs == outputs):
+            self._forget(ref)
+            return True
         self._checked(ref, task)
         return False
 
