@@ -254,6 +254,4 @@ def _reason(exc: BaseException) -> str:
         return f"the service answered HTTP {exc.response.status_code} instead of a WebSocket"
     if isinstance(exc, InvalidHandshake):
         return "the service did not answer as a WebSocket"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
-    return str(exc) or type(exc).__name__
+    return answers.cause_of(exc)
