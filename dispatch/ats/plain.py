@@ -13,7 +13,6 @@ the text of a refusal.
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -51,7 +50,6 @@ class PlainGateway:
         self._lease_s = lease_s
         self._actor_name = actor_name
         self._url = client.endpoint.base_url
-        self._last_expiry: tuple[AttemptRef, datetime] | None = None
         self._warned = False
 
     def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
@@ -72,24 +70,23 @@ class PlainGateway:
             raise GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.") from exc
         if message:
             self._post(ref, message)
-        return self._grant(ref, replace(task, attempts=attempts))
+        return self._grant(replace(task, attempts=attempts))
 
     def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
-        """Extend the lease by claiming again, or find out how long it still lasts."""
+        """Extend the lease by claiming again, or find out how long it still lasts. A lapsed lease is not taken anew."""
         with contextlib.suppress(RedisError):
             self._check_token(ref)
-        before = self._last_expiry[1] if self._last_expiry and self._last_expiry[0] == ref else None
-        try:
+        # Claiming would take a task anew that is ours no longer, so look first. What the answer to a claim shows
+        # differs between services, so look again afterwards.
+        before = self._held(ref).lease_expires_at
+        with contextlib.suppress(GatewayRejectedError):
             self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
-        except GatewayRejectedError as exc:
-            _log.debug("lease_not_extended", task_id=ref.task_id, answer=str(exc))
-        # A look at the task decides in either case: the answer to a claim need not show who holds it.
         task = self._held(ref)
-        if before is not None and task.lease_expires_at is not None and task.lease_expires_at <= before:
+        if task.lease_expires_at == before:
             self._warn_once()
         if message:
             self._post(ref, message)
-        return self._grant(ref, task)
+        return self._grant(task)
 
     def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
         """Report success, after a look at the task."""
@@ -149,7 +146,6 @@ class PlainGateway:
         return False
 
     def _forget(self, ref: AttemptRef) -> None:
-        self._last_expiry = None
         with contextlib.suppress(RedisError):
             self._redis.delete(fences.attempts_key(self._url, ref.task_id))
 
@@ -179,13 +175,14 @@ class PlainGateway:
         """Return how long the lease still lasts by the service's clock, as far as its answers show it."""
         if task.lease_expires_at is None:
             return 0.0
-        now = datetime.fromtimestamp(time.time(), UTC) + timedelta(seconds=self._client.clock_offset_s())
+        offset_s = self._client.clock_offset_s()
+        if offset_s:
+            offset_s += 1.0  # The service tells whole seconds, cut off: believe the lease rather a second shorter.
+        now = datetime.now(UTC) + timedelta(seconds=offset_s)
         return (task.lease_expires_at - now).total_seconds()
 
-    def _grant(self, ref: AttemptRef, task: Task) -> Grant:
-        if task.lease_expires_at is not None:
-            self._last_expiry = (ref, task.lease_expires_at)
-        return Grant(task=task, fencing_token=None, ttl_s=self._left_s(task))
+    def _grant(self, task: Task) -> Grant:
+        return Grant(task=task, fencing_token=None, ttl_s=min(self._left_s(task), self._lease_s))
 
     def _warn_once(self) -> None:
         if not self._warned:

@@ -26,6 +26,7 @@ ME = Actor("agent", "me", "Me")
 
 @pytest.fixture
 def ats():
+    """A fake ATS without extensions."""
     with FakeAts() as fake:
         yield fake
 
@@ -38,6 +39,7 @@ class AsyncTwin:
         self._client = AsyncClient(where, actor, **options)
 
     def send(self, request, **options):
+        """Make one call."""
         return self._runner.run(self._send(request, **options))
 
     async def _send(self, request, **options):
@@ -47,15 +49,18 @@ class AsyncTwin:
         return await self._client.send(request, **options)
 
     def clock_offset_s(self):
+        """Return the difference of the clocks."""
         return self._client.clock_offset_s()
 
     def close(self):
+        """Close client and loop."""
         self._runner.run(self._client.close())
         self._runner.close()
 
 
 @pytest.fixture(params=[Client, AsyncTwin], ids=["sync", "async"])
 def connect(request, ats):
+    """Make clients of either kind; they are closed at the end."""
     made = []
 
     def make(url=None, **options):
@@ -106,7 +111,7 @@ def test_errors_of_the_service_are_raised(ats, connect):
 
 
 def test_connection_closed_by_a_restarted_service_is_replaced(ats, connect):
-    """After the service restarted, the next call succeeds as if nothing had happened, even one that must not be doubled."""
+    """After a restart of the service the next call succeeds, even one that must not be doubled."""
     client = connect()
     client.send(protocol.health())
     ats.stop()
@@ -192,7 +197,7 @@ def test_answer_over_the_limit_is_refused(ats, connect):
     """An answer longer than the limit is not read into memory."""
     client = connect(answer_bytes_max=2000)
     ats.add(title="x" * 3000)
-    with pytest.raises(GatewayUnavailableError, match="too long|longer than"):
+    with pytest.raises(GatewayUnavailableError, match=r"too long|longer than"):
         client.send(protocol.get("100"))
     assert client.send(protocol.health())["status"] == "ok"
 

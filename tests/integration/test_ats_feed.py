@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from dataclasses import replace
+from typing import Self
 
 import pytest
 
@@ -19,13 +20,12 @@ from tests.support.processes import eventually
 from tests.support.redis import free_port
 
 ME = Actor("agent", "me & co", "Me")
-FAST = FeedTiming(
-    open_s=0.5, greeting_s=0.3, ping_s=0.2, probe_s=0.2, reconnect_first_s=0.02, reconnect_max_s=0.05
-)
+FAST = FeedTiming(open_s=0.5, greeting_s=0.3, ping_s=0.2, probe_s=0.2, reconnect_first_s=0.02, reconnect_max_s=0.05)
 
 
 @pytest.fixture
 def ats():
+    """A fake ATS with the extensions."""
     with FakeAts(fencing=True) as fake:
         yield fake
 
@@ -38,7 +38,7 @@ class Follower:
         self.items: list = []
         self._news = asyncio.Event()
 
-    async def __aenter__(self) -> Follower:
+    async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._follow())
         return self
 
@@ -54,9 +54,11 @@ class Follower:
                 self._news.set()
 
     def of(self, kind):
+        """Return the items of one kind so far."""
         return [item for item in self.items if isinstance(item, kind)]
 
     async def wait(self, kind, count: int = 1, timeout_s: float = 5.0):
+        """Wait for the ``count``-th item of a kind and return it."""
         async with asyncio.timeout(timeout_s):
             while len(self.of(kind)) < count:
                 if self._task.done():
@@ -67,6 +69,7 @@ class Follower:
 
 
 def follow(ats, *channels, timing=FAST):
+    """Follow the events of some channels."""
     return Follower(Feed(protocol.endpoint(ats.url, token="s3cret"), ME, channels, timing=timing))
 
 
@@ -126,7 +129,17 @@ async def test_reconnect_after_a_restart_of_the_service(ats):
 
 @pytest.mark.parametrize(
     "frame",
-    ["no json", '""', "null", "[]", "7", b'{"type":"task.created","task_id":1}', "[" * 50_000, '{"type":NaN}', '{"a":1,"a":2}'],
+    [
+        "no json",
+        '""',
+        "null",
+        "[]",
+        "7",
+        b'{"type":"task.created","task_id":1}',
+        "[" * 50_000,
+        '{"type":NaN}',
+        '{"a":1,"a":2}',
+    ],
     ids=lambda frame: repr(frame)[:20],
 )
 async def test_odd_frame_is_counted_and_ignored(ats, frame):
@@ -255,7 +268,9 @@ async def test_ten_thousand_events_are_all_delivered(ats):
     """W7: a burst is passed on whole and in order."""
     async with follow(ats) as feed:
         await feed.wait(Connected)
-        frame = json.dumps({"type": "task.created", "seq": 1, "task_id": 7, "channel": "c", "data": {"task": {"id": 7}}})
+        frame = json.dumps(
+            {"type": "task.created", "seq": 1, "task_id": 7, "channel": "c", "data": {"task": {"id": 7}}}
+        )
 
         async def burst() -> None:
             for socket_, _ in ats._sockets:

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
@@ -48,7 +48,7 @@ class Switches:
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` calls whose path contains ``match``."""
+    """What happens to the next ``times`` calls whose method and path contain ``match``."""
 
     kind: str
     match: str = ""
@@ -58,10 +58,10 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The service refuses: status, sentence, facts."""
 
-    def __init__(self, status: int, sentence: str, **facts: Any) -> None:
+    def __init__(self, status: int, sentence: str, /, **facts: Any) -> None:
         super().__init__(sentence)
         self.status, self.facts = status, facts
 
@@ -86,7 +86,7 @@ class FakeAts:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> FakeAts:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -95,6 +95,7 @@ class FakeAts:
 
     @property
     def url(self) -> str:
+        """The base URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -195,6 +196,7 @@ class FakeAts:
     # --- HTTP -------------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
+        """Return the service's wall clock, seconds since 1970."""
         return time.time() + self._clock_ahead_s
 
     def _time(self, at: float) -> str:
@@ -209,7 +211,7 @@ class FakeAts:
             path = "/" + path.split("/", 5)[5]
         actor = {key: request.headers.get(f"X-Actor-{key}", "") for key in ("Type", "ID", "Name")}
         self.calls.append((request.method, request.path_qs, {**actor, **dict(request.headers)}, body))
-        fault = next((f for f in self.faults if f.times > 0 and f.match in request.path_qs), None)
+        fault = next((f for f in self.faults if f.times > 0 and f.match in f"{request.method} {request.path_qs}"), None)
         if fault is not None:
             fault.times -= 1
             if fault.kind == "hang_up":
@@ -220,7 +222,7 @@ class FakeAts:
         await self._expire()
         try:
             status, answer = 200, await self._route(request.method, path, dict(request.query), body, actor)
-        except Refused as exc:
+        except RefusedError as exc:
             status, answer = exc.status, {"error": str(exc), **exc.facts}
         text = json.dumps(answer).encode()
         if fault is not None:
@@ -257,12 +259,12 @@ class FakeAts:
         if path == "/tasks/stats":
             return self._stats()
         if parts[0] != "tasks":
-            raise Refused(404, f"There is nothing at {path}.", code="NOT_FOUND")
+            raise RefusedError(404, f"There is nothing at {path}.", code="NOT_FOUND")
         if len(parts) == 1:
             return self._wrap(await self._create(body, actor)) if method == "POST" else self._list(query)
         task = self.tasks.get(int(parts[1])) if parts[1].isdigit() else None
         if task is None:
-            raise Refused(404, f"There is no task {parts[1]}.", code="NOT_FOUND")
+            raise RefusedError(404, f"There is no task {parts[1]}.", code="NOT_FOUND")
         if len(parts) == 2:
             return self._wrap(await self._patch(task, body) if method == "PATCH" else task)
         if parts[2] == "messages":
@@ -297,7 +299,7 @@ class FakeAts:
 
     async def _create(self, body: dict[str, Any], actor: dict[str, str] | None = None) -> dict[str, Any]:
         if not isinstance(body.get("title"), str) or not body["title"]:
-            raise Refused(400, "title must be a text.", code="INVALID")
+            raise RefusedError(400, "title must be a text.", code="INVALID")
         at = self._time(self.now())
         task = {
             "id": 100 + len(self.tasks),
@@ -326,7 +328,7 @@ class FakeAts:
     async def _patch(self, task: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         if body.get("status") == "pending":
             if not self.switches.pending_by_patch:
-                raise Refused(409, "status cannot be set.")
+                raise RefusedError(409, "status cannot be set.")
             self._free(task, "pending")
         task |= {key: value for key, value in body.items() if key != "status"}
         await self._emit("updated", task)
@@ -360,10 +362,10 @@ class FakeAts:
             if done:
                 return {"task": self._shown(task)}
             if not current:
-                raise Refused(409, "The fencing token is stale.", code="STALE_LEASE", status=task["status"])
+                raise RefusedError(409, "The fencing token is stale.", code="STALE_LEASE", status=task["status"])
         do = getattr(self, f"_do_{verb}", None)
         if do is None:
-            raise Refused(404, f"There is no call {verb}.")
+            raise RefusedError(404, f"There is no call {verb}.")
         before = task["status"]
         answer = do(task, body, actor)
         if verb in ("complete", "fail"):
@@ -389,16 +391,18 @@ class FakeAts:
         if task["status"] == "in_progress":
             if task["assignee_id"] == actor["ID"] and self.switches.reclaim_extends:
                 return self._lease(task, body, actor)
-            raise Refused(409, "The task is already claimed (in_progress).", code="LEASE_HELD")
+            raise RefusedError(409, "The task is already claimed (in_progress).", code="LEASE_HELD")
         if task["status"] != "pending":
-            raise Refused(409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"])
+            raise RefusedError(
+                409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"]
+            )
         if self.switches.fencing:
             task["fencing_token"] += 1
         return self._lease(task, body, actor)
 
     def _do_start(self, task: dict[str, Any], body: dict[str, Any], actor: dict[str, str]) -> Any:
         if task["runner"] not in (None, body["runner"]):
-            raise Refused(409, "Another runner has started it.", code="STALE_LEASE", status=task["status"])
+            raise RefusedError(409, "Another runner has started it.", code="STALE_LEASE", status=task["status"])
         if task["runner"] is None:
             task |= {"runner": body["runner"], "attempts": task["attempts"] + 1}
         return self._lease(task, body, actor)
@@ -415,10 +419,12 @@ class FakeAts:
 
     def _ended(self, task: dict[str, Any], actor: dict[str, str], *sources: str) -> None:
         if task["status"] not in sources:
-            raise Refused(409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"])
+            raise RefusedError(
+                409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"]
+            )
         stranger = task["assignee_id"] not in (None, actor["ID"]) and actor["Type"] == "agent"
         if stranger and not self.switches.complete_by_stranger:
-            raise Refused(409, "Somebody else holds the task.", code="LEASE_HELD")
+            raise RefusedError(409, "Somebody else holds the task.", code="LEASE_HELD")
 
     def _do_complete(self, task: dict[str, Any], body: dict[str, Any], actor: dict[str, str]) -> Any:
         self._ended(task, actor, "in_progress")
@@ -434,7 +440,9 @@ class FakeAts:
 
     def _do_cancel(self, task: dict[str, Any], body: dict[str, Any], actor: dict[str, str]) -> Any:
         if task["status"] in TERMINAL:
-            raise Refused(409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"])
+            raise RefusedError(
+                409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"]
+            )
         self._free(task, "cancelled")
         return {"task": self._shown(task)}
 
@@ -446,7 +454,9 @@ class FakeAts:
 
     def _do_reopen(self, task: dict[str, Any], body: dict[str, Any], actor: dict[str, str]) -> Any:
         if task["status"] not in TERMINAL:
-            raise Refused(409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"])
+            raise RefusedError(
+                409, f"The task is in {task['status']} status.", code="ILLEGAL_MOVE", status=task["status"]
+            )
         self._free(task, "pending")
         return {"task": self._shown(task)}
 

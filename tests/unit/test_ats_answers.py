@@ -18,6 +18,7 @@ from dispatch.errors import (
 
 
 def interpret(status, body=b"{}", headers=None, **kw):
+    """Interpret an answer with this status and body."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return answers.interpret(status, headers or {}, raw, **kw)
 

@@ -63,7 +63,7 @@ def test_frame_that_is_no_message_is_none(frame):
     ],
 )
 def test_event_in_every_known_form(body):
-    """B22: the task stands at data.task or task, the id also at task_id, data.id or data.task_id, the kind at type or event."""
+    """B22: task at data.task or task, id at task_id, data.id or data.task_id, kind at type or event."""
     event = frames.parse_event(body)
     assert (event.verb, event.task_id, event.channel) == ("created", "7", "c")
 
