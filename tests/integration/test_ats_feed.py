@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Self
 
@@ -36,6 +37,7 @@ class Follower:
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self.items: list = []
+        self._counts: Counter = Counter()
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -51,6 +53,7 @@ class Follower:
         async with contextlib.aclosing(self.feed.run()) as items:
             async for item in items:
                 self.items.append(item)
+                self._counts[type(item)] += 1
                 self._news.set()
 
     def of(self, kind):
@@ -60,7 +63,7 @@ class Follower:
     async def wait(self, kind, count: int = 1, timeout_s: float = 5.0):
         """Wait for the ``count``-th item of a kind and return it."""
         async with asyncio.timeout(timeout_s):
-            while len(self.of(kind)) < count:
+            while self._counts[kind] < count:
                 if self._task.done():
                     self._task.result()
                 self._news.clear()
