@@ -22,10 +22,22 @@ if TYPE_CHECKING:
 VALUE_CHARS_MAX: Final = 2_000
 
 
+def _shown(value: Any) -> Any:
+    """Return a value as it may be written: strings cut, secrets as stars (JSON would write a Secret's letters)."""
+    if isinstance(value, str):
+        text = str(value)
+        return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "..."
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    return value
+
+
 def _cut(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > VALUE_CHARS_MAX:
-            event[key] = value[:VALUE_CHARS_MAX] + "..."
+        if type(value) is not int:
+            event[key] = _shown(value)
     return event
 
 
