@@ -80,12 +80,20 @@ def reconnect_delay_s(
 class Feed:
     """One subscription to the events of some channels (of all when ``channels`` is empty).
 
+    ``whole`` asks for all of each task, as display needs it, ``raw`` included.
     ``frames_ignored`` counts frames that could not be understood.
     """
 
     def __init__(
-        self, where: Endpoint, actor: Actor, channels: Iterable[str] = (), *, timing: FeedTiming | None = None
+        self,
+        where: Endpoint,
+        actor: Actor,
+        channels: Iterable[str] = (),
+        *,
+        whole: bool = False,
+        timing: FeedTiming | None = None,
     ) -> None:
+        self._whole = whole
         self.frames_ignored = 0
         self.last_seq: int | None = None
         self._url = frames.feed_url(where, actor)
@@ -136,7 +144,9 @@ class Feed:
         """Subscribe, then yield Connected and events until the connection ends."""
         extensions, early = await self._greet(socket)
         since = self.last_seq
-        await socket.send(frames.subscribe_frame(self._channels, extensions=extensions, since=since))
+        await socket.send(
+            frames.subscribe_frame(self._channels, extensions=extensions, since=since, thin=not self._whole)
+        )
         seq, more = await self._confirm(socket, announced=bool(extensions))
         self._failures = 0
         if seq is not None and (since is None or seq < since or "events.since" not in extensions):
@@ -171,7 +181,7 @@ class Feed:
                         continue
                     if body.get("type") == "connected":
                         return answers.extensions_of(body), early
-                    if (event := frames.parse_event(body)) is not None:
+                    if (event := frames.parse_event(body, keep_raw=self._whole)) is not None:
                         early.append(event)
         return frozenset(), early
 
@@ -189,7 +199,7 @@ class Feed:
                     if body.get("type") == "subscribed":
                         seq = body.get("seq")
                         return seq if isinstance(seq, int) and not isinstance(seq, bool) else None, more
-                    if (event := frames.parse_event(body)) is not None:
+                    if (event := frames.parse_event(body, keep_raw=self._whole)) is not None:
                         more.append(event)
                         if not announced:
                             return None, more
@@ -218,7 +228,7 @@ class Feed:
         body = self._body(frame)
         if body is None:
             return None
-        event = frames.parse_event(body)
+        event = frames.parse_event(body, keep_raw=self._whole)
         if event is None and str(body.get("type")) not in _CONTROL:
             self.frames_ignored += 1
         return event
