@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test bench chaos lock clean
+.PHONY: help demo up check format test bench chaos docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 
 chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7
 	@$(BIN)/python -m tests.chaos --seed $(SEED)
+
+docs: $(STAMP)  ## Write the pages that the code writes: settings, errors, example configuration
+	@$(BIN)/python -m tests.support.documents
 
 # The lock holds every package of the program, its extras, its tools and its build backend, for CPython 3.11
 # and later on Linux, with the hashes of all wheels and of the source. Only this target needs uv; installing

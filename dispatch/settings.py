@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX: Final = "DISPATCH_"
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
-_OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG"})
+_OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
 class Secret(str):

@@ -80,17 +80,19 @@ def reconnect_delay_s(
 class Feed:
     """One subscription to the events of some channels (of all when ``channels`` is empty).
 
+    ``verbs`` names the events to ask for, without ``task.``; None asks for all.
     ``whole`` asks for all of each task, as display needs it, ``raw`` included.
     ``frames_ignored`` counts frames that could not be understood.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a subscription has that many sides
         self,
         where: Endpoint,
         actor: Actor,
         channels: Iterable[str] = (),
         *,
         whole: bool = False,
+        verbs: Iterable[str] | None = None,
         timing: FeedTiming | None = None,
     ) -> None:
         self._whole = whole
@@ -99,6 +101,7 @@ class Feed:
         self._url = frames.feed_url(where, actor)
         self._headers = {"Authorization": f"Bearer {where.token}"} if where.token else {}
         self._channels = tuple(channels)
+        self._verbs = None if verbs is None else tuple(verbs)
         self._timing = timing or FeedTiming()
         self._failures = 0
 
@@ -144,9 +147,10 @@ class Feed:
         """Subscribe, then yield Connected and events until the connection ends."""
         extensions, early = await self._greet(socket)
         since = self.last_seq
-        await socket.send(
-            frames.subscribe_frame(self._channels, extensions=extensions, since=since, thin=not self._whole)
+        frame = frames.subscribe_frame(
+            self._channels, verbs=self._verbs, extensions=extensions, since=since, thin=not self._whole
         )
+        await socket.send(frame)
         seq, more = await self._confirm(socket, announced=bool(extensions))
         self._failures = 0
         if seq is not None and (since is None or seq < since or "events.since" not in extensions):

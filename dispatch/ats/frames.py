@@ -26,12 +26,19 @@ def feed_url(where: Endpoint, actor: Actor) -> str:
 
 
 def subscribe_frame(
-    channels: Iterable[str], *, extensions: frozenset[str], since: int | None, thin: bool = True
+    channels: Iterable[str],
+    *,
+    extensions: frozenset[str],
+    since: int | None,
+    verbs: Iterable[str] | None = None,
+    thin: bool = True,
 ) -> str:
-    """Return the frame that subscribes to all events of ``channels`` (all channels when empty)."""
+    """Return the frame that subscribes to ``channels`` (all when empty) and ``verbs`` (all when None)."""
     frame: dict[str, Any] = {"type": "subscribe", "id": "dispatch"}
     if names := list(channels):
         frame["channels"] = names
+    if verbs is not None:
+        frame["event_types"] = [f"task.{verb}" for verb in verbs]
     if "events.thin" in extensions:
         frame |= {"thin": thin, "extended": True}
     if since is not None and "events.since" in extensions:

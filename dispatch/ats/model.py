@@ -43,6 +43,8 @@ class Task:
     lease_losses: int = 0
     not_before_at: datetime | None = None
     runner: str | None = None
+    reason: str | None = None
+    """Why the task failed, or was released last."""
     raw: dict[str, Any] | None = None
     """The object as it came, for display; None in thin events."""
 
@@ -124,5 +126,6 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         lease_losses=_whole(body.get("lease_losses"), 0),
         not_before_at=parse_time(body.get("not_before")),
         runner=text("runner") or None,
+        reason=text("reason") or None,
         raw=body if keep_raw else None,
     )

@@ -22,13 +22,13 @@ came to rest, or the time for that had run out.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.chaos.history import Event, Fault, FaultKind, FinalTask, History, Tick
+from tests.chaos.verdict import Bounds, Recovery, Report, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "skipped"})
 ENDS_GRANT = frozenset(
@@ -37,76 +37,6 @@ ENDS_GRANT = frozenset(
 FENCED = frozenset({"task.started", "task.completed", "task.failed", "task.released"})
 KILLS_ATTEMPTS = frozenset({FaultKind.POOL_CHILD, FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.WORKER_DRAIN})
 """Faults whose victims must run again; all others must disturb no running attempt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What is promised, in seconds and counts. The defaults fit leases of 6 s (tests/support/stack.py)."""
-
-    max_attempts: int = 3
-    tree_dead_s: float = 1.0
-    grace_s: float = 0.5
-    settle_s: float = 1.0
-    """Regrant delay and sweep: how long an expired lease may be seen at rest."""
-    recovery_s: Mapping[FaultKind, float] = field(
-        default_factory=lambda: {
-            FaultKind.POOL_CHILD: 10.0,
-            FaultKind.WORKER: 10.0,
-            FaultKind.WORKER_FROZEN: 10.0,
-            FaultKind.WORKER_DRAIN: 10.0,
-            FaultKind.INGRESS: 10.0,
-            FaultKind.REDIS: 5.0,
-            FaultKind.REDIS_EMPTIED: 15.0,
-            FaultKind.SERVICE: 10.0,
-        }
-    )
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Violation:
-    """A broken promise."""
-
-    invariant: str
-    task_id: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """How long something took to run again after a fault, and until when it had to (both from the fault on)."""
-
-    kind: FaultKind
-    took_s: float
-    bound_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The verdict."""
-
-    counts: Mapping[str, int]
-    recoveries: tuple[Recovery, ...]
-    violations: tuple[Violation, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Say whether every promise was kept."""
-        return not self.violations
-
-    def text(self) -> str:
-        """Return the verdict for people: counts, recovery times, violations by invariant."""
-        lines = ["  ".join(f"{name} {number}" for name, number in self.counts.items())]
-        by_kind: dict[FaultKind, list[Recovery]] = defaultdict(list)
-        for recovery in self.recoveries:
-            by_kind[recovery.kind].append(recovery)
-        for kind, found in sorted(by_kind.items()):
-            worst = max(found, key=lambda r: r.took_s / r.bound_s)
-            lines.append(
-                f"recovery after {kind}: {len(found)} times, at worst {worst.took_s:.2f} s of {worst.bound_s:g} s"
-            )
-        lines += [f"{v.invariant}  task {v.task_id}: {v.sentence}" for v in self.violations]
-        lines.append("valid" if self.ok else f"INVALID: {len(self.violations)} violations")
-        return "\n".join(lines)
 
 
 class _Index:
@@ -155,6 +85,7 @@ def check(history: History, bounds: Bounds | None = None) -> Report:
         violations += _starts(task, index.events[task.id])
         violations += _alone(task.id, index)
         violations += _attempts(task, index)
+        violations += _limit(task.id, index)
     violations += _stale_calls(history)
     violations += _recovered(index, recoveries)
     violations += _undisturbed(index)
@@ -272,38 +203,49 @@ def _alone(task_id: str, index: _Index) -> Iterator[Violation]:
         latest = [max(latest[0], (begin, end, token), key=lambda life: life[1])]
 
 
-def _replay(events: list[Event]) -> tuple[int, dict[int | None, int]]:
-    """Return how many attempts should be counted in the end, and the number that each started token should have."""
-    counted, started = 0, False
-    number_of: dict[int | None, int] = {}
-    for event in events:
+def _attempts(task: FinalTask, index: _Index) -> Iterator[Violation]:
+    """I9: replay what should be counted, and compare with the children's word and the final count.
+
+    Where the log does not say whether a release counted, both numbers are possible until a child tells its own.
+    """
+    possible, started = {0}, False
+    recorded: set[int | None] = set()
+    for event in index.events[task.id]:
         match event.type:
             case "task.claimed":
                 started = False
             case "task.started" if not started:
-                counted, started = counted + 1, True
-                number_of[event.token] = counted
+                possible, started = {number + 1 for number in possible}, True
+                recorded.add(event.token)
+                told = {tick.attempt for tick in index.ticks.get((task.id, event.token or 0), ())}
+                if told - possible:
+                    sentence = f"token {event.token} ran as attempt {sorted(told)}, it was number {sorted(possible)}"
+                    yield Violation("I9", task.id, sentence)
+                possible = told & possible or possible
             case "task.released" | "task.lease_expired" if started:
-                uncounted = event.type == "task.lease_expired" or not event.counted
-                counted, started = counted - uncounted, False
+                possible, started = _after_return(event, possible), False
             case "task.reopened":
-                counted, started = 0, False
-    return counted, number_of
+                possible, started = {0}, False
+    for token in set(index.tokens[task.id]) - recorded:
+        yield Violation("I9", task.id, f"token {token} ran without a recorded start")
+    if task.attempts not in possible:
+        yield Violation("I9", task.id, f"shows {task.attempts} attempts, its events count {sorted(possible)}")
 
 
-def _attempts(task: FinalTask, index: _Index) -> Iterator[Violation]:
-    """I9: replay what should be counted, and compare with the children's word and the final count."""
-    counted, number_of = _replay(index.events[task.id])
-    for token in index.tokens[task.id]:
-        attempt = index.ticks[task.id, token][0].attempt
-        if token not in number_of:
-            yield Violation("I9", task.id, f"token {token} ran without a recorded start")
-        elif attempt != number_of[token]:
-            yield Violation("I9", task.id, f"token {token} ran as attempt {attempt}, it was number {number_of[token]}")
-        if attempt > index.bounds.max_attempts:
-            yield Violation("I9", task.id, f"attempt {attempt} ran, the limit is {index.bounds.max_attempts}")
-    if task.attempts != counted:
-        yield Violation("I9", task.id, f"shows {task.attempts} attempts, its events count {counted}")
+def _limit(task_id: str, index: _Index) -> Iterator[Violation]:
+    """I9: no attempt beyond the last."""
+    limit = index.bounds.max_attempts
+    for attempt in sorted({index.ticks[task_id, token][0].attempt for token in index.tokens[task_id]}):
+        if attempt > limit:
+            yield Violation("I9", task_id, f"attempt {attempt} ran, the limit is {limit}")
+
+
+def _after_return(event: Event, possible: set[int]) -> set[int]:
+    """Return the possible counts after a started attempt was given back or its lease ran out."""
+    uncounted = {number - 1 for number in possible}
+    if event.type == "task.lease_expired" or event.counted is False:
+        return uncounted
+    return possible if event.counted else possible | uncounted
 
 
 def _recovered(index: _Index, recoveries: list[Recovery]) -> Iterator[Violation]:

@@ -32,8 +32,8 @@ class Event:
     token: int | None = None
     runner: str = ""
     """Only of ``task.started``: who started."""
-    counted: bool = False
-    """Only of ``task.released``: whether the attempt counts as failed."""
+    counted: bool | None = None
+    """Only of ``task.released``: whether the attempt counts as failed, None if the log does not say."""
 
 
 @dataclass(frozen=True, slots=True)

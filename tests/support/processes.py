@@ -120,10 +120,14 @@ class LogProcess:
         try:
             return self.wait(timeout_s)
         finally:
-            self.kill()
-            self._reader.join(1.0)
-            if not self._reader.is_alive() and self._process.stdout is not None:
-                self._process.stdout.close()
+            self.dispose()
+
+    def dispose(self) -> None:
+        """kill -9 if it runs, and close its output; may be called again."""
+        self.kill()
+        self._reader.join(1.0)
+        if not self._reader.is_alive() and self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def processes_with(*marks: str) -> dict[int, str]:

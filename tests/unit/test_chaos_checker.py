@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chaos.checker import Bounds, Report, Violation, check
+from tests.chaos.checker import check
 from tests.chaos.history import (
     Call,
     Creation,
@@ -20,6 +20,7 @@ from tests.chaos.history import (
     Tick,
     read_ticks,
 )
+from tests.chaos.verdict import Bounds, Report, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,14 +216,20 @@ MUTANTS = [
     ),
     ("I6", "a stale call is accepted", plus(calls=Call("complete", "2", 1, 3, 200)), "complete with token 1 got 200"),
     ("I6", "a repetition is refused", plus(calls=Call("fail", "2", 3, 3, 409, repeats=True)), "repeated fail got 409"),
-    ("I9", "a shutdown is counted", with_event(15, counted=False), "shows 3 attempts, its events count 2"),
-    ("I9", "a lost lease is counted", with_task("3", attempts=2), "shows 2 attempts, its events count 1"),
+    ("I9", "a shutdown is counted", with_event(15, counted=False), "shows 3 attempts, its events count [2]"),
+    ("I9", "a lost lease is counted", with_task("3", attempts=2), "shows 2 attempts, its events count [1]"),
+    (
+        "I9",
+        "a release that may count or not is told a third number",
+        replace(with_event(15, counted=None), ticks=tuple(replace(t, attempt=3) for t in TICKS if t.task_id == "2")),
+        "token 1 ran as attempt [3], it was number [1]",
+    ),
     ("I9", "a start is not recorded", without_event(14), "token 2 ran without a recorded start"),
     (
         "I9",
         "the child is told another number",
         ticks_where(lambda t: replace(t, attempt=1) if (t.task_id, t.token) == ("2", 2) else t),
-        "token 2 ran as attempt 1, it was number 2",
+        "token 2 ran as attempt [1], it was number [2]",
     ),
     (
         "I9",
@@ -330,6 +337,12 @@ def test_faults_that_follow_add_their_time() -> None:
     assert [v.invariant for v in check(RIGHT, tight).violations] == ["I10"]
     assert not check(plus(faults=Fault(FaultKind.SERVICE, 1.1)), tight).violations
     assert check(plus(faults=Fault(FaultKind.SERVICE, 2.5)), tight).violations
+
+
+@pytest.mark.parametrize("counted", [True, None])
+def test_a_release_that_the_log_does_not_explain(counted: bool | None) -> None:
+    """Where the log does not say whether a release counted, the child's own number decides."""
+    assert not check(with_event(15, counted=counted)).violations
 
 
 def test_the_text_is_for_people() -> None:
