@@ -79,6 +79,7 @@ def test_leftovers_are_found_by_their_mark() -> None:
     process.wait_event("on")
     (child,) = children_of(process.pid)
     process.kill()
+    assert process.exit_code == -signal.SIGKILL
     assert set(processes_with(f"{MARK}=leftover-mark")) == {child}
     os.kill(child, signal.SIGKILL)
     eventually(lambda: not is_running(child))
