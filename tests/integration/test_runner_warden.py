@@ -90,9 +90,7 @@ def test_killed_worker_main_takes_everything_along(start: Start, service: FakeSe
     dead_within([warden], 2.0)
 
 
-def test_killed_warden_is_replaced_and_the_attempt_goes_on(
-    start: Start, service: FakeService, tmp_path: Path
-) -> None:
+def test_killed_warden_is_replaced_and_the_attempt_goes_on(start: Start, service: FakeService, tmp_path: Path) -> None:
     """F3: kill -9 of the warden: a new one takes over the running attempt, and guards it like the first."""
     worker = start(command("family", tmp_path / "pids", "ignore"))
     family = family_of(worker)

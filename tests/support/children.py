@@ -128,7 +128,11 @@ def surroundings() -> None:
         except OSError:
             continue
     status = Path("/proc/self/status").read_text("ascii")
-    masks = {line.split(":")[0]: int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigI", "SigB"))}
+    masks = {
+        line.split(":")[0]: int(line.split()[1], 16)
+        for line in status.splitlines()
+        if line.startswith(("SigI", "SigB"))
+    }
     print(
         json.dumps(
             {
