@@ -7,7 +7,7 @@ ATS may not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from dispatch.errors import GatewayUnavailableError
@@ -43,6 +43,8 @@ class Task:
     lease_losses: int = 0
     not_before_at: datetime | None = None
     runner: str | None = None
+    reason: str | None = None
+    """Why the task failed, or was released last."""
     raw: dict[str, Any] | None = None
     """The object as it came, for display; None in thin events."""
 
@@ -56,14 +58,32 @@ class Grant:
     ttl_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a task, as the feed tells it: a hint, never the truth."""
+
+    verb: str
+    """The event's type without ``task.``: created, claimed, lease_expired, ..."""
+    task_id: str
+    task: Task | None
+    """The task as the event shows it; ``raw`` is None. Plain services send all of it, ours a part."""
+    channel: str
+    """The task's channel, "" when the service does not say."""
+    seq: int | None
+    """The event's number; None without the extension."""
+    actor_id: str | None
+    actor_name: str | None = None
+
+
 def parse_time(value: Any) -> datetime | None:
-    """Read an ISO-8601 time; anything else is None."""
+    """Read an ISO-8601 time, in UTC when it names no zone; anything else is None."""
     if not isinstance(value, str):
         return None
     try:
-        return datetime.fromisoformat(value)
+        found = datetime.fromisoformat(value)
     except ValueError:
         return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _whole(value: Any, default: int) -> int:
@@ -106,5 +126,6 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         lease_losses=_whole(body.get("lease_losses"), 0),
         not_before_at=parse_time(body.get("not_before")),
         runner=text("runner") or None,
+        reason=text("reason") or None,
         raw=body if keep_raw else None,
     )

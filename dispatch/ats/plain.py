@@ -1,0 +1,213 @@
+"""The gateway to a foreign ATS, which knows neither tokens nor renewal nor release. Best effort, and said so.
+
+What stands in for fencing: a token counted in Redis, a start that succeeds
+once per token, and a look at the task (still in progress, ours, lease in the
+future) before everything that changes it. Between that look and the change a
+window remains; only a service with fencing tokens can close it.
+
+Renewing means claiming again. Some services extend the lease, others refuse
+and leave it as it is; both are handled. What the task looks like decides, not
+the text of a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import RedisError
+
+from dispatch.ats import fences, protocol
+from dispatch.ats.model import Actor, Grant, Task, parse_task
+from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError
+from dispatch.log import get_logger
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from dispatch.ats.client import Client
+    from dispatch.ats.gateway import AttemptRef
+
+_SHORT_LEASE_S: Final = 1.0
+_START_KEEP_S: Final = 7 * 24 * 3600
+_log = get_logger("ats")
+
+
+class PlainGateway:
+    """A TaskGateway over the plain protocol and Redis.
+
+    ``lease_s`` is asked for at every renewal. A service that does not extend
+    leases is reported once in the log.
+    """
+
+    def __init__(self, client: Client, redis: Redis, *, lease_s: float, actor_name: str = "dispatch") -> None:
+        self._client = client
+        self._redis = redis
+        self._lease_s = lease_s
+        self._actor_name = actor_name
+        self._url = client.endpoint.base_url
+        self._last_expiry: tuple[AttemptRef, datetime] | None = None
+        self._warned = False
+
+    def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
+        """Begin the attempt. A second start with the same token and runner is answered alike, another is refused."""
+        key = fences.start_key(self._url, ref.task_id, ref.token)
+        attempts_key = fences.attempts_key(self._url, ref.task_id)
+        task = self._held(ref)
+        try:
+            self._check_token(ref)
+            if self._redis.set(key, runner, nx=True, ex=_START_KEEP_S):
+                attempts = int(self._redis.incr(attempts_key))
+                self._redis.expire(attempts_key, fences.KEEP_S)
+            elif _word(self._redis.get(key)) == runner:
+                attempts = int(_word(self._redis.get(attempts_key)) or 1)
+            else:
+                raise _lost(f"Task {ref.task_id} was started by another worker already.", task.status)
+        except RedisError as exc:
+            raise GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.") from exc
+        if message:
+            self._post(ref, message)
+        return self._grant(ref, replace(task, attempts=attempts))
+
+    def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
+        """Extend the lease by claiming again, or find out how long it still lasts."""
+        with contextlib.suppress(RedisError):
+            self._check_token(ref)
+        before = self._last_expiry[1] if self._last_expiry and self._last_expiry[0] == ref else None
+        try:
+            answer = self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
+            task = self._checked(ref, parse_task(answer))
+        except LeaseLostError:
+            raise
+        except GatewayRejectedError:
+            task = self._held(ref)
+        if before is not None and task.lease_expires_at is not None and task.lease_expires_at <= before:
+            self._warn_once()
+        if message:
+            self._post(ref, message)
+        return self._grant(ref, task)
+
+    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
+        """Report success, after a look at the task."""
+        if self._is_done(ref, "completed", outputs):
+            return
+        self._finish(ref, protocol.complete(ref.task_id, outputs), "completed", outputs)
+
+    def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Report the final failure, after a look at the task."""
+        if self._is_done(ref, "failed", None):
+            return
+        self._finish(ref, protocol.fail(ref.task_id, reason), "failed", None)
+
+    def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
+        """Bring the task back to pending, or let its lease run out at once where the service refuses that."""
+        self._held(ref)
+        with contextlib.suppress(RedisError):
+            self._check_token(ref)
+            if not counted:
+                self._redis.decr(fences.attempts_key(self._url, ref.task_id))
+            if delay_s > 0:
+                key = fences.not_before_key(self._url, ref.task_id)
+                self._redis.set(key, "1", px=max(int(delay_s * 1000), 1))
+        if reason:
+            self._post(ref, reason)
+        with contextlib.suppress(GatewayRejectedError):
+            self._send(ref, protocol.patch(ref.task_id, status="pending"))
+        if not self._is_mine(ref, self._read(ref)):
+            return
+        # Refused: with a very short lease the service brings the task back by itself.
+        with contextlib.suppress(GatewayRejectedError):
+            self._send(ref, protocol.claim(ref.task_id, lease_s=_SHORT_LEASE_S))
+
+    def _finish(self, ref: AttemptRef, request: protocol.Request, status: str, outputs: list[Any] | None) -> None:
+        try:
+            self._send(ref, request)
+        except GatewayRejectedError as exc:
+            if self._is_done(ref, status, outputs):
+                return
+            if exc.status == 409:
+                raise _lost(str(exc), "") from exc
+            raise
+        self._forget(ref)
+
+    def _is_done(self, ref: AttemptRef, status: str, outputs: list[Any] | None) -> bool:
+        """Say whether this very report has been accepted before; else check that the task is still ours."""
+        with contextlib.suppress(RedisError):
+            self._check_token(ref)
+        task = self._read(ref)
+        if task.status == status and task.assignee_id in (ref.actor_id, None):
+            if outputs is None or task.outputs == outputs:
+                self._forget(ref)
+                return True
+        self._checked(ref, task)
+        return False
+
+    def _forget(self, ref: AttemptRef) -> None:
+        self._last_expiry = None
+        with contextlib.suppress(RedisError):
+            self._redis.delete(fences.attempts_key(self._url, ref.task_id))
+
+    def _check_token(self, ref: AttemptRef) -> None:
+        """Raise LeaseLostError when a later claim is known; a lost counter is no proof of one."""
+        current = _word(self._redis.get(fences.token_key(self._url, ref.task_id)))
+        if current.isdigit() and int(current) > ref.token:
+            raise _lost(f"Task {ref.task_id} was claimed again (token {current} after {ref.token}).", "")
+
+    def _held(self, ref: AttemptRef) -> Task:
+        return self._checked(ref, self._read(ref))
+
+    def _checked(self, ref: AttemptRef, task: Task) -> Task:
+        if not self._is_mine(ref, task):
+            raise _lost(
+                f"Task {ref.task_id} is {task.status or 'unknown'} and not held by {ref.actor_id}.", task.status
+            )
+        if self._left_s(task) <= 0:
+            raise _lost(f"The lease of task {ref.task_id} ran out.", task.status)
+        return task
+
+    @staticmethod
+    def _is_mine(ref: AttemptRef, task: Task) -> bool:
+        return task.status == "in_progress" and task.assignee_id == ref.actor_id
+
+    def _left_s(self, task: Task) -> float:
+        """Return how long the lease still lasts by the service's clock, as far as its answers show it."""
+        if task.lease_expires_at is None:
+            return 0.0
+        now = datetime.fromtimestamp(time.time(), UTC) + timedelta(seconds=self._client.clock_offset_s())
+        return (task.lease_expires_at - now).total_seconds()
+
+    def _grant(self, ref: AttemptRef, task: Task) -> Grant:
+        if task.lease_expires_at is not None:
+            self._last_expiry = (ref, task.lease_expires_at)
+        return Grant(task=task, fencing_token=None, ttl_s=self._left_s(task))
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "lease_not_extended",
+                ats_url=self._url,
+                advice="This service does not extend leases; set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS.",
+            )
+
+    def _post(self, ref: AttemptRef, text: str) -> None:
+        # A message on the thread is worth less than the attempt: nothing that happens to it ends the attempt.
+        with contextlib.suppress(GatewayRejectedError, GatewayUnavailableError):
+            self._send(ref, protocol.post_message(ref.task_id, text))
+
+    def _read(self, ref: AttemptRef) -> Task:
+        return parse_task(self._send(ref, protocol.get(ref.task_id)))
+
+    def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
+        return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))
+
+
+def _lost(sentence: str, status: str) -> LeaseLostError:
+    return LeaseLostError(sentence, status=409, code="STALE_LEASE", facts={"status": status} if status else {})
+
+
+def _word(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")

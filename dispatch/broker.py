@@ -1,0 +1,109 @@
+"""Redis: the one place that knows its URL forms, key names and timeouts.
+
+Every client made here has socket timeouts: without them a frozen Redis blocks
+its caller for ever. Redis holds hints only; whoever reads them must be able to
+do without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, parse_qs, quote, urlencode, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+
+if TYPE_CHECKING:
+    from dispatch.settings import Broker
+
+KEY_PREFIX: Final = "dispatch:"
+WORKER_KEY: Final = "dispatch:worker:"
+"""+ node name and pid: what one worker process shows of itself (dispatch.core.presence)."""
+INGRESS_KEY: Final = "dispatch:ingress:"
+PRESENCE_CHANNEL: Final = "dispatch:presence"
+"""Published whenever a worker or an ingress appears, changes or leaves."""
+WAKE_CHANNEL: Final = "dispatch:wake"
+"""Published with a task id when somebody else than its holder moved a running task."""
+CANCEL_KEY: Final = "dispatch:cancel:"
+"""+ task id: set for a while beside each wake-up, for who subscribes a moment too late."""
+
+_SOCKET_SCHEMES: Final = ("redis+socket", "unix")
+
+SOCKET_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 3.0
+
+
+def _with_password(broker: Broker) -> SplitResult:
+    parts = urlsplit(broker.url)
+    if not broker.password:
+        return parts
+    if parts.scheme in _SOCKET_SCHEMES:
+        query = {**parse_qs(parts.query), "password": [broker.password.reveal()]}
+        return parts._replace(query=urlencode(query, doseq=True))
+    host = parts.netloc.rpartition("@")[2]
+    secret = quote(broker.password.reveal(), safe="")
+    return parts._replace(netloc=f"{parts.username or ''}:{secret}@{host}")
+
+
+def _joined(parts: SplitResult) -> str:
+    """Join a URL; ``urlunsplit`` would drop the empty host of a socket's URL."""
+    if parts.scheme not in _SOCKET_SCHEMES:
+        return urlunsplit(parts)
+    return f"{parts.scheme}://{parts.path}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _rename(parts: SplitResult, scheme: str, old: str, new: str) -> SplitResult:
+    query = parse_qs(parts.query)
+    if old in query:
+        query[new] = query.pop(old)
+    return parts._replace(scheme=scheme, query=urlencode(query, doseq=True))
+
+
+def redis_url(broker: Broker) -> str:
+    """Return the URL as redis-py reads it (``unix://PATH?db=N`` for a socket)."""
+    parts = _with_password(broker)
+    if parts.scheme == "redis+socket":
+        parts = _rename(parts, "unix", "virtual_host", "db")
+    return _joined(parts)
+
+
+def celery_url(broker: Broker) -> str:
+    """Return the URL as Celery reads it (``redis+socket://PATH?virtual_host=N`` for a socket)."""
+    parts = _with_password(broker)
+    if parts.scheme == "unix":
+        parts = _rename(parts, "redis+socket", "db", "virtual_host")
+    return _joined(parts)
+
+
+def shown_url(broker: Broker) -> str:
+    """Return the URL with its password masked, for people and logs."""
+    parts = urlsplit(broker.url)
+    if parts.password:
+        host = parts.netloc.rpartition("@")[2]
+        parts = parts._replace(netloc=f"{parts.username or ''}:***@{host}")
+    if "password=" in parts.query:
+        parts = parts._replace(query="password=***")
+    return _joined(parts)
+
+
+def _options(url: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "health_check_interval": 25,
+        "decode_responses": True,
+    }
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
+    return options
+
+
+def connect(broker: Broker) -> redis.Redis:
+    """Return a synchronous client; nothing is sent yet."""
+    url = redis_url(broker)
+    return redis.Redis.from_url(url, **_options(url))
+
+
+def connect_async(broker: Broker) -> redis.asyncio.Redis:
+    """Return an asynchronous client; nothing is sent yet."""
+    url = redis_url(broker)
+    return redis.asyncio.Redis.from_url(url, **_options(url))

@@ -1,0 +1,109 @@
+"""Who may be claimed next, and how many.
+
+The backlog holds the claimable tasks that the ingress has heard of, best first,
+bounded: when it overflows, the worst is forgotten and ``truncated`` says that
+the service knows more. The window says how many claims may be in flight. No
+I/O, no clock; times are readings of the caller's monotonic clock in seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Final
+
+BACKLOG_MAX: Final = 10_000
+
+
+def free_window(*, slots: int, credit: int, own_in_flight: int, others_in_flight: int) -> int:
+    """Return how many more tasks may be claimed for one queue.
+
+    Without a slot anywhere nothing is claimed: a lease must not be spent waiting
+    for a worker that may never come.
+    """
+    if slots <= 0:
+        return 0
+    return max(0, slots + credit - own_in_flight - others_in_flight)
+
+
+def _order(task_id: str) -> tuple[int, str]:
+    return (int(task_id), "") if task_id.isdigit() else (0, task_id)
+
+
+@dataclass(slots=True)
+class Backlog:
+    """Claimable tasks, best first: highest priority, then oldest (lowest id).
+
+    A task that must wait is kept apart until ``due``. Every method is O(log n).
+    """
+
+    capacity: int = BACKLOG_MAX
+    truncated: bool = False
+    """True once something was forgotten; the owner refills from the service and resets it."""
+    _ready: list[tuple[int, tuple[int, str], str]] = field(default_factory=list)
+    _waiting: list[tuple[float, str, int]] = field(default_factory=list)
+    _known: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """task id -> (priority, due): what the heaps hold besides is stale and skipped."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._known
+
+    def add(self, task_id: str, priority: int, due: float = 0.0) -> None:
+        """Remember a claimable task, or change what is known of it. ``due`` 0 means now."""
+        if self._known.get(task_id) == (priority, due):
+            return
+        self._known[task_id] = (priority, due)
+        if due > 0.0:
+            heapq.heappush(self._waiting, (due, task_id, priority))
+        else:
+            heapq.heappush(self._ready, (-priority, _order(task_id), task_id))
+        if len(self._known) > self.capacity:
+            self._forget_worst()
+        elif len(self._ready) + len(self._waiting) > 2 * len(self._known) + 64:
+            self._rebuild()
+
+    def discard(self, task_id: str) -> None:
+        """Forget a task; unknown ids are fine."""
+        self._known.pop(task_id, None)
+
+    def pop(self, now: float) -> tuple[str, int] | None:
+        """Take the best task that is due, as (task id, priority), or None."""
+        self._promote(now)
+        while self._ready:
+            negative, _, task_id = heapq.heappop(self._ready)
+            if self._known.get(task_id) == (-negative, 0.0):
+                del self._known[task_id]
+                return task_id, -negative
+        return None
+
+    def next_due(self) -> float | None:
+        """Return when the next waiting task becomes due, or None."""
+        while self._waiting:
+            due, task_id, priority = self._waiting[0]
+            if self._known.get(task_id) == (priority, due):
+                return due
+            heapq.heappop(self._waiting)
+        return None
+
+    def _promote(self, now: float) -> None:
+        while (due := self.next_due()) is not None and due <= now:
+            _, task_id, priority = heapq.heappop(self._waiting)
+            self._known[task_id] = (priority, 0.0)
+            heapq.heappush(self._ready, (-priority, _order(task_id), task_id))
+
+    def _rebuild(self) -> None:
+        self._ready = [(-p, _order(i), i) for i, (p, due) in self._known.items() if due == 0.0]
+        self._waiting = [(due, i, p) for i, (p, due) in self._known.items() if due > 0.0]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._waiting)
+
+    def _forget_worst(self) -> None:
+        """Forget the worst tenth at once, so that overflowing stays cheap."""
+        worst = sorted(self._known, key=lambda i: (-self._known[i][0], _order(i)))[self.capacity * 9 // 10 :]
+        for task_id in worst:
+            del self._known[task_id]
+        self.truncated = True
+        self._rebuild()

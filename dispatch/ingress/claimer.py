@@ -1,0 +1,224 @@
+"""From backlog to queue: claim within the admission window, best first, and enqueue.
+
+This is the one door through which every task goes, new, retried, taken over or
+freed by its dependencies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from dispatch.core.admission import Backlog, free_window
+from dispatch.core.retry import is_poison, poison_reason
+from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError, GatewayUnavailableError
+from dispatch.ingress.enqueuer import EnqueueError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dispatch.ingress.claims import Claim, Claims
+    from dispatch.ingress.enqueuer import Enqueuer
+    from dispatch.ingress.ledger import Ledger
+
+CLAIMS_AT_ONCE_MAX: Final = 32
+_PAUSE_FIRST_S: Final = 0.5
+_PAUSE_MAX_S: Final = 15.0
+_NOT_READY_DEFAULT_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Capacity:
+    """What Redis shows of the fleet. ``redis_ok`` False stops claiming: nothing could be handed on."""
+
+    slots: int = 0
+    others_in_flight: int = 0
+    redis_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Counts from the settings."""
+
+    credit: int
+    max_attempts: int
+    max_lease_losses: int
+
+
+class Claimer:
+    """Claims while there is room. ``kick`` after anything changed that may make room or bring work.
+
+    ``refill()`` is called when there is room but nothing left in a truncated backlog.
+    """
+
+    def __init__(
+        self,
+        claims: Claims,
+        enqueuer: Enqueuer,
+        backlog: Backlog,
+        ledger: Ledger,
+        *,
+        limits: Limits,
+        log: Any,
+        refill: Callable[[], None],
+    ) -> None:
+        self.capacity = Capacity()
+        self._claims = claims
+        self._enqueuer = enqueuer
+        self._backlog = backlog
+        self._ledger = ledger
+        self._limits = limits
+        self._log = log
+        self._refill = refill
+        self._wake = asyncio.Event()
+        self._admissions: set[asyncio.Task[None]] = set()
+        self._paused_until = 0.0
+        self._pauses = 0
+        self._draining = False
+
+    def kick(self) -> None:
+        """Look again whether something can be claimed."""
+        self._wake.set()
+
+    def free(self) -> int:
+        """Return how many tasks may be claimed now."""
+        if self._draining or not self.capacity.redis_ok:
+            return 0
+        window = free_window(
+            slots=self.capacity.slots,
+            credit=self._limits.credit,
+            own_in_flight=len(self._ledger),
+            others_in_flight=self.capacity.others_in_flight,
+        )
+        return min(window, CLAIMS_AT_ONCE_MAX - len(self._admissions))
+
+    async def run(self) -> None:
+        """Claim until cancelled."""
+        while True:
+            self._claim_what_fits()
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._patience_s())
+            except TimeoutError:
+                continue
+            finally:
+                self._wake.clear()
+
+    async def drain(self) -> None:
+        """Claim nothing more and wait until the claims under way are enqueued or given back."""
+        self._draining = True
+        if self._admissions:
+            await asyncio.wait(self._admissions, timeout=10.0)
+
+    def _patience_s(self) -> float | None:
+        """Return how long to sleep when nothing happens; None for ever."""
+        moments = [self._backlog.next_due()]
+        if self._paused_until > time.monotonic():
+            moments.append(self._paused_until)
+        known = [moment for moment in moments if moment is not None]
+        return max(0.0, min(known) - time.monotonic()) + 0.001 if known else None
+
+    def _claim_what_fits(self) -> None:
+        now = time.monotonic()
+        if now < self._paused_until:
+            return
+        for _ in range(max(0, self.free())):
+            candidate = self._backlog.pop(now)
+            if candidate is None:
+                if self._backlog.truncated:
+                    self._refill()
+                return
+            task_id, priority = candidate
+            if task_id in self._ledger:
+                continue
+            self._ledger.reserve(task_id, priority)
+            admission = asyncio.create_task(self._admit(task_id, priority))
+            self._admissions.add(admission)
+            admission.add_done_callback(self._admitted)
+
+    def _admitted(self, admission: asyncio.Task[None]) -> None:
+        self._admissions.discard(admission)
+        if not admission.cancelled() and (error := admission.exception()):
+            self._log.error("admission_broken", error=repr(error))
+        self.kick()
+
+    async def _admit(self, task_id: str, priority: int) -> None:
+        try:
+            claim = await self._claims.claim(task_id)
+        except GatewayRejectedError as exc:
+            self._ledger.drop(task_id)
+            self._refused(task_id, priority, exc)
+            return
+        except (GatewayUnavailableError, AuthenticationError) as exc:
+            self._ledger.drop(task_id)
+            self._backlog.add(task_id, priority)
+            self._pause(exc)
+            return
+        except BaseException:
+            self._ledger.drop(task_id)
+            raise
+        self._pauses = 0
+        self._ledger.granted(claim.ref, sent_at=claim.sent_at, lease_s=claim.lease_s)
+        if is_poison(
+            claim.task.attempts,
+            claim.task.lease_losses,
+            max_attempts=self._limits.max_attempts,
+            max_lease_losses=self._limits.max_lease_losses,
+        ):
+            await self._fail_poison(claim)
+            return
+        await self._enqueue(claim)
+
+    async def _enqueue(self, claim: Claim) -> None:
+        ref = claim.ref
+        try:
+            await self._enqueuer.enqueue(ref)
+        except EnqueueError as exc:
+            self.capacity.redis_ok = False
+            self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))
+            self._ledger.drop(ref.task_id)
+            try:
+                await self._claims.release(ref, reason="The queue did not take the task.")
+            except GatewayError as release_error:
+                self._log.warning("release_failed", task=ref.task_id, token=ref.token, reason=str(release_error))
+            return
+        self._ledger.enqueued(ref, time.monotonic())
+        self._log.info("task_enqueued", task=ref.task_id, token=ref.token, attempt=ref.attempt)
+
+    async def _fail_poison(self, claim: Claim) -> None:
+        ref = claim.ref
+        reason = poison_reason(self._limits.max_attempts)
+        if last := (claim.task.reason or ""):
+            reason = f"{reason}: {last}"
+        self._ledger.drop(ref.task_id)
+        try:
+            await self._claims.fail(ref, reason)
+        except GatewayError as exc:
+            # The lease runs out and the task comes by here again.
+            self._log.warning("poison_fail_failed", task=ref.task_id, token=ref.token, reason=str(exc))
+            return
+        self._log.warning("task_poison", task=ref.task_id, token=ref.token, attempts=claim.task.attempts)
+
+    def _refused(self, task_id: str, priority: int, exc: GatewayRejectedError) -> None:
+        if exc.code == "NOT_READY" and "retry_after_ms" in exc.facts:
+            wait_s = _seconds(exc.facts["retry_after_ms"])
+            self._backlog.add(task_id, priority, due=time.monotonic() + wait_s)
+        self._log.debug("claim_refused", task=task_id, code=exc.code, status=exc.status, reason=str(exc))
+
+    def _pause(self, exc: GatewayError) -> None:
+        now = time.monotonic()
+        if now < self._paused_until:
+            return
+        step = min(_PAUSE_FIRST_S * 2.0 ** min(self._pauses, 10), _PAUSE_MAX_S)
+        asked = getattr(exc, "retry_after_s", None) or 0.0
+        self._pauses += 1
+        self._paused_until = now + max(step * random.uniform(0.5, 1.0), asked)  # noqa: S311  Jitter, not a secret.
+        self._log.warning("claiming_paused", pause_s=round(self._paused_until - now, 3), reason=str(exc))
+
+
+def _seconds(millis: Any) -> float:
+    if isinstance(millis, int | float) and not isinstance(millis, bool):
+        return max(0.0, min(millis / 1000.0, 86_400.0))
+    return _NOT_READY_DEFAULT_S

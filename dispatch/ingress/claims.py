@@ -1,0 +1,105 @@
+"""What the ingress asks of the task service about its claims.
+
+``FencedClaims`` is for services with fencing tokens (ours). ``dispatch.ingress.plain_claims``
+does the same for a foreign ATS.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+from dispatch.ats import answers, protocol
+from dispatch.ats.gateway import AttemptRef
+from dispatch.ats.model import Actor, Task, parse_task
+from dispatch.errors import GatewayUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dispatch.ats.aclient import AsyncClient
+
+LIST_FIELDS = "id,channel,type,priority,status,fencing_token,attempts,lease_losses,not_before,runner,assignee_id"
+_CLAIM_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that succeeded. ``sent_at`` is monotonic: the lease is counted from there."""
+
+    ref: AttemptRef
+    task: Task
+    sent_at: float
+    lease_s: float
+
+
+class Claims(Protocol):
+    """Calls of the ingress. All raise the GatewayError family."""
+
+    async def claim(self, task_id: str) -> Claim:
+        """Claim a pending task. GatewayRejectedError: somebody else was faster, or it may not be claimed."""
+        ...
+
+    async def renew(self, ref: AttemptRef) -> float:
+        """Extend the lease of a claim that still waits in the queue; returns its length in seconds."""
+        ...
+
+    async def release(self, ref: AttemptRef, *, reason: str) -> None:
+        """Give a claim back that no worker has started."""
+        ...
+
+    async def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Fail a claimed task for good."""
+        ...
+
+    async def refresh(self, refs: Sequence[AttemptRef]) -> dict[str, Task]:
+        """Return the present state of these tasks by id; ``runner`` is set once a worker has started one."""
+        ...
+
+
+class FencedClaims:
+    """Claims on a service that announces the fencing extension."""
+
+    def __init__(self, client: AsyncClient, actor: Actor, lease_s: float) -> None:
+        self._client = client
+        self._actor = actor
+        self._lease_s = lease_s
+
+    async def claim(self, task_id: str) -> Claim:
+        """Claim with a claim id of its own, so that a lost answer can be asked for again."""
+        request = protocol.claim(task_id, lease_s=self._lease_s, claim_id=uuid4().hex)
+        for tries_left in reversed(range(_CLAIM_TRIES)):
+            sent_at = time.monotonic()
+            try:
+                answer = await self._client.send(request)
+                break
+            except GatewayUnavailableError:
+                if not tries_left:
+                    raise
+        task = parse_task(answer, keep_raw=False)
+        if task.fencing_token is None:
+            raise GatewayUnavailableError("The task service granted a claim without a fencing token.")
+        ref = AttemptRef(task.id, task.attempts + 1, task.fencing_token, self._actor.id)
+        return Claim(ref, task, sent_at, self._lease_s)
+
+    async def renew(self, ref: AttemptRef) -> float:
+        """Renew by token."""
+        await self._client.send(protocol.renew(ref.task_id, token=ref.token, lease_s=self._lease_s))
+        return self._lease_s
+
+    async def release(self, ref: AttemptRef, *, reason: str) -> None:
+        """Release by token, uncounted."""
+        await self._client.send(protocol.release(ref.task_id, token=ref.token, reason=reason))
+
+    async def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Fail by token."""
+        await self._client.send(protocol.fail(ref.task_id, reason, token=ref.token))
+
+    async def refresh(self, refs: Sequence[AttemptRef]) -> dict[str, Task]:
+        """Ask for all of them at once."""
+        answer = await self._client.send(
+            protocol.list_tasks(ids=[ref.task_id for ref in refs], fields=LIST_FIELDS, limit=len(refs))
+        )
+        return {task.id: task for task in answers.tasks_of(answer)}

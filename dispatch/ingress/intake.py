@@ -1,0 +1,107 @@
+"""What news about a task means for the backlog and the ledger.
+
+News come from the feed and from listings, in any order, twice or never. Each is
+only a hint: the worst that a wrong one can cause is a claim that is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from dispatch.core.lifecycle import ATS_WORD, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dispatch.ats.model import Event, Task
+    from dispatch.core.admission import Backlog
+    from dispatch.ingress.ledger import Ledger
+
+PENDING: Final = ATS_WORD[Status.TODO]
+IN_PROGRESS: Final = ATS_WORD[Status.IN_PROGRESS]
+
+EVENTS: Final = (
+    "created",
+    "reopened",
+    "lease_expired",
+    "updated",
+    "released",
+    "cancelled",
+    "failed",
+    "completed",
+    "rejected",
+)
+"""What the ingress wants to hear; the verbs of ``task.*`` events."""
+
+
+class Intake:
+    """Sorts news into backlog and ledger.
+
+    ``wake(task_id)`` is called when somebody else than the holder ended a task
+    that may be running; ``look(task_id)`` when news came without the task's state
+    and somebody should read it.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[str, ...],
+        backlog: Backlog,
+        ledger: Ledger,
+        clock_offset_s: Callable[[], float],
+        wake: Callable[[str], None],
+        look: Callable[[str], None],
+    ) -> None:
+        self._channels = frozenset(channels)
+        self._backlog = backlog
+        self._ledger = ledger
+        self._clock_offset_s = clock_offset_s
+        self._wake = wake
+        self._look = look
+
+    def on_event(self, event: Event) -> None:
+        """Take one event of the feed."""
+        if event.verb not in EVENTS:
+            return
+        task = event.task
+        if task is None or not task.status:
+            self._look(event.task_id)
+            return
+        if task.status != PENDING and self._ended_by_another(event, task):
+            self._wake(task.id)
+        self.on_task(task)
+
+    def on_task(self, task: Task) -> None:
+        """Take the state of a task as some answer or event shows it."""
+        if task.channel and task.channel not in self._channels:
+            self._backlog.discard(task.id)
+            return
+        if task.status == PENDING:
+            self._on_pending(task)
+            return
+        self._backlog.discard(task.id)
+        if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):
+            self._ledger.drop(task.id)
+
+    def _on_pending(self, task: Task) -> None:
+        if task.id in self._ledger:
+            if not self._ledger.concerns(task.id, task.fencing_token):
+                return
+            self._ledger.drop(task.id)
+        self._backlog.add(task.id, task.priority, self._due(task))
+
+    def _due(self, task: Task) -> float:
+        """Return when the task may be claimed on our monotonic clock; 0 means now."""
+        if task.not_before_at is None:
+            return 0.0
+        now = datetime.now(UTC).timestamp() + self._clock_offset_s()
+        wait_s = task.not_before_at.timestamp() - now
+        return time.monotonic() + wait_s if wait_s > 0 else 0.0
+
+    def _ended_by_another(self, event: Event, task: Task) -> bool:
+        if event.verb == "cancelled":
+            return True
+        flight = self._ledger.get(task.id)
+        return flight is not None and flight.ref is not None and event.actor_id != flight.ref.actor_id

@@ -1,0 +1,296 @@
+"""The ingress process: feed, claimer and sweeps in one event loop, and its end.
+
+It holds nothing that cannot be rebuilt. Four loops run side by side; each
+survives the loss of what it talks to, and none waits for another:
+
+- feed: events into backlog and ledger; a reconcile after every (re)connect
+- claimer: claims within the window and enqueues
+- redis: presence of the fleet, renewing and re-enqueueing what is queued
+- reconcile: the timer
+
+SIGTERM and SIGINT drain: nothing more is claimed; what is queued stays queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+from redis.exceptions import RedisError
+
+from dispatch.ats import protocol
+from dispatch.ats.aclient import AsyncClient
+from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.feed import Connected, Disconnected, Feed
+from dispatch.ats.model import Actor, Event, parse_task
+from dispatch.broker import connect_async
+from dispatch.core.admission import Backlog
+from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
+from dispatch.errors import GatewayError
+from dispatch.ingress.claimer import Claimer, Limits
+from dispatch.ingress.claims import FencedClaims
+from dispatch.ingress.enqueuer import Enqueuer
+from dispatch.ingress.identity import Identity
+from dispatch.ingress.intake import EVENTS, Intake
+from dispatch.ingress.ledger import Ledger
+from dispatch.ingress.plain_claims import PlainClaims
+from dispatch.ingress.reconcile import Parts, Reconciler
+from dispatch.ingress.redis_view import RedisView
+from dispatch.log import get_logger
+
+if TYPE_CHECKING:
+    from dispatch.ingress.claims import Claims
+    from dispatch.settings import Settings
+
+_REFILL_EVERY_S: Final = 0.25
+"""Shortest time between two listings, whoever asks for them."""
+_REDIS_PAUSE_S: Final = 0.5
+_WAKES_WAITING_MAX: Final = 1_000
+
+
+class Ingress:
+    """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
+
+    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool) -> None:
+        self._settings = settings
+        self._actor = actor
+        self._log = get_logger("ingress")
+        self._stopping = asyncio.Event()
+        self._sweep_now = asyncio.Event()
+        self._reconcile_now = asyncio.Event()
+        self._wakes: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAKES_WAITING_MAX)
+        self._redis = connect_async(settings.broker)
+        self._view = RedisView(self._redis, settings.broker.queue)
+        self._client = make_client(settings, actor)
+        self._backlog = Backlog()
+        self._ledger = Ledger()
+        self._enqueuer = Enqueuer(settings)
+        self._claims = self._make_claims(fenced=fenced)
+        limits = Limits(
+            credit=settings.ingress.credit,
+            max_attempts=settings.execution.max_attempts,
+            max_lease_losses=settings.execution.max_lease_losses,
+        )
+        self._claimer = Claimer(
+            self._claims,
+            self._enqueuer,
+            self._backlog,
+            self._ledger,
+            limits=limits,
+            log=self._log,
+            refill=self._reconcile_now.set,
+        )
+        self._intake = Intake(
+            channels=settings.ats.channels,
+            backlog=self._backlog,
+            ledger=self._ledger,
+            clock_offset_s=self._client.clock_offset_s,
+            wake=lambda task_id: self._later("wake", task_id),
+            look=lambda task_id: self._later("look", task_id),
+        )
+        self._reconciler = Reconciler(
+            Parts(
+                self._client,
+                self._claims,
+                self._enqueuer,
+                self._view,
+                self._backlog,
+                self._ledger,
+                self._intake,
+            ),
+            actor_id=actor.id,
+            channels=settings.ats.channels,
+            lease_s=settings.execution.lease_s,
+            log=self._log,
+        )
+        self._ready_logged = False
+
+    def _make_claims(self, *, fenced: bool) -> Claims:
+        lease_s = self._settings.execution.lease_s
+        if fenced:
+            return FencedClaims(self._client, self._actor, lease_s)
+        return PlainClaims(self._client, self._redis, self._actor, lease_s)
+
+    async def run(self) -> None:
+        """Run until stopped, then drain."""
+        self._enqueuer.start()
+        loops = [
+            asyncio.create_task(loop, name=name)
+            for name, loop in (
+                ("feed", self._feed_loop()),
+                ("claimer", self._claimer.run()),
+                ("redis", self._redis_loop()),
+                ("presence", self._presence_loop()),
+                ("reconcile", self._reconcile_loop()),
+                ("errands", self._errands_loop()),
+            )
+        ]
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done() and (error := loop.exception()):
+                    raise error
+            self._log.info("ingress_draining", in_flight=len(self._ledger))
+            await self._claimer.drain()
+        finally:
+            for task in (*loops, stopping):
+                task.cancel()
+            await asyncio.gather(*loops, stopping, return_exceptions=True)
+            with contextlib.suppress(RedisError, OSError):
+                await self._view.leave(self._actor.id)
+            await self._enqueuer.stop()
+            await self._client.close()
+            await self._redis.aclose()
+            self._log.info("ingress_stopped")
+
+    def stop(self) -> None:
+        """Begin to drain; safe from a signal handler of the event loop."""
+        self._stopping.set()
+
+    def _later(self, errand: str, task_id: str) -> None:
+        """Note something to do that the handling of an event must not wait for. Dropped when too many wait."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._wakes.put_nowait((errand, task_id))
+
+    async def _feed_loop(self) -> None:
+        feed = Feed(self._client.endpoint, self._actor, self._settings.ats.channels, verbs=EVENTS)
+        async for item in feed.run():
+            if isinstance(item, Event):
+                self._intake.on_event(item)
+                self._claimer.kick()
+            elif isinstance(item, Connected):
+                self._log.info("feed_connected", extended=item.extended)
+                self._reconcile_now.set()
+            elif isinstance(item, Disconnected):
+                self._log.warning("feed_disconnected", reason=item.reason)
+
+    async def _reconcile_loop(self) -> None:
+        period_s = self._settings.ingress.reconcile_s
+        listed_at = -_REFILL_EVERY_S
+        while True:
+            jittered_s = period_s * random.uniform(0.8, 1.2)  # noqa: S311  Spreads load; not a secret.
+            await self._wait(self._reconcile_now, jittered_s)
+            await asyncio.sleep(max(0.0, listed_at + _REFILL_EVERY_S - time.monotonic()))
+            listed_at = time.monotonic()
+            try:
+                await self._reconciler.with_service()
+            except GatewayError as exc:
+                self._log.warning("reconcile_failed", reason=str(exc))
+                await asyncio.sleep(min(1.0, period_s))
+                continue
+            self._claimer.kick()
+            if not self._ready_logged:
+                self._ready_logged = True
+                self._log.info("ingress_ready", actor=self._actor.id, channels=list(self._settings.ats.channels))
+
+    async def _redis_loop(self) -> None:
+        sweep_s = self._settings.ingress.sweep_s
+        shown_at = -PRESENCE_EVERY_S
+        while True:
+            try:
+                await self._look_at_fleet()
+                if time.monotonic() - shown_at >= PRESENCE_EVERY_S:
+                    await self._view.show(self._presence())
+                    shown_at = time.monotonic()
+                await self._reconciler.with_redis()
+            except (RedisError, OSError) as exc:
+                self._redis_is_lost(exc)
+                await asyncio.sleep(_REDIS_PAUSE_S)
+                continue
+            except GatewayError as exc:
+                self._log.warning("sweep_failed", reason=str(exc))
+            await self._wait(self._sweep_now, min(sweep_s, PRESENCE_EVERY_S))
+
+    async def _presence_loop(self) -> None:
+        """Hear at once when a worker appears or leaves."""
+        while True:
+            try:
+                async for _ in self._view.presence_changes():
+                    self._sweep_now.set()
+            except (RedisError, OSError):
+                await asyncio.sleep(_REDIS_PAUSE_S)
+
+    async def _look_at_fleet(self) -> None:
+        capacity = self._claimer.capacity
+        workers = await self._view.workers()
+        others = [i for i in await self._view.ingresses() if i.actor != self._actor.id]
+        queue = self._settings.broker.queue
+        slots = slots_of(workers, queue)
+        if not capacity.redis_ok or slots != capacity.slots:
+            self._log.info("fleet_changed", workers=len(workers), slots=slots)
+        capacity.slots = slots
+        capacity.others_in_flight = sum(i.in_flight.get(queue, 0) for i in others)
+        capacity.redis_ok = True
+        self._claimer.kick()
+
+    def _redis_is_lost(self, exc: Exception) -> None:
+        if self._claimer.capacity.redis_ok:
+            self._log.error("redis_lost", reason=type(exc).__name__)
+        self._claimer.capacity.redis_ok = False
+
+    def _presence(self) -> IngressPresence:
+        return IngressPresence(
+            actor=self._actor.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            in_flight={self._settings.broker.queue: len(self._ledger)},
+            channels=self._settings.ats.channels,
+            backlog=len(self._backlog),
+        )
+
+    async def _errands_loop(self) -> None:
+        while True:
+            errand, task_id = await self._wakes.get()
+            try:
+                if errand == "wake":
+                    await self._view.wake(task_id)
+                else:
+                    self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))))
+                    self._claimer.kick()
+            except (RedisError, OSError, GatewayError) as exc:
+                self._log.warning("errand_failed", errand=errand, task=task_id, reason=str(exc))
+
+    @staticmethod
+    async def _wait(event: asyncio.Event, patience_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), patience_s)
+        event.clear()
+
+
+def make_client(settings: Settings, actor: Actor) -> AsyncClient:
+    """Return a client for the configured task service."""
+    ats = settings.ats
+    token = ats.token.reveal() if ats.token else None
+    return AsyncClient(protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token), actor)
+
+
+async def _serve(settings: Settings, actor: Actor) -> None:
+    async with make_client(settings, actor) as client:
+        fenced = has_fencing(extensions_of_health(await client.send(protocol.health())))
+    ingress = Ingress(settings, actor, fenced=fenced)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, ingress.stop)
+    await ingress.run()
+
+
+def run(settings: Settings) -> None:
+    """Run one ingress until SIGTERM or SIGINT.
+
+    Raises DispatchError (with its exit code) when it cannot start. The caller has
+    configured logging and run the preflight.
+    """
+    identity = Identity.take(settings.ats.actor_id, settings.local.data_dir / "ingress")
+    try:
+        actor = Actor("agent", identity.actor_id, settings.ats.actor_name)
+        uvloop.run(_serve(settings, actor))
+    finally:
+        identity.release()

@@ -1,0 +1,209 @@
+"""Comparing what the ingress believes with what the service and Redis say.
+
+The feed wakes, reconciling guarantees. ``Reconciler.with_service`` runs after every
+(re)connect of the feed and on a timer; ``with_redis`` on a shorter one: it
+renews what still waits in the queue, and enqueues again what Redis lost. Both
+are safe to repeat: a message that exists twice starts once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from dispatch.ats import answers, protocol
+from dispatch.ats.gateway import AttemptRef
+from dispatch.core.lease import renew_at
+from dispatch.errors import GatewayError, GatewayRejectedError
+from dispatch.ingress.claims import LIST_FIELDS
+from dispatch.ingress.enqueuer import EnqueueError
+from dispatch.ingress.intake import IN_PROGRESS, PENDING
+
+if TYPE_CHECKING:
+    from dispatch.ats.aclient import AsyncClient
+    from dispatch.ats.model import Task
+    from dispatch.core.admission import Backlog
+    from dispatch.ingress.claims import Claims
+    from dispatch.ingress.enqueuer import Enqueuer
+    from dispatch.ingress.intake import Intake
+    from dispatch.ingress.ledger import Flight, Ledger
+    from dispatch.ingress.redis_view import RedisView
+
+PAGE: Final = 500
+QUEUED_AGE_MIN_S: Final = 1.0
+"""A message younger than this may be between two hands; nobody asks for it yet."""
+_REFRESH_AT_ONCE: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the sweeps work on."""
+
+    client: AsyncClient
+    claims: Claims
+    enqueuer: Enqueuer
+    view: RedisView
+    backlog: Backlog
+    ledger: Ledger
+    intake: Intake
+
+
+class Reconciler:
+    """The sweeps of one ingress."""
+
+    def __init__(self, parts: Parts, *, actor_id: str, channels: tuple[str, ...], lease_s: float, log: Any) -> None:
+        self._client = parts.client
+        self._claims = parts.claims
+        self._enqueuer = parts.enqueuer
+        self._view = parts.view
+        self._backlog = parts.backlog
+        self._ledger = parts.ledger
+        self._intake = parts.intake
+        self._actor_id = actor_id
+        self._channels = channels
+        self._lease_s = lease_s
+        self._log = log
+
+    async def with_service(self) -> None:
+        """List what is pending and what is ours. Raises the GatewayError family."""
+        self._backlog.truncated = False
+        for channel in self._channels:
+            await self._list_pending(channel)
+        await self._list_own()
+
+    async def _list_pending(self, channel: str) -> None:
+        """Read pending tasks, best first, until a page brings nothing new or the backlog is full.
+
+        What lies deeper is read when the backlog has run low (``Backlog.truncated``).
+        Only an empty page ends the list: a service may page smaller than it was asked to.
+        """
+        offset = 0
+        while True:
+            tasks = answers.tasks_of(
+                await self._client.send(
+                    protocol.list_tasks(
+                        status=PENDING,
+                        channel=channel,
+                        sort_by="priority",
+                        sort_dir="desc",
+                        limit=PAGE,
+                        offset=offset,
+                        fields=LIST_FIELDS,
+                    )
+                )
+            )
+            is_news = any(task.id not in self._backlog and task.id not in self._ledger for task in tasks)
+            for task in tasks:
+                self._intake.on_task(task)
+            if not tasks:
+                return
+            is_known = not is_news and len(tasks) >= PAGE
+            if is_known or len(self._backlog) >= self._backlog.capacity * 9 // 10:
+                self._backlog.truncated = True
+                return
+            offset += len(tasks)
+
+    async def _list_own(self) -> None:
+        """Find our own claims: adopt those of an earlier life, forget those that have ended unheard."""
+        before = time.monotonic()
+        mine: dict[str, Task] = {}
+        offset = 0
+        while True:
+            tasks = answers.tasks_of(
+                await self._client.send(
+                    protocol.list_tasks(
+                        status=IN_PROGRESS,
+                        assignee_id=self._actor_id,
+                        limit=PAGE,
+                        offset=offset,
+                        fields=LIST_FIELDS,
+                    )
+                )
+            )
+            mine |= {task.id: task for task in tasks if task.assignee_id in (None, self._actor_id)}
+            if not tasks:
+                break
+            offset += len(tasks)
+        for task in mine.values():
+            self._adopt(task)
+        for task_id, flight in self._ledger.items():
+            if flight.ref is not None and flight.granted_at < before and task_id not in mine:
+                self._ledger.drop(task_id)
+                self._log.info("flight_ended_unheard", task=task_id, token=flight.ref.token)
+
+    def _adopt(self, task: Task) -> None:
+        if task.id in self._ledger or task.fencing_token is None or task.channel not in self._channels:
+            return
+        attempt = task.attempts if task.runner else task.attempts + 1
+        ref = AttemptRef(task.id, attempt, task.fencing_token, self._actor_id)
+        self._ledger.reserve(task.id, task.priority)
+        # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
+        self._ledger.granted(ref, sent_at=0.0, lease_s=self._lease_s)
+        self._ledger.enqueued(ref, 0.0)
+        if task.runner:
+            self._ledger.started(ref)
+        self._log.info("flight_adopted", task=task.id, token=ref.token, started=bool(task.runner))
+
+    async def with_redis(self) -> None:
+        """Renew queued claims that Redis shows; find out about those it does not.
+
+        Raises ``redis.RedisError``, ``OSError`` or the GatewayError family.
+        """
+        queued = list(self._ledger.queued(time.monotonic(), QUEUED_AGE_MIN_S))
+        if not queued:
+            return
+        seen = await self._view.queued_ids()
+        missing: list[tuple[AttemptRef, Flight]] = []
+        for ref, flight in queued:
+            if f"{ref.task_id}.{ref.token}" in seen:
+                await self._renew_if_due(ref, flight)
+            else:
+                missing.append((ref, flight))
+        for start in range(0, len(missing), _REFRESH_AT_ONCE):
+            await self._resolve(missing[start : start + _REFRESH_AT_ONCE])
+
+    async def _renew_if_due(self, ref: AttemptRef, flight: Flight) -> None:
+        sent_at = time.monotonic()
+        if sent_at < renew_at(flight.granted_at, flight.lease_s):
+            return
+        try:
+            lease_s = await self._claims.renew(ref)
+        except GatewayRejectedError as exc:
+            # The worker will be told the same when it starts, and drop the message.
+            self._ledger.drop(ref.task_id)
+            self._log.info("queued_claim_lost", task=ref.task_id, token=ref.token, reason=str(exc))
+            return
+        self._ledger.renewed(ref, sent_at=sent_at, lease_s=lease_s)
+
+    async def _resolve(self, missing: list[tuple[AttemptRef, Flight]]) -> None:
+        """Find out what became of claims whose message Redis does not show."""
+        present = await self._claims.refresh([ref for ref, _ in missing])
+        for ref, _ in missing:
+            task = present.get(ref.task_id)
+            still_ours = (
+                task is not None
+                and task.status == IN_PROGRESS
+                and task.fencing_token in (None, ref.token)
+                and task.assignee_id in (None, self._actor_id)
+            )
+            if task is None or not still_ours:
+                self._ledger.drop(ref.task_id)
+                if task is not None:
+                    self._intake.on_task(task)
+            elif task.runner:
+                self._ledger.started(ref)
+            else:
+                await self._enqueue_again(ref)
+
+    async def _enqueue_again(self, ref: AttemptRef) -> None:
+        try:
+            await self._claims.renew(ref)
+            await self._enqueuer.enqueue(ref)
+        except GatewayRejectedError:
+            self._ledger.drop(ref.task_id)
+        except (GatewayError, EnqueueError) as exc:
+            self._log.warning("enqueue_again_failed", task=ref.task_id, token=ref.token, reason=str(exc))
+        else:
+            self._ledger.enqueued(ref, time.monotonic())
+            self._log.warning("message_lost_enqueued_again", task=ref.task_id, token=ref.token)

@@ -1,0 +1,343 @@
+"""What each route does: read the fields, run the use case, write the objects.
+
+``ROUTES`` is the table of the whole REST face: shape of the path -> method ->
+(handler, largest body in bytes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import dispatch
+from dispatch.errors import InvalidInputError, NotFoundError, TooLargeError
+from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
+from dispatch.service.rows import Ref, Scope, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from dispatch.ats.model import Actor
+    from dispatch.service.store import Store, Tx
+
+EXTENSIONS: Final = ("fencing", "start", "renew", "release", "not_before", "events.since", "events.thin", "fields")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every handler needs."""
+
+    store: Store
+    default_lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, read as far as every route needs it."""
+
+    context: Context
+    actor: Actor
+    scope: Scope | None
+    names: tuple[str, ...]
+    """The variable parts of the path."""
+    body: Any
+    query: list[tuple[str, str]]
+
+    @property
+    def store(self) -> Store:
+        """The database."""
+        return self.context.store
+
+    def ref(self) -> Ref:
+        """Return the task that the path names. Raises NotFoundError when it cannot be a task."""
+        ident = strict.task_ident(self.names[0])
+        if ident is None:
+            raise NotFoundError(f"There is no task {self.names[0][:80]!r}; a task is named by its number or its UUID.")
+        return Ref(ident, self.scope)
+
+
+Answer = tuple[int, str]
+
+
+def _envelope(row: Any, now_ms: int) -> str:
+    return f'{{"task":{wire.task_json(row, now_ms)}}}'
+
+
+def _granted(granted: leases.Granted, now_ms: int) -> Answer:
+    lease = f'{{"fencing_token":{granted.task.fencing_token},"ttl_ms":{granted.ttl_ms}}}'
+    return 200, f'{{"task":{wire.task_json(granted.task, now_ms)},"lease":{lease}}}'
+
+
+async def health(call: Call) -> Answer:
+    """GET /health."""
+    return 200, wire.dumps(
+        {
+            "status": "ok",
+            "timestamp": wire.iso(call.store.clock.now_ms()),
+            "service": "dispatch",
+            "version": dispatch.__version__,
+            "extensions": EXTENSIONS,
+        }
+    )
+
+
+async def stats(call: Call) -> Answer:
+    """GET /tasks/stats."""
+    strict.parse_query(call.query, {})
+    return 200, wire.dumps({"stats": await call.store.read(tasks.stats)})
+
+
+async def create(call: Call) -> Answer:
+    """POST T."""
+    found = strict.parse_object(call.body, fields.CREATE, required=("title",))
+    found["description"] = found.get("description") or ""
+    new = tasks.NewTask(**found)
+    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new))
+    return 201, _envelope(row, row.created_at)
+
+
+async def list_tasks(call: Call) -> Answer:
+    """GET T."""
+    found = strict.parse_query(call.query, fields.LIST)
+    exact = found.pop("priority", None)
+    if exact is not None:
+        if "min_priority" in found or "max_priority" in found:
+            raise InvalidInputError("Give priority, or min_priority and max_priority, not both.")
+        found["min_priority"] = found["max_priority"] = exact
+    if "sort_dir" in found:
+        found["descending"] = found.pop("sort_dir")
+    query = tasks.Query(scope=call.scope, **found)
+    now_ms = call.store.clock.now_ms()
+
+    def work(tx: Tx) -> list[str]:
+        rows = tasks.find(tx, query)
+        if query.fields is None:
+            return [wire.task_json(row, now_ms) for row in rows]
+        return [wire.partial_task_json(row, query.fields, now_ms) for row in rows]
+
+    objects = await call.store.read(work)
+    return 200, f'{{"tasks":[{",".join(objects)}],"count":{len(objects)}}}'
+
+
+async def get(call: Call) -> Answer:
+    """GET T/{id}: the task with its newest messages."""
+    ref = call.ref()
+    names: tuple[str, ...] | None = strict.parse_query(call.query, {"fields": fields.LIST["fields"]}).get("fields")
+
+    def work(tx: Tx) -> str:
+        row = fetch(tx, ref)
+        if names is not None:
+            return wire.partial_task_json(row, names, tx.now_ms)
+        thread = ",".join(wire.message_json(m) for m in messages.thread(tx, row.id, fields.EMBEDDED_MESSAGES_MAX))
+        return f'{wire.task_json(row, tx.now_ms)[:-1]},"messages":[{thread}]}}'
+
+    return 200, f'{{"task":{await call.store.read(work)}}}'
+
+
+async def patch(call: Call) -> Answer:
+    """PATCH T/{id}."""
+    ref = call.ref()
+    changes = strict.parse_object(call.body, fields.PATCH)
+    if not changes:
+        raise InvalidInputError(f"Nothing to change was given; known fields are {', '.join(sorted(fields.PATCH))}.")
+    status = changes.pop("status", None)
+    if "description" in changes:
+        changes["description"] = changes["description"] or ""
+    lease_ms = call.context.default_lease_ms
+    row = await call.store.write(
+        lambda tx: tasks.patch(tx, ref, call.actor, fields=changes, status=status, default_lease_ms=lease_ms)
+    )
+    return 200, _envelope(row, call.store.clock.now_ms())
+
+
+async def claim(call: Call) -> Answer:
+    """POST T/{id}/claim."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.CLAIM)
+    lease_ms = found.get("lease_duration", call.context.default_lease_ms)
+    granted = await call.store.write(
+        lambda tx: leases.claim(tx, ref, call.actor, lease_ms=lease_ms, claim_id=found.get("claim_id"))
+    )
+    return _granted(granted, call.store.clock.now_ms())
+
+
+async def start(call: Call) -> Answer:
+    """POST T/{id}/start."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.START, required=("fencing_token", "runner"))
+    granted = await call.store.write(
+        lambda tx: leases.start(
+            tx,
+            ref,
+            call.actor,
+            token=found["fencing_token"],
+            runner=found["runner"],
+            lease_ms=found.get("lease_duration"),
+            message=found.get("message"),
+        )
+    )
+    return _granted(granted, call.store.clock.now_ms())
+
+
+async def renew(call: Call) -> Answer:
+    """POST T/{id}/renew."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.RENEW, required=("fencing_token",))
+    granted = await call.store.write(
+        lambda tx: leases.renew(
+            tx,
+            ref,
+            call.actor,
+            token=found["fencing_token"],
+            lease_ms=found.get("lease_duration"),
+            message=found.get("message"),
+        )
+    )
+    return _granted(granted, call.store.clock.now_ms())
+
+
+async def release(call: Call) -> Answer:
+    """POST T/{id}/release."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.RELEASE, required=("fencing_token",))
+    token = found.pop("fencing_token")
+    row = await call.store.write(lambda tx: leases.release(tx, ref, call.actor, token=token, **found))
+    return 200, _envelope(row, call.store.clock.now_ms())
+
+
+async def complete(call: Call) -> Answer:
+    """POST T/{id}/complete."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.COMPLETE)
+    outputs = found.get("outputs")
+    bytes_max = fields.OUTPUTS_BYTES_MAX
+    if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
+        raise TooLargeError(f"outputs has more than {bytes_max} bytes of JSON; keep large results elsewhere.")
+    token = found.get("fencing_token")
+    row = await call.store.write(lambda tx: moves.complete(tx, ref, call.actor, outputs=outputs, token=token))
+    return 200, _envelope(row, call.store.clock.now_ms())
+
+
+async def fail(call: Call) -> Answer:
+    """POST T/{id}/fail."""
+    ref = call.ref()
+    found = strict.parse_object(call.body, fields.FAIL)
+    row = await call.store.write(
+        lambda tx: moves.fail(tx, ref, call.actor, reason=found.get("reason"), token=found.get("fencing_token"))
+    )
+    return 200, _envelope(row, call.store.clock.now_ms())
+
+
+def _with_reason(move: Callable[..., Any]) -> Callable[[Call], Awaitable[Answer]]:
+    async def handle(call: Call) -> Answer:
+        ref = call.ref()
+        reason = strict.parse_object(call.body, fields.WITH_REASON).get("reason")
+        row = await call.store.write(lambda tx: move(tx, ref, call.actor, reason=reason))
+        return 200, _envelope(row, call.store.clock.now_ms())
+
+    return handle
+
+
+async def post_message(call: Call) -> Answer:
+    """POST T/{id}/messages."""
+    ref = call.ref()
+    parts = fields.check_parts(strict.parse_object(call.body, fields.POST_MESSAGE, required=("parts",))["parts"])
+    row = await call.store.write(lambda tx: messages.post(tx, ref, call.actor, parts))
+    return 201, f'{{"message":{wire.message_json(row)}}}'
+
+
+async def list_messages(call: Call) -> Answer:
+    """GET T/{id}/messages."""
+    ref = call.ref()
+    most = fields.THREAD_MAX
+    limit = strict.parse_query(call.query, {"limit": strict.digits(1, most)}).get("limit", most)
+    objects = await call.store.read(
+        lambda tx: [wire.message_json(row) for row in messages.thread(tx, fetch(tx, ref).id, limit)]
+    )
+    return 200, f'{{"messages":[{",".join(objects)}]}}'
+
+
+async def list_organizations(call: Call) -> Answer:
+    """GET /orgs."""
+    strict.parse_query(call.query, {})
+    rows = await call.store.read(tenants.all_organizations)
+    return 200, wire.dumps({"organizations": [tenants.organization_object(row) for row in rows]})
+
+
+async def create_organization(call: Call) -> Answer:
+    """POST /orgs."""
+    found = strict.parse_object(call.body, fields.ORGANIZATION, required=("slug",))
+    name = found.get("name", found["slug"])
+    row = await call.store.write(lambda tx: tenants.create_organization(tx, found["slug"], name))
+    return 201, wire.dumps({"organization": tenants.organization_object(row)})
+
+
+async def get_organization(call: Call) -> Answer:
+    """GET /orgs/{org}."""
+    row = await call.store.read(lambda tx: tenants.organization(tx, call.names[0]))
+    return 200, wire.dumps({"organization": tenants.organization_object(row)})
+
+
+async def patch_organization(call: Call) -> Answer:
+    """PATCH /orgs/{org}."""
+    found = strict.parse_object(call.body, fields.ORGANIZATION)
+    row = await call.store.write(lambda tx: tenants.change_organization(tx, call.names[0], found))
+    return 200, wire.dumps({"organization": tenants.organization_object(row)})
+
+
+async def list_projects(call: Call) -> Answer:
+    """GET /orgs/{org}/projects."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    counts = strict.parse_query(call.query, {"counts": strict.one_of(words)}).get("counts", False)
+    rows = await call.store.read(lambda tx: tenants.all_projects(tx, call.names[0], counts=counts))
+    return 200, wire.dumps({"projects": [tenants.project_object(row, counted) for row, counted in rows]})
+
+
+async def create_project(call: Call) -> Answer:
+    """POST /orgs/{org}/projects."""
+    found = strict.parse_object(call.body, fields.PROJECT, required=("slug",))
+    slug = found["slug"]
+    name, description = found.get("name", slug), found.get("description") or ""
+    row = await call.store.write(lambda tx: tenants.create_project(tx, call.names[0], slug, name, description))
+    return 201, wire.dumps({"project": tenants.project_object(row)})
+
+
+async def get_project(call: Call) -> Answer:
+    """GET /orgs/{org}/projects/{project}."""
+    row = await call.store.read(lambda tx: tenants.project(tx, *call.names))
+    return 200, wire.dumps({"project": tenants.project_object(row)})
+
+
+async def patch_project(call: Call) -> Answer:
+    """PATCH /orgs/{org}/projects/{project}."""
+    found = strict.parse_object(call.body, fields.PROJECT)
+    if "description" in found:
+        found["description"] = found["description"] or ""
+    row = await call.store.write(lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found))
+    return 200, wire.dumps({"project": tenants.project_object(row)})
+
+
+def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:
+    return {"POST": (handler, bytes_max)}
+
+
+ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitable[Answer]], int]]]] = {
+    ("health",): {"GET": (health, 0)},
+    ("tasks", "stats"): {"GET": (stats, 0)},
+    ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
+    ("tasks", "*"): {"GET": (get, 0), "PATCH": (patch, fields.TASK_BYTES_MAX)},
+    ("tasks", "*", "claim"): _post(claim),
+    ("tasks", "*", "start"): _post(start),
+    ("tasks", "*", "renew"): _post(renew),
+    ("tasks", "*", "release"): _post(release),
+    ("tasks", "*", "complete"): _post(complete, fields.OUTPUTS_BODY_BYTES_MAX),
+    ("tasks", "*", "fail"): _post(fail),
+    ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
+    ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
+    ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
+    ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*", "projects", "*"): {"GET": (get_project, 0), "PATCH": (patch_project, fields.SMALL_BYTES_MAX)},
+}

@@ -1,0 +1,73 @@
+"""The thread of a task: append and read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, insert, select
+
+from dispatch.service import wire
+from dispatch.service.rows import Ref, fetch
+from dispatch.service.schema import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dispatch.ats.model import Actor
+    from dispatch.service.store import Tx
+
+_INSERT: Final = (
+    insert(messages)
+    .values({column.name: bindparam(column.name) for column in messages.c if column.name != "id"})
+    .returning(*messages.c)
+)
+_NEWEST: Final = (
+    select(*messages.c)
+    .where(messages.c.task_id == bindparam("p_task"))
+    .order_by(messages.c.id.desc())
+    .limit(bindparam("p_limit"))
+)
+
+
+def append(
+    tx: Tx,
+    task: Any,
+    actor: Actor,
+    parts: list[Any],
+    *,
+    kind: str = "message",
+    tags: list[str] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> Any:
+    """Append to the thread of ``task`` (its row) and return the message's row."""
+    row = tx.one(
+        _INSERT,
+        {
+            "task_id": task.id,
+            "actor_type": actor.type,
+            "actor_id": actor.id,
+            "actor_name": actor.name,
+            "kind": kind,
+            "tags": None if tags is None else wire.dumps(tags),
+            "meta": None if meta is None else wire.dumps(meta),
+            "parts": wire.dumps(parts),
+            "created_at": tx.now_ms,
+        },
+    )
+    tx.emit("task.message", task, actor, message=(row.id, wire.message_json(row)))
+    return row
+
+
+def append_text(tx: Tx, task: Any, actor: Actor, text: str) -> None:
+    """Append one text to the thread of ``task``."""
+    append(tx, task, actor, [{"type": "text", "content": text}])
+
+
+def post(tx: Tx, ref: Ref, actor: Actor, parts: list[Any]) -> Any:
+    """Append a message to a task's thread. Raises NotFoundError."""
+    return append(tx, fetch(tx, ref), actor, parts)
+
+
+def thread(tx: Tx, task_id: int, limit: int) -> Sequence[Any]:
+    """Return the newest ``limit`` messages of a task, oldest first."""
+    return tx.all(_NEWEST, {"p_task": task_id, "p_limit": limit})[::-1]

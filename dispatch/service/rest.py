@@ -1,0 +1,175 @@
+"""The ATS face over REST: a request in, one JSON answer out.
+
+``RestFace`` is an ASGI application. It reads the caller, the route and the
+body, calls the handler, and writes the answer; every refusal is JSON. Routes
+are a table keyed by the shape of the path, so that finding one costs a lookup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch.log import get_logger
+from dispatch.service import strict, wire
+from dispatch.service.caller import read_headers, refuse_socket
+from dispatch.service.handlers import ROUTES, Call, Context
+from dispatch.service.rows import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Receive, Send
+    from starlette.types import Scope as AsgiScope
+
+_BODY_TIMEOUT_S: Final = 30.0
+_QUERY_FIELDS_MAX: Final = 64
+_log: Final = get_logger("service")
+
+
+class MethodError(TaskError):
+    """The path exists, but not for this method."""
+
+    code = "METHOD_NOT_ALLOWED"
+    http_status = 405
+
+
+class TimeoutInputError(TaskError):
+    """The body did not arrive in time."""
+
+    code = "TIMEOUT"
+    http_status = 408
+
+
+class _GoneError(Exception):
+    """The client went away before its request was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    methods: dict[str, tuple[Callable[[Call], Awaitable[tuple[int, str]]], int]]
+    names: tuple[str, ...]
+    scope: Scope | None
+
+
+def _match(path: str) -> _Match:
+    if "\0" in path:
+        raise NotFoundError("There is nothing at this path.")
+    parts = path.split("/")[1:]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    scope: Scope | None = None
+    if len(parts) >= 5 and parts[0] == "orgs" and parts[2] == "projects" and parts[4] == "tasks":
+        scope = Scope(parts[1], parts[3])
+        parts = parts[4:]
+    for shape in _shapes(parts):
+        methods = ROUTES.get(shape)
+        if methods is not None and not (scope is not None and shape == ("tasks", "stats")):
+            names = tuple(part for part, word in zip(parts, shape, strict=True) if word == "*")
+            return _Match(methods, names, scope)
+    raise NotFoundError("There is nothing at this path.")
+
+
+def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
+    exact = tuple(parts)
+    if len(parts) == 2:
+        return exact, (parts[0], "*")
+    if len(parts) == 3:
+        return ((parts[0], "*", parts[2]),)
+    if len(parts) == 4:
+        return ((parts[0], "*", parts[2], "*"),)
+    return (exact,)
+
+
+async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
+    if announced is not None and announced > bytes_max:
+        raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise _GoneError
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        chunks = [body]
+        size = len(body)
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                while message.get("more_body"):
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _GoneError
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > bytes_max:
+                        raise TooLargeError(f"The body has more than {bytes_max} bytes, the most allowed here.")
+        except TimeoutError:
+            raise TimeoutInputError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} seconds.") from None
+        body = b"".join(chunks)
+    if len(body) > bytes_max:
+        raise TooLargeError(f"The body has {len(body)} bytes; at most {bytes_max} are allowed here.")
+    return body
+
+
+def _query(raw: bytes) -> list[tuple[str, str]]:
+    if not raw:
+        return []
+    try:
+        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_QUERY_FIELDS_MAX)
+    except ValueError:
+        raise InvalidInputError(
+            "The query cannot be read: it is not percent-encoded UTF-8 or has too many parts."
+        ) from None
+
+
+class RestFace:
+    """The ASGI application; see the module."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "websocket":
+            await receive()
+            await refuse_socket(send, NotFoundError("The WebSocket is at /ws."))
+            return
+        close = False
+        try:
+            status, text = await self._answer(scope, receive)
+        except _GoneError:
+            return
+        except TaskError as exc:
+            status, text = exc.http_status, wire.dumps(exc.as_body())
+            close = isinstance(exc, TooLargeError | TimeoutInputError)
+        except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
+            _log.exception("request_failed", method=scope["method"], path=scope["path"])
+            status = 500
+            text = '{"error":"The service made a mistake; its log says more.","code":"INTERNAL"}'
+        body = text.encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if close:
+            headers.append((b"connection", b"close"))
+        if status == 503:
+            headers.append((b"retry-after", b"1"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: AsgiScope, receive: Receive) -> tuple[int, str]:
+        actor, announced = read_headers(scope["headers"])
+        match = _match(scope["path"])
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        found = match.methods.get(method)
+        if found is None:
+            raise MethodError(f"{scope['method']} is not possible here; possible: {', '.join(sorted(match.methods))}.")
+        handler, bytes_max = found
+        body: Any = {}
+        if method != "GET":
+            raw = await _read_body(receive, announced, bytes_max)
+            if raw.strip():
+                body = strict.parse_json(raw)
+        query = _query(scope["query_string"])
+        if query and method != "GET":
+            raise InvalidInputError("This call takes its values in the body, not in the query.")
+        return await handler(Call(self._context, actor, match.scope, match.names, body, query))

@@ -1,0 +1,169 @@
+"""The tables, as SQLAlchemy Core sees them, for SQLite and PostgreSQL alike.
+
+Built for the nine-state lifecycle and both faces (ATS and Task Tools). Times
+are whole milliseconds since the Unix epoch by the service's own clock; JSON is
+kept as the text that goes out again, so that a payload is never parsed twice.
+``events`` is append-only and is both the event log and the history of moves.
+
+A change here needs a migration (``migrations/versions``); a test compares.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+NAMING: Final = {
+    "ix": "ix_%(column_0_N_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata: Final = MetaData(naming_convention=NAMING)
+
+Id: Final = BigInteger().with_variant(Integer, "sqlite")
+"""A whole number of 64 bits that SQLite also accepts as a row id."""
+
+
+def _key(name: str) -> Column[Any]:
+    return Column(name, Id, primary_key=True, autoincrement=True)
+
+
+def _time(name: str, *, nullable: bool = True) -> Column[Any]:
+    return Column(name, BigInteger, nullable=nullable)
+
+
+organizations: Final = Table(
+    "organizations",
+    metadata,
+    _key("id"),
+    Column("slug", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+    sqlite_autoincrement=True,
+)
+
+projects: Final = Table(
+    "projects",
+    metadata,
+    _key("id"),
+    Column("organization_id", Id, ForeignKey("organizations.id"), nullable=False),
+    Column("slug", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("description", Text, nullable=False, server_default=text("''")),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+    UniqueConstraint("organization_id", "slug"),
+    sqlite_autoincrement=True,
+)
+
+tasks: Final = Table(
+    "tasks",
+    metadata,
+    _key("id"),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("project_id", Id, ForeignKey("projects.id"), nullable=False),
+    Column("parent_id", Id, ForeignKey("tasks.id"), nullable=True),
+    Column("run_id", String(36), nullable=True),
+    Column("order_index", Double, nullable=True),
+    Column("assigned_to", String(36), nullable=True, comment="the agent that should do it, a wish"),
+    Column("title", String(512), nullable=False),
+    Column("description", Text, nullable=False, server_default=text("''")),
+    Column("type", String(128), nullable=False),
+    Column("channel", String(128), nullable=False),
+    Column("priority", Integer, nullable=False, comment="1 to 10, 10 is most urgent"),
+    Column("status", String(16), nullable=False),
+    Column("needs_review", Boolean, nullable=False, server_default=false()),
+    Column("payload", Text, nullable=True, comment="JSON"),
+    Column("outputs", Text, nullable=True, comment="JSON"),
+    Column("meta_json", Text, nullable=True, comment="JSON"),
+    Column("source_type", String(16), nullable=False),
+    Column("source_id", String(255), nullable=False),
+    Column("source_name", String(255), nullable=False),
+    Column("held", Boolean, nullable=False, server_default=false(), comment="the holder's lock is live"),
+    Column("holder_type", String(16), nullable=True),
+    Column("holder_id", String(255), nullable=True, comment="who holds it, or held it when it finished"),
+    Column("holder_name", String(255), nullable=True),
+    Column("fencing_token", BigInteger, nullable=False, server_default="0", comment="+1 with every grant"),
+    Column("claim_id", String(255), nullable=True, comment="names one try to claim"),
+    Column("runner", String(255), nullable=True, comment="the worker that started the attempt"),
+    Column("lease_ms", BigInteger, nullable=True, comment="length of the last grant"),
+    _time("lease_expires_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("lease_losses", Integer, nullable=False, server_default="0"),
+    _time("not_before"),
+    Column("result_hash", String(64), nullable=True, comment="of the report that ended the attempt"),
+    Column("reason", Text, nullable=True, comment="of the last failure or release"),
+    _time("created_at", nullable=False),
+    _time("updated_at", nullable=False),
+    _time("started_at"),
+    _time("completed_at"),
+    Index(None, "status", "channel", "priority", "id"),
+    Index(None, "project_id", "status"),
+    Index(None, "held", "lease_expires_at"),
+    Index(None, "parent_id"),
+    Index(None, "updated_at"),
+    sqlite_autoincrement=True,
+)
+
+task_dependencies: Final = Table(
+    "task_dependencies",
+    metadata,
+    Column("task_id", Id, ForeignKey("tasks.id"), primary_key=True),
+    Column("depends_on_id", Id, ForeignKey("tasks.id"), primary_key=True),
+    Index(None, "depends_on_id"),
+)
+
+messages: Final = Table(
+    "messages",
+    metadata,
+    _key("id"),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False),
+    Column("actor_type", String(16), nullable=False),
+    Column("actor_id", String(255), nullable=False),
+    Column("actor_name", String(255), nullable=False),
+    Column("kind", String(16), nullable=False, server_default="message"),
+    Column("tags", Text, nullable=True, comment="JSON"),
+    Column("meta", Text, nullable=True, comment="JSON"),
+    Column("parts", Text, nullable=False, comment="JSON"),
+    _time("created_at", nullable=False),
+    Index(None, "task_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    Column("seq", Id, primary_key=True, autoincrement=True),
+    Column("type", String(32), nullable=False),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False),
+    Column("from_status", String(16), nullable=True),
+    Column("to_status", String(16), nullable=True),
+    Column("note", Text, nullable=True),
+    Column("actor_type", String(16), nullable=False),
+    Column("actor_id", String(255), nullable=False),
+    Column("actor_name", String(255), nullable=False),
+    Column("token", BigInteger, nullable=True, comment="the fencing token under which it happened"),
+    Column("message_id", Id, ForeignKey("messages.id"), nullable=True),
+    _time("created_at", nullable=False),
+    Index(None, "task_id", "seq"),
+    sqlite_autoincrement=True,
+)

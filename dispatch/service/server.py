@@ -1,0 +1,174 @@
+"""Runs the task service as a process: socket, signals, log, goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import uvicorn
+import uvloop
+
+from dispatch import log
+from dispatch.errors import ConfigurationError
+from dispatch.service.app import create_app
+from dispatch.service.caller import is_loopback
+from dispatch.service.clock import Clock
+from dispatch.service.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dispatch.service.feed import Feed
+    from dispatch.service.store import Store
+    from dispatch.settings import Settings
+
+FRAME_BYTES_MAX: Final = 65_536
+_KEEP_ALIVE_S: Final = 75
+_GOODBYE_S: Final = 5
+_UNREAD_MS: Final = 30_000
+_log: Final = log.get_logger("service")
+
+
+def open_store(url: str, clock: Clock) -> Store:
+    """Return the store for a database URL, not started yet. Raises ConfigurationError."""
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
+        raise ConfigurationError(
+            f"DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db; it begins with {parts.scheme!r}."
+        )
+    return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser(), clock)
+
+
+def _address(bind: str) -> tuple[str, int]:
+    host, colon, port = bind.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65_535:
+        raise ConfigurationError(f"DISPATCH_BIND must be host:port, such as 127.0.0.1:8700; it is {bind!r}.")
+    host = host.removeprefix("[").removesuffix("]")
+    if not is_loopback(host):
+        raise ConfigurationError(
+            f"DISPATCH_BIND names {host!r}: without API keys the service listens on loopback only,"
+            f" such as 127.0.0.1:{port}."
+        )
+    return host, int(port)
+
+
+def listen(bind: str) -> socket.socket:
+    """Return a socket that listens on ``host:port`` (0 takes a free port). Raises ConfigurationError."""
+    host, port = _address(bind)
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # A client that never reads must not hold its connection for ever.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+            sock.bind(address)
+            sock.listen(1024)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise ConfigurationError(
+            f"The task service cannot listen on {bind}: {exc.strerror or exc}. Stop what uses it or set DISPATCH_BIND."
+        ) from exc
+    return sock
+
+
+def _url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, leaving signals to us and saying goodbye to WebSockets first."""
+
+    def __init__(self, config: uvicorn.Config, feed: Feed, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._feed = feed
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._feed.close()
+        await super().shutdown(sockets)
+
+
+class _NoTraceback(logging.Filter):
+    """What a client sends wrongly is no error of ours: one line without a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "UTF-8" in record.getMessage():
+            record.exc_info = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
+
+
+async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. ``on_ready`` is called with the base URL once requests are answered.
+
+    Raises ConfigurationError when the address or the database cannot be used.
+    """
+    sock = listen(settings.service.bind)
+    store = open_store(settings.database_url, Clock())
+    try:
+        await store.start()
+        await _serve(settings, store, sock, on_ready)
+    finally:
+        sock.close()
+        await store.close()
+
+
+async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready: Callable[[str], None] | None) -> None:
+    app = create_app(
+        store,
+        default_lease_ms=round(settings.service.default_lease_s * 1000),
+        regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
+    )
+    config = uvicorn.Config(
+        app.asgi,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=FRAME_BYTES_MAX,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GOODBYE_S,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_NoTraceback())
+
+    def ready() -> None:
+        url = _url_of(sock)
+        _log.info("service_ready", url=url)
+        if on_ready is not None:
+            on_ready(url)
+
+    server = _Server(config, app.feed, ready)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+    await server.serve(sockets=[sock])
+    _log.info("service_stopped")
+
+
+def serve(settings: Settings) -> None:
+    """Run the task service in this process until it is told to stop."""
+    log.configure(settings.local.log_level)
+    uvloop.run(run(settings))

@@ -1,0 +1,194 @@
+"""Create, read, change and list tasks. Every function is one transaction on a ``Tx``."""
+
+from __future__ import annotations
+
+import operator
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, func, insert, or_, select, update
+
+from dispatch.core.lifecycle import ATS_WORD, Status
+from dispatch.service import moves, tenants, wire
+from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
+from dispatch.service.schema import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dispatch.ats.model import Actor
+    from dispatch.service.store import Tx
+
+_NEW: Final = (
+    "uuid",
+    "project_id",
+    "title",
+    "description",
+    "type",
+    "channel",
+    "priority",
+    "status",
+    "needs_review",
+    "payload",
+    "source_type",
+    "source_id",
+    "source_name",
+    "created_at",
+    "updated_at",
+)
+_INSERT: Final = insert(tasks).values({name: bindparam(name) for name in _NEW}).returning(*ALL)
+
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What a client says about a task that it creates. ``payload`` is JSON text."""
+
+    title: str
+    description: str = ""
+    type: str = "task"
+    channel: str = "default"
+    priority: int = 5
+    payload: str | None = None
+    needs_review: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a list asks for. Times are ms since the epoch; empty tuples and None filter nothing."""
+
+    scope: Scope | None = None
+    project_id: int | None = None
+    ids: tuple[int, ...] | None = None
+    status: tuple[Status, ...] = ()
+    type: tuple[str, ...] = ()
+    channel: tuple[str, ...] = ()
+    assignee_id: str | None = None
+    created_after: int | None = None
+    updated_after: int | None = None
+    min_priority: int | None = None
+    max_priority: int | None = None
+    search: str | None = None
+    sort_by: str = "created_at"
+    descending: bool = True
+    limit: int = 100
+    offset: int = 0
+    fields: tuple[str, ...] | None = None
+
+
+def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask) -> Any:
+    """Create a task in todo and return its row. Raises NotFoundError for an unknown project."""
+    row = tx.one(
+        _INSERT,
+        {
+            "uuid": str(uuid.uuid4()),
+            "project_id": tenants.project_id(tx, scope or tenants.DEFAULT),
+            "title": new.title,
+            "description": new.description,
+            "type": new.type,
+            "channel": new.channel,
+            "priority": new.priority,
+            "status": Status.TODO.value,
+            "needs_review": new.needs_review,
+            "payload": new.payload,
+            "source_type": actor.type,
+            "source_id": actor.id,
+            "source_name": actor.name,
+            "created_at": tx.now_ms,
+            "updated_at": tx.now_ms,
+        },
+    )
+    tx.emit("task.created", row, actor, moved=(None, Status.TODO))
+    return row
+
+
+def get(tx: Tx, ref: Ref) -> Any:
+    """Return the task's row. Raises NotFoundError."""
+    return fetch(tx, ref)
+
+
+def patch(
+    tx: Tx, ref: Ref, actor: Actor, *, fields: Mapping[str, Any], status: Status | None, default_lease_ms: int
+) -> Any:
+    """Change columns and, with ``status``, move the task, both or neither. Return its row.
+
+    Raises IllegalMoveError, LeaseHeldError, NotReadyError, NotFoundError.
+    """
+    row = lock(tx, ref)
+    if fields:
+        row = tx.one(update(tasks).where(tasks.c.id == row.id).values(**fields, updated_at=tx.now_ms).returning(*ALL))
+    if status is not None:
+        return moves.move(tx, ref, row, status, actor, default_lease_ms=default_lease_ms)
+    if fields:
+        tx.emit("task.updated", row, actor, note="changed " + ", ".join(sorted(fields)))
+    return row
+
+
+def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
+    c = tasks.c
+    if query.scope is not None:
+        yield c.project_id == tenants.project_id(tx, query.scope)
+    if query.ids is not None:
+        yield c.id.in_(query.ids)
+    choices = ((c.status, query.status), (c.type, query.type), (c.channel, query.channel))
+    yield from (column.in_([str(word) for word in words]) for column, words in choices if words)
+    tests: tuple[tuple[Callable[[Any, Any], Any], Any, Any], ...] = (
+        (operator.eq, c.project_id, query.project_id),
+        (operator.eq, c.holder_id, query.assignee_id),
+        (operator.gt, c.created_at, query.created_after),
+        (operator.gt, c.updated_at, query.updated_after),
+        (operator.ge, c.priority, query.min_priority),
+        (operator.le, c.priority, query.max_priority),
+    )
+    yield from (compare(column, value) for compare, column, value in tests if value is not None)
+    if query.search:
+        part = query.search.lower()
+        yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))
+
+
+def find(tx: Tx, query: Query) -> Sequence[Any]:
+    """Return the rows that match, with only the columns that ``query.fields`` needs.
+
+    Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
+    """
+    key = tasks.c[query.sort_by]
+    ties: Any = tasks.c.id
+    if query.sort_by == "created_at":
+        ties = ties.desc() if query.descending else ties.asc()
+    columns = ALL if query.fields is None else [tasks.c[name] for name in wire.columns_of(query.fields)]
+    return tx.all(
+        select(*columns)
+        .where(*_conditions(tx, query))
+        .order_by(key.desc() if query.descending else key.asc(), ties)
+        .limit(query.limit)
+        .offset(query.offset)
+    )
+
+
+def stats(tx: Tx) -> dict[str, Any]:
+    """Count the tasks of all projects by status (ATS words) and channel, and say how fast they complete."""
+    c = tasks.c
+    by_status = {ATS_WORD[Status(r[0])]: r[1] for r in tx.all(select(c.status, func.count()).group_by(c.status))}
+    by_channel = {r[0]: r[1] for r in tx.all(select(c.channel, func.count()).group_by(c.channel))}
+    done = c.status == Status.COMPLETED.value
+    average = tx.one(select(func.avg(c.completed_at - c.created_at)).where(done))[0]
+
+    def since(column: Any, days: int, *also: Any) -> int:
+        after = column > tx.now_ms - days * _DAY_MS
+        return int(tx.one(select(func.count()).select_from(tasks).where(after, *also))[0])
+
+    return {
+        "total": sum(by_status.values()),
+        "by_status": by_status,
+        "by_channel": by_channel,
+        "avg_completion_seconds": None if average is None else round(float(average) / 1000, 3),
+        "completed_count": by_status.get("completed", 0),
+        "recent": {
+            "created_24h": since(c.created_at, 1),
+            "completed_24h": since(c.completed_at, 1, done),
+            "created_7d": since(c.created_at, 7),
+            "completed_7d": since(c.completed_at, 7, done),
+        },
+    }

@@ -1,0 +1,165 @@
+"""Organisations and their projects. Every function is one transaction on a ``Tx``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, case, func, insert, select, update
+
+from dispatch.core.lifecycle import Status
+from dispatch.errors import ConflictError, NotFoundError
+from dispatch.service import wire
+from dispatch.service.rows import Scope
+from dispatch.service.schema import organizations, projects, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dispatch.service.store import Tx
+
+DEFAULT: Final = Scope("default", "main")
+"""Where a task goes that is created on an unscoped route."""
+
+_PROJECT_ID: Final = (
+    select(projects.c.id)
+    .join(organizations, organizations.c.id == projects.c.organization_id)
+    .where(organizations.c.slug == bindparam("p_org"), projects.c.slug == bindparam("p_project"))
+)
+_ORGANIZATION: Final = select(*organizations.c).where(organizations.c.slug == bindparam("p_slug"))
+_PROJECT: Final = select(*projects.c).where(
+    projects.c.organization_id == bindparam("p_org"), projects.c.slug == bindparam("p_slug")
+)
+
+
+def project_id(tx: Tx, scope: Scope) -> int:
+    """Return the number of a project. Raises NotFoundError, which says how to create it."""
+    row = tx.one(_PROJECT_ID, {"p_org": scope.org, "p_project": scope.project})
+    if row is None:
+        raise NotFoundError(
+            f"There is no project {scope.org}/{scope.project}; create it with POST /orgs/{scope.org}/projects."
+        )
+    return int(row[0])
+
+
+def ensure_default(tx: Tx) -> None:
+    """Create the default organisation and project when they are missing."""
+    if tx.one(_ORGANIZATION, {"p_slug": DEFAULT.org}) is None:
+        create_organization(tx, DEFAULT.org, "Default")
+    if tx.one(_PROJECT_ID, {"p_org": DEFAULT.org, "p_project": DEFAULT.project}) is None:
+        create_project(tx, DEFAULT.org, DEFAULT.project, "Main", "")
+
+
+def organization(tx: Tx, slug: str) -> Any:
+    """Return an organisation's row. Raises NotFoundError."""
+    row = tx.one(_ORGANIZATION, {"p_slug": slug})
+    if row is None:
+        raise NotFoundError(f"There is no organization {slug}; create it with POST /orgs.")
+    return row
+
+
+def all_organizations(tx: Tx) -> Sequence[Any]:
+    """Return every organisation, by slug."""
+    return tx.all(select(*organizations.c).order_by(organizations.c.slug))
+
+
+def create_organization(tx: Tx, slug: str, name: str) -> Any:
+    """Create an organisation. Raises ConflictError."""
+    if tx.one(_ORGANIZATION, {"p_slug": slug}) is not None:
+        raise ConflictError(f"The organization {slug} exists already.")
+    values = {"slug": slug, "name": name, "created_at": tx.now_ms, "updated_at": tx.now_ms}
+    return tx.one(insert(organizations).values(values).returning(*organizations.c))
+
+
+def change_organization(tx: Tx, slug: str, changes: dict[str, str]) -> Any:
+    """Change slug or name. Raises NotFoundError, ConflictError."""
+    row = organization(tx, slug)
+    wanted = changes.get("slug", slug)
+    if wanted != slug and tx.one(_ORGANIZATION, {"p_slug": wanted}) is not None:
+        raise ConflictError(f"The organization {wanted} exists already.")
+    return tx.one(
+        update(organizations)
+        .where(organizations.c.id == row.id)
+        .values(**changes, updated_at=tx.now_ms)
+        .returning(*organizations.c)
+    )
+
+
+def project(tx: Tx, org: str, slug: str) -> Any:
+    """Return a project's row. Raises NotFoundError."""
+    row = tx.one(_PROJECT, {"p_org": organization(tx, org).id, "p_slug": slug})
+    if row is None:
+        raise NotFoundError(f"There is no project {org}/{slug}; create it with POST /orgs/{org}/projects.")
+    return row
+
+
+def all_projects(tx: Tx, org: str, *, counts: bool) -> list[tuple[Any, dict[str, int] | None]]:
+    """Return every project of an organisation, by slug, with counts of tasks on demand. Raises NotFoundError."""
+    owner = organization(tx, org).id
+    rows = tx.all(select(*projects.c).where(projects.c.organization_id == owner).order_by(projects.c.slug))
+    if not counts:
+        return [(row, None) for row in rows]
+
+    def having(status: Status) -> Any:
+        return func.sum(case((tasks.c.status == status.value, 1), else_=0))
+
+    counted = {
+        row[0]: {"pending_count": int(row[1]), "in_progress_count": int(row[2]), "total_count": int(row[3])}
+        for row in tx.all(
+            select(tasks.c.project_id, having(Status.TODO), having(Status.IN_PROGRESS), func.count())
+            .where(tasks.c.project_id.in_([row.id for row in rows]))
+            .group_by(tasks.c.project_id)
+        )
+    }
+    none = {"pending_count": 0, "in_progress_count": 0, "total_count": 0}
+    return [(row, counted.get(row.id, none)) for row in rows]
+
+
+def create_project(tx: Tx, org: str, slug: str, name: str, description: str) -> Any:
+    """Create a project. Raises NotFoundError, ConflictError."""
+    owner = organization(tx, org).id
+    if tx.one(_PROJECT, {"p_org": owner, "p_slug": slug}) is not None:
+        raise ConflictError(f"The project {org}/{slug} exists already.")
+    values = {
+        "organization_id": owner,
+        "slug": slug,
+        "name": name,
+        "description": description,
+        "created_at": tx.now_ms,
+        "updated_at": tx.now_ms,
+    }
+    return tx.one(insert(projects).values(values).returning(*projects.c))
+
+
+def change_project(tx: Tx, org: str, slug: str, changes: dict[str, str]) -> Any:
+    """Change slug, name or description. Raises NotFoundError, ConflictError."""
+    row = project(tx, org, slug)
+    wanted = changes.get("slug", slug)
+    if wanted != slug and tx.one(_PROJECT, {"p_org": row.organization_id, "p_slug": wanted}) is not None:
+        raise ConflictError(f"The project {org}/{wanted} exists already.")
+    return tx.one(
+        update(projects).where(projects.c.id == row.id).values(**changes, updated_at=tx.now_ms).returning(*projects.c)
+    )
+
+
+def organization_object(row: Any) -> dict[str, Any]:
+    """Return an organisation as it goes out."""
+    return {
+        "id": row.id,
+        "slug": row.slug,
+        "name": row.name,
+        "created_at": wire.iso(row.created_at),
+        "updated_at": wire.iso(row.updated_at),
+    }
+
+
+def project_object(row: Any, counts: dict[str, int] | None = None) -> dict[str, Any]:
+    """Return a project as it goes out."""
+    return {
+        "id": row.id,
+        "slug": row.slug,
+        "name": row.name,
+        "description": row.description,
+        "created_at": wire.iso(row.created_at),
+        "updated_at": wire.iso(row.updated_at),
+        **(counts or {}),
+    }

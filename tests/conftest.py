@@ -1,0 +1,68 @@
+"""Fixtures for everybody: a private Redis, and a stack of real processes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.redis import RedisServer
+from tests.support.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_report = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Keep the outcome, so that a fixture can show logs only for a failed test."""
+    report = yield
+    item.stash.setdefault(_report, {})[report.when] = report
+    return report
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A temporary directory with a path short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def redis_server(short_dir: Path) -> Iterator[RedisServer]:
+    """A running private Redis on a Unix socket."""
+    with RedisServer(short_dir / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def make_stack(request: pytest.FixtureRequest) -> Iterator[Callable[..., Stack]]:
+    """Make stacks that are not started yet; each is stopped and checked for leftovers at the end."""
+    made: list[Stack] = []
+
+    def make(**settings: str) -> Stack:
+        made.append(Stack(settings))
+        return made[-1]
+
+    yield make
+    call = request.node.stash.get(_report, {}).get("call")
+    try:
+        for stack in made:
+            if call is None or call.failed:
+                print(stack.report())
+                stack.abort()
+            else:
+                stack.close()
+    finally:
+        for stack in made:
+            stack.abort()
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    """A running stack: Redis, service, ingress, and a worker with two slots."""
+    return make_stack().start()

@@ -1,0 +1,219 @@
+"""The life of a worker process: from preflight to drain, and what each pool child gets.
+
+The main process owns the warden, the stop pipe and the presence; a pool child
+owns its gateway and its connection to the warden. Celery's signals call the
+functions at the bottom; nothing else does.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from dispatch import __version__
+from dispatch import log as logging_setup
+from dispatch.ats import protocol
+from dispatch.ats.choose import has_fencing
+from dispatch.ats.client import Client
+from dispatch.ats.fenced import FencedGateway
+from dispatch.ats.model import Actor
+from dispatch.ats.plain import PlainGateway
+from dispatch.broker import connect
+from dispatch.core.presence import WorkerPresence
+from dispatch.errors import DispatchError
+from dispatch.preflight import preflight
+from dispatch.runner import spool, tree
+from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.warden_client import WardenClient
+from dispatch.runner.warden_process import WardenProcess
+from dispatch.settings import load
+from workers.presence import PresenceThread
+from workers.wake import RedisWakes
+
+if TYPE_CHECKING:
+    from dispatch.ats.gateway import AttemptRef, TaskGateway
+    from dispatch.core.retry import EndReason
+    from dispatch.settings import Settings
+
+log = logging_setup.get_logger("worker")
+
+
+@dataclass(slots=True)
+class Main:
+    """What the main process holds. Pool children inherit it by fork and use ``settings``, ``fenced`` and the pipe."""
+
+    settings: Settings
+    fenced: bool
+    warden: WardenProcess
+    warden_address: bytes
+    stop_r: int
+    stop_w: int
+    presence: PresenceThread | None = None
+    draining: bool = False
+
+
+class Slot:
+    """A pool child's side: runs one attempt at a time."""
+
+    def __init__(self, context: RunnerContext) -> None:
+        self._context = context
+
+    def run(self, ref: AttemptRef) -> EndReason | None:
+        """Run one attempt to its end and report it; None when it was dropped."""
+        end = execute(ref, self._context)
+        return end.reason if end is not None else None
+
+
+_main: Main | None = None
+_slot: Slot | None = None
+
+
+def slot() -> Slot:
+    """Return this pool child's slot."""
+    if _slot is None:
+        raise DispatchError("This process is no pool child: run tasks with the prefork pool (celery's default).")
+    return _slot
+
+
+def _endpoint(settings: Settings) -> protocol.Endpoint:
+    ats = settings.ats
+    token = ats.token.reveal() if ats.token else None
+    return protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token)
+
+
+def _gateway(settings: Settings, *, fenced: bool) -> TaskGateway:
+    ats, execution = settings.ats, settings.execution
+    client = Client(_endpoint(settings), Actor("agent", ats.actor_id, ats.actor_name))
+    if fenced:
+        return FencedGateway(client, lease_s=execution.lease_s, actor_name=ats.actor_name)
+    return PlainGateway(client, connect(settings.broker), lease_s=execution.lease_s, actor_name=ats.actor_name)
+
+
+def _exit_with(exc: DispatchError) -> None:
+    log.critical("worker_cannot_start", reason=str(exc))
+    sys.stderr.write(f"{exc}\n")
+    sys.stderr.flush()
+    raise SystemExit(exc.exit_code) from exc
+
+
+@signals.setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    """Take logging over from Celery: JSON lines, like every process of ours."""
+    try:
+        logging_setup.configure(load().local.log_level)
+    except DispatchError as exc:
+        _exit_with(exc)
+
+
+@signals.worker_init.connect
+def _start_main(sender: Any, **_: Any) -> None:
+    """Before the pool exists: preflight, warden, stop pipe. Ends the process with its exit code if it cannot run."""
+    global _main  # noqa: PLW0603 - Celery's signals have no other place to keep state
+    try:
+        settings = load()
+        logging_setup.configure(settings.local.log_level)
+        fenced = has_fencing(preflight(settings, executor=True))
+    except DispatchError as exc:
+        _exit_with(exc)
+        return
+    # Orphans of a dead pool child come to this process, where the warden finds them.
+    tree.set_child_subreaper()
+    stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
+    where = _endpoint(settings)
+    tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else None
+    warden = WardenProcess(tasks_url=tasks_url, token=where.token, log=log)
+    warden.start()
+    _main = Main(settings, fenced, warden, warden.address, stop_r, stop_w)
+    log.info("worker_starting", node=sender.hostname, command=settings.execution.command[0], fenced=fenced)
+
+
+@signals.worker_before_create_process.connect
+def _freeze(**_: Any) -> None:
+    """Before each fork: what lives now lives for ever, so that children do not copy it when they collect."""
+    gc.collect()
+    gc.freeze()
+
+
+@signals.worker_process_init.connect
+def _start_slot(**_: Any) -> None:
+    """In each new pool child."""
+    global _slot  # noqa: PLW0603
+    if _main is None:
+        return
+    settings = _main.settings
+    os.close(_main.stop_w)
+    _slot = Slot(
+        RunnerContext(
+            gateway=_gateway(settings, fenced=_main.fenced),
+            execution=settings.execution,
+            data_dir=settings.local.data_dir,
+            ats_url=settings.ats.url,
+            runner=socket.gethostname(),
+            log=log,
+            actor_name=settings.ats.actor_name,
+            warden=WardenClient(_main.warden_address),
+            wake=RedisWakes(settings.broker),
+            stop_fd=_main.stop_r,
+        )
+    )
+
+
+@signals.worker_ready.connect
+def _show(sender: Any, **_: Any) -> None:
+    """When the worker consumes: show it, and deliver reports that an earlier worker left behind."""
+    if _main is None:
+        return
+    presence = WorkerPresence(
+        node=sender.hostname,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        slots=sender.controller.concurrency,
+        queues=tuple(sender.app.amqp.queues.consume_from),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+    _main.presence = PresenceThread(_main.settings.broker, presence, log)
+    _main.presence.start()
+    threading.Thread(target=_replay_spool, args=(_main,), name="spool", daemon=True).start()
+    log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+
+
+def _replay_spool(main: Main) -> None:
+    gateway = _gateway(main.settings, fenced=main.fenced)
+    spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
+
+
+@signals.worker_shutting_down.connect
+def _drain(how: str = "", **_: Any) -> None:
+    """In the signal handler: tell every pool child by closing the pipe. Celery calls this again for each signal.
+
+    Nothing here takes a lock; the presence thread logs and tells Redis.
+    """
+    if _main is None or _main.draining:
+        return
+    _main.draining = True
+    if how.lower() == "cold":
+        os.write(_main.stop_w, b"C")
+    os.close(_main.stop_w)
+    if _main.presence is not None:
+        _main.presence.drain()
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    """When all pool children are gone."""
+    if _main is None:
+        return
+    if _main.presence is not None:
+        _main.presence.leave()
+    _main.warden.stop()
+    log.info("worker_stopped")
