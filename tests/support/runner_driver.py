@@ -69,7 +69,8 @@ class Worker:
             text = (self.directory / name).read_text()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{") or line.isdigit()]
+        whole = text[: text.rfind("\n") + 1]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{") or line.isdigit()]
 
     def mood(self, name: str, times: int | None = None) -> None:
         """Make the service refuse an operation: ``complete.unavailable``, once, some times or always."""
