@@ -85,7 +85,7 @@ class Feed:
     ``frames_ignored`` counts frames that could not be understood.
     """
 
-    def __init__(  # noqa: PLR0913 - a subscription has that many sides
+    def __init__(
         self,
         where: Endpoint,
         actor: Actor,

@@ -24,7 +24,7 @@ _WORKER_NEEDS: Final[tuple[Need, ...]] = ("executor", "data_dir", "service", "re
 @click.option("--slots", "-c", type=click.IntRange(1, 1000), help="Tasks that run at once; default: one per CPU.")
 @common_options
 @click.pass_obj
-def up(state: State, slots: int | None) -> int | None:
+def up(state: State, slots: int | None) -> None:
     """Run everything on this machine: service, Redis, ingress and a worker. Ctrl-C ends it.
 
     \b
@@ -34,14 +34,13 @@ def up(state: State, slots: int | None) -> int | None:
     """  # noqa: D301 - click's mark
     from dispatch.cli import up as up_module
 
-    result: int | None = up_module.run(state.settings, slots=slots)
-    return result
+    up_module.run(state.settings, slots=slots)
 
 
 @click.command()
 @common_options
 @click.pass_obj
-def serve(state: State) -> int | None:
+def serve(state: State) -> None:
     """Run the task service, on DISPATCH_BIND.
 
     \b
@@ -52,14 +51,13 @@ def serve(state: State) -> int | None:
     settings = state.settings
     from dispatch.service import server
 
-    result: int | None = server.serve(settings)
-    return result
+    server.serve(settings)
 
 
 @click.command()
 @common_options
 @click.pass_obj
-def ingress(state: State) -> int | None:
+def ingress(state: State) -> None:
     """Run an ingress: it watches the channels, claims tasks and queues them for the workers.
 
     \b
@@ -71,8 +69,7 @@ def ingress(state: State) -> int | None:
     _preflight(state, _INGRESS_NEEDS)
     from dispatch.ingress import main
 
-    result: int | None = main.run(settings)
-    return result
+    main.run(settings)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
