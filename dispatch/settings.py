@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import socket
 import tomllib
@@ -50,6 +51,23 @@ class Secret(str):
 
     def __str__(self) -> str:
         return "***" if str.__len__(self) else ""
+
+
+_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
+
+
+def masked_url(url: str) -> str:
+    """Return a URL with its password as stars, for messages and logs."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
+
+
+class Url(str):
+    """A URL whose ``repr`` hides the password; ``str`` is whole, for the libraries that connect."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(masked_url(str(self)))
 
 
 def _text(value: Any) -> str:
@@ -106,10 +124,10 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
-def _url(*schemes: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        url = _text(value).rstrip("/")
-        if urlsplit(url).scheme not in schemes:
+def _url(*schemes: str) -> Callable[[Any], Url]:
+    def parse(value: Any) -> Url:
+        url = Url(_text(value).rstrip("/"))
+        if schemes and urlsplit(url).scheme not in schemes:
             raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
         return url
 
@@ -240,7 +258,7 @@ class Service:
 
     bind: str = setting("bind", "127.0.0.1:8700", _text, "address and port that the task service listens on")
     database_url: str | None = setting(
-        "database_url", None, _text, "the store; default is a SQLite file in the data directory"
+        "database_url", None, _url(), "the store; default is a SQLite file in the data directory"
     )
     regrant_delay_s: float = setting(
         "regrant_delay_s",
@@ -302,7 +320,7 @@ def _config_path(environ: Mapping[str, str]) -> Path | None:
     named = environ.get("DISPATCH_CONFIG")
     if named:
         path = Path(named).expanduser()
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise ConfigurationError(f"DISPATCH_CONFIG names {path}, which is not a file.")
         return path
     for path in (Path("dispatch.toml"), Path(platformdirs.user_config_dir("dispatch")) / "dispatch.toml"):
@@ -328,7 +346,8 @@ def _from_toml(path: Path) -> dict[str, tuple[Any, str]]:
             tables = sorted({owner for owner, _ in SETTINGS.values()})
             raise ConfigurationError(f"{path}: [{table}] is not a known table.{_nearest(table, tables)}")
         for name, value in values.items():
-            if name.removesuffix("_file") not in known and name not in known:
+            target = name.removesuffix("_file")
+            if name not in known and not (target in known and SETTINGS[target][1].metadata["secret"]):
                 raise ConfigurationError(f"{path}: {name} in [{table}] is not a setting.{_nearest(name, known)}")
             found[name] = (value, f"{name} in {path}")
     return found
@@ -389,7 +408,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         try:
             tables.setdefault(table, {})[item.name] = item.metadata["parse"](value)
         except ValueError as exc:
-            shown = "" if item.metadata["secret"] else f" (it is {value!r})"
+            shown = "" if item.metadata["secret"] else f" (it is {masked_url(repr(value))})"
             raise ConfigurationError(f"{origin} {exc}{shown}.") from exc
     settings = Settings(
         ats=Ats(**tables.get("ats", {})),

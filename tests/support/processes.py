@@ -58,15 +58,16 @@ class LogProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for raw in self._process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip("\n")
-            with self._news:
-                self.output.append(line)
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict) and "event" in event:
-                        self.events.append(event)
-                self._news.notify_all()
+        with self._process.stdout as lines:
+            for raw in lines:
+                line = raw.decode("utf-8", "replace").rstrip("\n")
+                with self._news:
+                    self.output.append(line)
+                    with contextlib.suppress(ValueError):
+                        event = json.loads(line)
+                        if isinstance(event, dict) and "event" in event:
+                            self.events.append(event)
+                    self._news.notify_all()
 
     @property
     def exit_code(self) -> int | None:
@@ -122,8 +123,6 @@ class LogProcess:
         finally:
             self.kill()
             self._reader.join(1.0)
-            if not self._reader.is_alive() and self._process.stdout is not None:
-                self._process.stdout.close()
 
 
 def processes_with(*marks: str) -> dict[int, str]:

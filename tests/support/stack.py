@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -169,7 +170,10 @@ class Stack:
             process.kill()
         self.redis.stop(grace_s=0)
         for pid in self.leftovers():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()  # for the end of its log, which a child that was just killed may have held open
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def report(self) -> str:

@@ -1,0 +1,334 @@
+"""Does a history keep the promises? Pure: values in, a report out.
+
+The invariants carry the numbers that the output shows:
+
+====  ==========================================================================
+I1    an acknowledged task ends in exactly one terminal state
+I2    no acknowledged task is missing, none exists that nobody created
+I3    a terminal state changes only by an explicit reopen
+I4    the fencing token grows by one per grant, and a token starts at one runner
+I5    at most one attempt of a task is alive at any time, by the children's word
+I6    one accepted end per grant, of the current token; stale calls get 409
+I9    attempts counted are attempts started; never more than the limit
+I10   a task hit by a fault runs again in time; other faults disturb nothing
+I11   no process outlives the end of its attempt by more than a second
+I13   at rest nothing waits: queues empty, no task pending, no lease expired
+====  ==========================================================================
+
+The history must have been taken after all faults were healed and everything
+came to rest, or the time for that had run out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from tests.chaos.history import Event, Fault, FaultKind, FinalTask, History, Tick
+from tests.chaos.verdict import Bounds, Recovery, Report, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "skipped"})
+ENDS_GRANT = frozenset(
+    {"task.completed", "task.failed", "task.cancelled", "task.rejected", "task.released", "task.lease_expired"}
+)
+FENCED = frozenset({"task.started", "task.completed", "task.failed", "task.released"})
+KILLS_ATTEMPTS = frozenset({FaultKind.POOL_CHILD, FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.WORKER_DRAIN})
+"""Faults whose victims must run again; all others must disturb no running attempt."""
+
+
+class _Index:
+    """The history by task and by attempt."""
+
+    def __init__(self, history: History, bounds: Bounds) -> None:
+        self.history = history
+        self.bounds = bounds
+        self.events: dict[str, list[Event]] = defaultdict(list)
+        for event in sorted(history.events, key=lambda e: e.seq):
+            self.events[event.task_id].append(event)
+        self.ticks: dict[tuple[str, int], list[Tick]] = defaultdict(list)
+        for tick in sorted(history.ticks, key=lambda t: t.at):
+            self.ticks[tick.task_id, tick.token].append(tick)
+        self.tokens: dict[str, list[int]] = defaultdict(list)
+        for task_id, token in sorted(self.ticks):
+            self.tokens[task_id].append(token)
+
+    def end_of(self, task_id: str, token: int) -> Event | None:
+        """Return the event that ended a grant, if any: the first end after it was granted."""
+        granted = False
+        for event in self.events[task_id]:
+            if event.type == "task.claimed":
+                granted = event.token == token
+            elif granted and event.type in ENDS_GRANT:
+                return event
+        return None
+
+    def deadline(self, fault: Fault, overcome_at: float) -> float:
+        """Return until when a fault must be overcome; faults that hit before it is overcome add their own time."""
+        deadline = fault.at + self.bounds.recovery_s[fault.kind]
+        for other in sorted(self.history.faults, key=lambda f: f.at):
+            if other is not fault and fault.at <= other.at <= min(deadline, overcome_at):
+                deadline += self.bounds.recovery_s[other.kind]
+        return deadline
+
+
+def check(history: History, bounds: Bounds | None = None) -> Report:
+    """Check all invariants."""
+    index = _Index(history, bounds or Bounds())
+    counts, violations = _accounts(history)
+    recoveries: list[Recovery] = []
+    for task in history.tasks:
+        violations += _terminal(task, index.events[task.id])
+        violations += _grants(task, index.events[task.id])
+        violations += _starts(task, index.events[task.id])
+        violations += _alone(task.id, index)
+        violations += _attempts(task, index)
+        violations += _limit(task.id, index)
+    violations += _stale_calls(history)
+    violations += _recovered(index, recoveries)
+    violations += _undisturbed(index)
+    violations += _outlived(index)
+    violations += _at_rest(history, index.bounds)
+    counts["attempts"] = len(index.ticks)
+    counts["faults"] = len(history.faults)
+    return Report(counts, tuple(recoveries), tuple(sorted(set(violations))))
+
+
+def _accounts(history: History) -> tuple[dict[str, int], list[Violation]]:
+    """I2, in the words of Jepsen's total-queue: what went in, what came out."""
+    tried = {creation.title: creation for creation in history.creations}
+    acknowledged = {c.task_id: c for c in history.creations if c.task_id is not None}
+    present: dict[str, list[str]] = defaultdict(list)
+    for task in history.tasks:
+        present[task.title].append(task.id)
+    ids = {task.id for task in history.tasks}
+    lost = sorted(set(acknowledged) - ids)
+    unexpected = [task for task in history.tasks if task.title not in tried]
+    duplicated = {title: found for title, found in present.items() if title in tried and len(found) > 1}
+    recovered = [c for c in history.creations if c.task_id is None and c.title in present]
+    violations = [Violation("I2", task_id, "was acknowledged and is lost") for task_id in lost]
+    violations += [Violation("I2", task.id, "exists, and nobody created it") for task in unexpected]
+    violations += [
+        Violation("I2", found[0], f"was created once and is there as {found}") for found in duplicated.values()
+    ]
+    counts = {
+        "tried": len(tried),
+        "acknowledged": len(acknowledged),
+        "lost": len(lost),
+        "unexpected": len(unexpected),
+        "duplicated": len(duplicated),
+        "recovered": len(recovered),
+    }
+    return counts, violations
+
+
+def _terminal(task: FinalTask, events: list[Event]) -> Iterator[Violation]:
+    """I1 and I3: one terminal state, left only by a reopen, and an unbroken chain of moves."""
+    if task.status not in TERMINAL:
+        yield Violation("I1", task.id, f"came to rest as {task.status}")
+    status = None
+    for event in events:
+        if event.to_status is None:
+            continue
+        if status is not None and event.from_status != status:
+            yield Violation(
+                "I3", task.id, f"{event.type} (seq {event.seq}) left {event.from_status}, but it was {status}"
+            )
+        moved = event.from_status != event.to_status
+        if event.from_status in TERMINAL and moved and event.type != "task.reopened":
+            yield Violation("I3", task.id, f"{event.type} (seq {event.seq}) changed the final {event.from_status}")
+        status = event.to_status
+    if status is not None and status != task.status:
+        yield Violation("I1", task.id, f"is {task.status}, but its last event made it {status}")
+
+
+def _grants(task: FinalTask, events: list[Event]) -> Iterator[Violation]:
+    """I4 and I6: tokens count the grants; what is accepted carries the current one, and ends it once."""
+    current = 0
+    ended_by: Event | None = None
+    for event in events:
+        if event.type == "task.claimed":
+            if event.token != current + 1:
+                yield Violation("I4", task.id, f"was granted token {event.token} after {current}")
+            current, ended_by = event.token or current, None
+        elif event.type in FENCED and event.token not in (None, current):
+            yield Violation("I6", task.id, f"{event.type} was accepted with token {event.token}, current was {current}")
+        if event.type in ("task.completed", "task.failed"):
+            if ended_by is not None:
+                yield Violation("I6", task.id, f"{event.type} was accepted after {ended_by.type} of the same grant")
+            ended_by = event
+    if task.token != current:
+        yield Violation("I4", task.id, f"ended with token {task.token} after {current} grants")
+
+
+def _starts(task: FinalTask, events: list[Event]) -> Iterator[Violation]:
+    """I4: a token starts at one runner."""
+    runners: dict[int | None, set[str]] = defaultdict(set)
+    for event in events:
+        if event.type == "task.started":
+            runners[event.token].add(event.runner)
+    for token, names in runners.items():
+        if len(names) > 1:
+            yield Violation("I4", task.id, f"token {token} was started by {sorted(names)}")
+
+
+def _stale_calls(history: History) -> Iterator[Violation]:
+    """I6, seen from outside: a stale call is refused, a repeated one answered as the first time."""
+    for call in history.calls:
+        if call.token < call.current_token and call.status != 409:
+            sentence = f"{call.verb} with token {call.token} got {call.status}, current was {call.current_token}"
+            yield Violation("I6", call.task_id, sentence)
+        if call.repeats and call.token == call.current_token and call.status != 200:
+            yield Violation("I6", call.task_id, f"the repeated {call.verb} got {call.status}")
+
+
+def _alone(task_id: str, index: _Index) -> Iterator[Violation]:
+    """I5: the lives of two attempts do not overlap, and a token comes to life once."""
+    lives = []
+    for token in index.tokens[task_id]:
+        ticks = index.ticks[task_id, token]
+        lives.append((ticks[0].at, ticks[-1].at, token))
+        pids = {tick.pid for tick in ticks if tick.role == "leader"}
+        if len(pids) > 1:
+            yield Violation("I5", task_id, f"token {token} lived in processes {sorted(pids)}")
+    lives.sort()
+    latest = lives[:1]
+    for begin, end, token in lives[1:]:
+        _, until, other = latest[0]
+        if begin <= until:
+            sentence = f"tokens {other} and {token} were alive together for {min(until, end) - begin:.3f} s"
+            yield Violation("I5", task_id, sentence)
+        latest = [max(latest[0], (begin, end, token), key=lambda life: life[1])]
+
+
+def _attempts(task: FinalTask, index: _Index) -> Iterator[Violation]:
+    """I9: replay what should be counted, and compare with the children's word and the final count.
+
+    Where the log does not say whether a release counted, both numbers are possible until a child tells its own.
+    """
+    possible, started = {0}, False
+    recorded: set[int | None] = set()
+    for event in index.events[task.id]:
+        match event.type:
+            case "task.claimed":
+                started = False
+            case "task.started" if not started:
+                possible, started = {number + 1 for number in possible}, True
+                recorded.add(event.token)
+                told = {tick.attempt for tick in index.ticks.get((task.id, event.token or 0), ())}
+                if told - possible:
+                    sentence = f"token {event.token} ran as attempt {sorted(told)}, it was number {sorted(possible)}"
+                    yield Violation("I9", task.id, sentence)
+                possible = told & possible or possible
+            case "task.released" | "task.lease_expired" if started:
+                possible, started = _after_return(event, possible), False
+            case "task.reopened":
+                possible, started = {0}, False
+    for token in set(index.tokens[task.id]) - recorded:
+        yield Violation("I9", task.id, f"token {token} ran without a recorded start")
+    if task.attempts not in possible:
+        yield Violation("I9", task.id, f"shows {task.attempts} attempts, its events count {sorted(possible)}")
+
+
+def _limit(task_id: str, index: _Index) -> Iterator[Violation]:
+    """I9: no attempt beyond the last."""
+    limit = index.bounds.max_attempts
+    for attempt in sorted({index.ticks[task_id, token][0].attempt for token in index.tokens[task_id]}):
+        if attempt > limit:
+            yield Violation("I9", task_id, f"attempt {attempt} ran, the limit is {limit}")
+
+
+def _after_return(event: Event, possible: set[int]) -> set[int]:
+    """Return the possible counts after a started attempt was given back or its lease ran out."""
+    uncounted = {number - 1 for number in possible}
+    if event.type == "task.lease_expired" or event.counted is False:
+        return uncounted
+    return possible if event.counted else possible | uncounted
+
+
+def _recovered(index: _Index, recoveries: list[Recovery]) -> Iterator[Violation]:
+    """I10: what a fault hit runs again, or is settled, in time; after other faults what waits starts in time."""
+    begins = sorted((t.at, t.task_id, t.token) for t in index.history.ticks if t.kind == "begin" and t.role == "leader")
+    for fault in index.history.faults:
+        overcome: dict[str, list[float]] = {}
+        for task_id, token in sorted(fault.victims):
+            again = [at for at, ident, new in begins if ident == task_id and new > token]
+            again += [e.at for e in index.events[task_id] if e.at >= fault.at and e.to_status in TERMINAL]
+            overcome[task_id] = again
+        if fault.kind not in KILLS_ATTEMPTS and (waiting := _waiting(index, fault)):
+            overcome[waiting] = [at for at, _, _ in begins if at > fault.at]
+        for task_id, again in overcome.items():
+            if not again:
+                yield Violation("I10", task_id, f"never ran again after {fault.kind}")
+                continue
+            took_s, bound_s = min(again) - fault.at, index.deadline(fault, min(again)) - fault.at
+            recoveries.append(Recovery(fault.kind, took_s, bound_s))
+            if took_s > bound_s:
+                sentence = f"ran again only {took_s:.2f} s after {fault.kind}, bound {bound_s:g} s"
+                yield Violation("I10", task_id, sentence)
+
+
+def _waiting(index: _Index, fault: Fault) -> str:
+    """Return a task that was created before a fault and started or settled only after it, or ""."""
+    for creation in index.history.creations:
+        task_id = creation.task_id or ""
+        settled = [e.at for e in index.events[task_id] if e.to_status in TERMINAL]
+        begun = [index.ticks[task_id, token][0].at for token in index.tokens[task_id]]
+        if task_id and creation.at < fault.at and not any(at <= fault.at for at in settled + begun):
+            return task_id
+    return ""
+
+
+def _undisturbed(index: _Index) -> Iterator[Violation]:
+    """I10: losing the ingress, Redis or the service ends no running attempt."""
+    excused = {victim for fault in index.history.faults for victim in fault.victims}
+    by_design = {creation.task_id for creation in index.history.creations if creation.cut_short}
+    for (task_id, token), ticks in index.ticks.items():
+        if (task_id, token) in excused or task_id in by_design:
+            continue
+        if any(tick.kind == "end" and tick.role == "leader" for tick in ticks):
+            continue
+        end = index.end_of(task_id, token)
+        if end is not None and end.type == "task.cancelled":
+            continue
+        near = [f.kind for f in index.history.faults if ticks[0].at <= f.at and f.kind not in KILLS_ATTEMPTS]
+        cause = f"{near[-1]} had failed" if near else "no fault had hit it"
+        yield Violation("I10", task_id, f"the attempt with token {token} was cut short, and {cause}")
+
+
+def _outlived(index: _Index) -> Iterator[Violation]:
+    """I11: ticks and sightings end within a second after the attempt's end, or after its holder was killed."""
+    seen: dict[tuple[str, int], float] = {key: ticks[-1].at for key, ticks in index.ticks.items()}
+    for sighting in index.history.sightings:
+        key = (sighting.task_id, sighting.token)
+        seen[key] = max(seen.get(key, sighting.at), sighting.at)
+    killed = {
+        victim: fault
+        for fault in index.history.faults
+        for victim in fault.victims
+        if fault.kind in (FaultKind.POOL_CHILD, FaultKind.WORKER)
+    }
+    for (task_id, token), last in sorted(seen.items()):
+        end = index.end_of(task_id, token)
+        if end is not None:
+            allowed = index.bounds.tree_dead_s + (index.bounds.grace_s if end.type == "task.cancelled" else 0.0)
+            if last > end.at + allowed:
+                yield Violation("I11", task_id, f"token {token} was alive {last - end.at:.2f} s after its {end.type}")
+        fault = killed.get((task_id, token))
+        if fault is not None and last > fault.at + index.bounds.tree_dead_s:
+            yield Violation("I11", task_id, f"token {token} was alive {last - fault.at:.2f} s after {fault.kind} died")
+
+
+def _at_rest(history: History, bounds: Bounds) -> Iterator[Violation]:
+    """I13: nothing is left that somebody would have to do."""
+    for name, depth in history.queue_depths.items():
+        if depth:
+            yield Violation("I13", "-", f"queue {name} still holds {depth} messages")
+    for task in history.tasks:
+        if task.status == "todo":
+            yield Violation("I13", task.id, "is still pending")
+        expired = task.lease_expires_at is not None and task.lease_expires_at + bounds.settle_s < history.ended_at
+        if task.status == "in_progress" and expired:
+            yield Violation("I13", task.id, "holds a lease that expired long ago")

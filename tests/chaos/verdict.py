@@ -1,0 +1,82 @@
+"""What is promised, and the verdict on a history."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.chaos.history import FaultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is promised, in seconds and counts. The defaults fit leases of 6 s (tests/support/stack.py)."""
+
+    max_attempts: int = 3
+    tree_dead_s: float = 1.0
+    grace_s: float = 0.5
+    settle_s: float = 1.0
+    """Regrant delay and sweep: how long an expired lease may be seen at rest."""
+    recovery_s: Mapping[FaultKind, float] = field(
+        default_factory=lambda: {
+            FaultKind.POOL_CHILD: 10.0,
+            FaultKind.WORKER: 10.0,
+            FaultKind.WORKER_FROZEN: 10.0,
+            FaultKind.WORKER_DRAIN: 10.0,
+            FaultKind.INGRESS: 10.0,
+            FaultKind.REDIS: 5.0,
+            FaultKind.REDIS_EMPTIED: 15.0,
+            FaultKind.SERVICE: 10.0,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Violation:
+    """A broken promise."""
+
+    invariant: str
+    task_id: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How long something took to run again after a fault, and until when it had to (both from the fault on)."""
+
+    kind: FaultKind
+    took_s: float
+    bound_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The verdict."""
+
+    counts: Mapping[str, int]
+    recoveries: tuple[Recovery, ...]
+    violations: tuple[Violation, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Say whether every promise was kept."""
+        return not self.violations
+
+    def text(self) -> str:
+        """Return the verdict for people: counts, recovery times, violations by invariant."""
+        lines = ["  ".join(f"{name} {number}" for name, number in self.counts.items())]
+        by_kind: dict[FaultKind, list[Recovery]] = defaultdict(list)
+        for recovery in self.recoveries:
+            by_kind[recovery.kind].append(recovery)
+        for kind, found in sorted(by_kind.items()):
+            worst = max(found, key=lambda r: r.took_s / r.bound_s)
+            lines.append(
+                f"recovery after {kind}: {len(found)} times, at worst {worst.took_s:.2f} s of {worst.bound_s:g} s"
+            )
+        lines += [f"{v.invariant}  task {v.task_id}: {v.sentence}" for v in self.violations]
+        lines.append("valid" if self.ok else f"INVALID: {len(self.violations)} violations")
+        return "\n".join(lines)

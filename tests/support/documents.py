@@ -1,0 +1,140 @@
+"""Documents that are written by the code: ``python -m tests.support.documents`` writes them, a test compares."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from dispatch import errors
+from dispatch.settings import ENV_PREFIX, SETTINGS
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from dataclasses import Field
+
+ON_THIS_HOST = {"actor_id": "dispatch-<host>", "data_dir": "~/.local/state/dispatch"}
+"""Defaults that depend on the host, as people are told them."""
+
+TABLES = {
+    "ats": "How to reach the task service, and as whom.",
+    "execution": "How an attempt runs, and how often.",
+    "broker": "Redis.",
+    "ingress": "Admission and reconciling.",
+    "service": "The task service of our own.",
+    "local": "This host.",
+}
+
+EXAMPLE_HEAD = """\
+# Settings of dispatch. Every line shows a default; take the # away to change it.
+# Put this file where DISPATCH_CONFIG points, or at ./dispatch.toml, or at ~/.config/dispatch/dispatch.toml.
+# The environment wins over this file: lease_ms here is DISPATCH_LEASE_MS there.
+# A secret can stand in a file of its own: ats_token_file = "/run/secrets/ats-token".
+"""
+
+PAGE_HEAD = """\
+# Settings
+
+Every setting can be given in the environment, in a TOML file, and some as an option on the command line. The later
+wins: default, TOML, environment, option. The file is the one that `DISPATCH_CONFIG` names, else `./dispatch.toml`, else
+`~/.config/dispatch/dispatch.toml`; [config/dispatch.example.toml](../config/dispatch.example.toml) holds every setting
+with its default. An unknown `DISPATCH_*` name or an unknown key is an error that suggests the nearest known one.
+
+Secrets can be given as `DISPATCH_..._FILE` (in TOML: `..._file`), the path of a file that holds the value. They are
+shown as stars wherever settings are shown, and so is a password in a URL.
+
+This page is written by `make docs` from `dispatch/settings.py`.
+"""
+
+ERRORS_HEAD = """\
+# Errors
+
+A refusal has the same code and the same facts on every face: REST, WebSocket, MCP and command line. It changed nothing.
+The body is `{"error": "<one sentence>", "code": "<code>", ...facts}`. Codes are stable; sentences are not.
+
+This page is written by `make docs` from `dispatch/errors.py`.
+
+## Refusals of the service
+
+| code | HTTP status | when |
+|---|---|---|
+"""
+
+EXITS = """
+## Exit codes of the commands
+
+| code | when |
+|---|---|
+| 0 | done |
+| 1 | the operation failed; the sentence on stderr says why |
+| 2 | wrong usage |
+| 69 | the task service or Redis cannot be reached |
+| 75 | try again later |
+| 77 | not permitted |
+| 78 | a setting is wrong or something needed is missing; nothing was claimed |
+"""
+
+
+def shown_default(name: str, item: Field[Any]) -> str | int | float | None:
+    """Return a setting's default as people are told it."""
+    default = item.metadata["default"]
+    return ON_THIS_HOST[name] if callable(default) else default
+
+
+def example_toml() -> str:
+    """Return config/dispatch.example.toml."""
+    parts = [EXAMPLE_HEAD]
+    for table, about in TABLES.items():
+        parts.append(f"\n[{table}]  # {about}\n")
+        for name, item in settings_of(table):
+            default = shown_default(name, item)
+            value = '""' if default is None else json.dumps(default)
+            parts.append(f"# {item.metadata['meaning']}{' (default: not set)' if default is None else ''}")
+            parts.append(f"#{name} = {value}\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def settings_page() -> str:
+    """Return docs/settings.md."""
+    lines = [PAGE_HEAD]
+    for table, about in TABLES.items():
+        lines += [f"## `[{table}]`", "", about, "", "| environment | TOML | default | meaning |", "|---|---|---|---|"]
+        for name, item in settings_of(table):
+            default = shown_default(name, item)
+            shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
+            secret = f"; secret, also `{ENV_PREFIX}{name.upper()}_FILE`" if item.metadata["secret"] else ""
+            lines.append(f"| `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {item.metadata['meaning']}{secret} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings_of(table: str) -> Iterator[tuple[str, Field[Any]]]:
+    """Yield the settings of a TOML table."""
+    for name, (owner, item) in SETTINGS.items():
+        if owner == table:
+            yield name, item
+
+
+def refusals() -> Iterator[type[errors.TaskError]]:
+    """Yield the refusals of the service, in the order of the module."""
+    for item in vars(errors).values():
+        if isinstance(item, type) and issubclass(item, errors.TaskError) and item is not errors.TaskError:
+            yield item
+
+
+def errors_page() -> str:
+    """Return docs/errors.md."""
+    rows = [f"| `{e.code}` | {e.http_status} | {(e.__doc__ or '').splitlines()[0]} |" for e in refusals()]
+    return ERRORS_HEAD + "\n".join(rows) + "\n" + EXITS
+
+
+DOCUMENTS = {
+    "config/dispatch.example.toml": example_toml,
+    "docs/settings.md": settings_page,
+    "docs/errors.md": errors_page,
+}
+
+
+if __name__ == "__main__":
+    for path, render in DOCUMENTS.items():
+        (ROOT / path).write_text(render(), "utf-8")

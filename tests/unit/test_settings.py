@@ -1,0 +1,242 @@
+"""Settings: every one from every source, refusals in words, secrets never shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatch.errors import ConfigurationError
+from dispatch.settings import SETTINGS, Secret, Settings, load, masked_url
+
+# name -> what a person writes, what the program gets
+EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "ats_url": ("https://ats.example/", "https://ats.example"),
+    "ats_token": ("s3cret", Secret("s3cret")),
+    "ats_org": ("acme", "acme"),
+    "ats_project": ("web", "web"),
+    "channel": ("a, b ,a", ("a", "b")),
+    "actor_id": (" me ", "me"),
+    "actor_name": ("Me", "Me"),
+    "command": ("claude -p 'two words'", ("claude", "-p", "two words")),
+    "lease_ms": ("6000", 6.0),
+    "timeout_ms": ("1500", 1.5),
+    "max_attempts": ("5", 5),
+    "max_lease_losses": ("7", 7),
+    "retry_backoff_s": ("0.5", 0.5),
+    "cooldown_s": ("2", 2.0),
+    "grace_s": ("1", 1.0),
+    "drain_s": ("3", 3.0),
+    "env": ("HTTP_PROXY,LANG", ("HTTP_PROXY", "LANG")),
+    "output_bytes_max": ("2048", 2048),
+    "redis_url": ("rediss://r.example:6380/1", "rediss://r.example:6380/1"),
+    "redis_password": ("pw", Secret("pw")),
+    "queue": ("other", "other"),
+    "credit": ("0", 0),
+    "reconcile_s": ("1.5", 1.5),
+    "sweep_s": ("0.25", 0.25),
+    "bind": ("127.0.0.1:9999", "127.0.0.1:9999"),
+    "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
+    "regrant_delay_s": ("0.75", 0.75),
+    "default_lease_ms": ("1000", 1.0),
+    "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
+    "log_level": ("debug", "debug"),
+}
+PAIRED = {"DISPATCH_ATS_ORG": "acme", "DISPATCH_ATS_PROJECT": "web"}
+SECRETS = [name for name, (_, item) in SETTINGS.items() if item.metadata["secret"]]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty directory, with an empty user configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """The value of a setting by its outside name."""
+    table, item = SETTINGS[name]
+    return getattr(getattr(settings, table), item.name)
+
+
+def raw_of(name: str) -> Any:
+    """What a person writes for a setting."""
+    if name not in EXAMPLES:
+        pytest.fail(f"add an example of {name} to EXAMPLES")
+    return EXAMPLES[name][0]
+
+
+def expected_of(name: str) -> Any:
+    """What the program gets."""
+    return EXAMPLES[name][1]
+
+
+def partner(name: str) -> dict[str, str]:
+    """Variables that must be set along with a setting."""
+    return PAIRED if name in ("ats_org", "ats_project") else {}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_from_the_environment(name: str) -> None:
+    """DISPATCH_<NAME> sets it."""
+    settings = load({**partner(name), f"DISPATCH_{name.upper()}": raw_of(name)})
+    assert value_of(settings, name) == expected_of(name)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_from_toml(name: str, nowhere: Path) -> None:
+    """The table of its class in dispatch.toml sets it; numbers may be numbers."""
+    raw = raw_of(name)
+    number = re.fullmatch(r"[0-9.]+", raw)
+    (nowhere / "dispatch.toml").write_text(f"[{SETTINGS[name][0]}]\n{name} = {raw if number else repr(raw)}\n", "utf-8")
+    if name == "command":
+        (nowhere / "dispatch.toml").write_text('[execution]\ncommand = ["claude", "-p", "two words"]\n', "utf-8")
+    assert value_of(load(partner(name)), name) == expected_of(name)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secret_from_a_file(name: str, nowhere: Path) -> None:
+    """A secret can be given as ..._FILE in the environment and in TOML; the closing line break is no part of it."""
+    (nowhere / "secret").write_text(expected_of(name).reveal() + "\n", "utf-8")
+    assert value_of(load({f"DISPATCH_{name.upper()}_FILE": str(nowhere / "secret")}), name) == expected_of(name)
+    (nowhere / "dispatch.toml").write_text(f'[{SETTINGS[name][0]}]\n{name}_file = "secret"\n', "utf-8")
+    assert value_of(load({}), name) == expected_of(name)
+    assert value_of(load({f"DISPATCH_{name.upper()}": "other"}), name) == Secret("other")
+
+
+def test_secret_given_twice_or_unreadable(nowhere: Path) -> None:
+    """A secret given both ways, or as a file that cannot be read, is refused."""
+    (nowhere / "secret").write_text("x", "utf-8")
+    with pytest.raises(ConfigurationError, match="Both ats_token and DISPATCH_ATS_TOKEN_FILE are set"):
+        load({"DISPATCH_ATS_TOKEN": "x", "DISPATCH_ATS_TOKEN_FILE": str(nowhere / "secret")})
+    with pytest.raises(ConfigurationError, match=r"DISPATCH_ATS_TOKEN_FILE names .*missing, which cannot be read"):
+        load({"DISPATCH_ATS_TOKEN_FILE": str(nowhere / "missing")})
+
+
+def test_order_of_sources(nowhere: Path) -> None:
+    """Options win over the environment, which wins over TOML, which wins over the default."""
+    assert load({}).execution.max_attempts == 3
+    (nowhere / "dispatch.toml").write_text("[execution]\nmax_attempts = 4\n", "utf-8")
+    assert load({}).execution.max_attempts == 4
+    environ = {"DISPATCH_MAX_ATTEMPTS": "5"}
+    assert load(environ).execution.max_attempts == 5
+    assert load(environ, {"max_attempts": 6}).execution.max_attempts == 6
+    assert load(environ, {"max_attempts": None}).execution.max_attempts == 5
+
+
+def test_which_file_is_read(nowhere: Path) -> None:
+    """DISPATCH_CONFIG names the file; without it ./dispatch.toml, then the user's; a named one must exist."""
+    user = nowhere / "config" / "dispatch" / "dispatch.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text('[ats]\nchannel = "user"\n', "utf-8")
+    assert load({}).ats.channels == ("user",)
+    (nowhere / "dispatch.toml").write_text('[ats]\nchannel = "here"\n', "utf-8")
+    assert load({}).ats.channels == ("here",)
+    (nowhere / "named.toml").write_text('[ats]\nchannel = "named"\n', "utf-8")
+    assert load({"DISPATCH_CONFIG": str(nowhere / "named.toml")}).ats.channels == ("named",)
+    with pytest.raises(ConfigurationError, match=r"DISPATCH_CONFIG names .*absent.toml, which is not a file"):
+        load({"DISPATCH_CONFIG": str(nowhere / "absent.toml")})
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"DISPATCH_LEASE": "1"}, "DISPATCH_LEASE is not a setting. Did you mean DISPATCH_LEASE_MS?"),
+        ({"DISPATCH_CHANEL": "a"}, "DISPATCH_CHANEL is not a setting. Did you mean DISPATCH_CHANNEL?"),
+        ({"DISPATCH_XYZZYQW": "1"}, "DISPATCH_XYZZYQW is not a setting."),
+        ({"DISPATCH_LEASE_MS": "soon"}, "DISPATCH_LEASE_MS must be a number, not 'soon' (it is 'soon')."),
+        ({"DISPATCH_LEASE_MS": "nan"}, "DISPATCH_LEASE_MS must be between 400 and 8.64e+07 (it is 'nan')."),
+        ({"DISPATCH_LEASE_MS": "1"}, "DISPATCH_LEASE_MS must be between 400 and 8.64e+07 (it is '1')."),
+        ({"DISPATCH_MAX_ATTEMPTS": "1.5"}, "DISPATCH_MAX_ATTEMPTS must be a whole number (it is '1.5')."),
+        ({"DISPATCH_MAX_ATTEMPTS": "0"}, "DISPATCH_MAX_ATTEMPTS must be between 1 and 100 (it is '0')."),
+        ({"DISPATCH_ATS_URL": "ats.example"}, "DISPATCH_ATS_URL must start with http:// or https://"),
+        ({"DISPATCH_REDIS_URL": "http://x"}, "DISPATCH_REDIS_URL must start with redis:// or rediss://"),
+        ({"DISPATCH_LOG_LEVEL": "loud"}, "DISPATCH_LOG_LEVEL must be one of debug, info, warning, error"),
+        ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
+        ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND No closing quotation"),
+        ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
+        ({"DISPATCH_ATS_ORG": "acme"}, "belong together"),
+        ({"DISPATCH_ATS_PROJECT": "web"}, "belong together"),
+    ],
+)
+def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> None:
+    """A wrong value or name is refused in a sentence that names it and what would be right."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("[exekution]\nlease_ms = 1\n", "[exekution] is not a known table. Did you mean execution?"),
+        ("lease_ms = 6000\n", "[lease_ms] is not a known table."),
+        ("[execution]\nlease = 1\n", "lease in [execution] is not a setting. Did you mean"),
+        ("[ats]\nlease_ms = 6000\n", "lease_ms in [ats] is not a setting."),
+        ("[execution]\nlease_ms = true\n", "must be a number"),
+        ("[execution]\nlease_ms = [1]\n", "must be a number"),
+        ("[ats]\nchannel = 1\n", "must be a comma-separated list"),
+        ("[ats]\nchannel = [1]\n", "must be a comma-separated list"),
+        ("[ats]\nactor_id = 1\n", "must be a string"),
+        ("[ats\n", "cannot be read as TOML"),
+        ("[execution]\nmax_attempts_file = 'x'\n", "max_attempts_file in [execution] is not a setting."),
+    ],
+)
+def test_refusals_from_toml(document: str, words: str, nowhere: Path) -> None:
+    """The same for the file, whose path is in the sentence."""
+    (nowhere / "dispatch.toml").write_text(document, "utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load({})
+    assert words in str(caught.value)
+    assert "dispatch.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [repr, str, "{}".format, "{!r}".format, "%s".__mod__])
+def test_secrets_are_masked_in_every_shape(shape: Any) -> None:
+    """repr, str and format of a secret, and of all settings, show stars; reveal gives the value."""
+    assert "hunter2" not in shape(Secret("hunter2"))
+    assert "hunter2" not in f"{Secret('hunter2'):>20}"
+    settings = load({f"DISPATCH_{name.upper()}": "hunter2" for name in SECRETS})
+    assert "hunter2" not in shape(settings)
+    assert [value_of(settings, name).reveal() for name in SECRETS] == ["hunter2"] * len(SECRETS)
+    assert shape(Secret("")).strip() in ("", "Secret('')")
+
+
+@pytest.mark.parametrize("name", ["redis_url", "database_url"])
+@pytest.mark.parametrize("password", ["hunter2", "p/hunter2", "p@hunter2", "p:hunter2"])
+def test_a_password_in_a_url_is_shown_as_stars(name: str, password: str) -> None:
+    """The URL works as written, and shows its host but not its password."""
+    url = f"redis://user:{password}@host:1/0"
+    settings = load({f"DISPATCH_{name.upper()}": url})
+    assert value_of(settings, name) == url
+    assert f"{value_of(settings, name)}" == url
+    assert "redis://user:***@host:1/0" in repr(settings)
+    assert "hunter2" not in repr(settings) + masked_url(url)
+    with pytest.raises(ConfigurationError) as caught:
+        load({"DISPATCH_ATS_URL": f"ftp://user:{password}@host"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_refused_secret_is_not_quoted(nowhere: Path) -> None:
+    """A secret of the wrong type is refused without its value."""
+    (nowhere / "dispatch.toml").write_text("[ats]\nats_token = 123456789\n", "utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load({})
+    assert "must be a string" in str(caught.value)
+    assert "123456789" not in str(caught.value)
+
+
+def test_settings_are_frozen() -> None:
+    """Nobody changes a setting after loading."""
+    with pytest.raises(AttributeError):
+        load({}).ats.url = "http://other"  # type: ignore[misc]
+
+
+def test_database_defaults_to_a_file_in_the_data_directory() -> None:
+    """Without a database_url the store is SQLite in the data directory."""
+    assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
+    assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
