@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,9 @@ from dispatch.runner.tree import boottime
 from tests.support.children import command
 from tests.support.runner_driver import Worker, dead_within, eventually
 from tests.support.runner_host import ScriptedGateway
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Start = Callable[..., Worker]
 
@@ -46,7 +49,7 @@ def test_lease_is_renewed_at_a_quarter(start: Start) -> None:
     worker = start(["sleep", "1.3"], lease_s=0.8)
     assert worker.result()["reason"] == "success"
     times = [call["at"] for call in worker.calls("renew")]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     assert len(times) >= 4
     assert all(0.19 < gap < 0.45 for gap in gaps)
 

@@ -122,9 +122,9 @@ def polite(path: str, code: str) -> None:
 def surroundings() -> None:
     """Print what was inherited as JSON: environment, open fds, ignored signals, session, directory."""
     fds = []
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            fds.append([int(name), os.readlink(f"/proc/self/fd/{name}")])
+            fds.append([int(path.name), str(path.readlink())])
         except OSError:
             continue
     status = Path("/proc/self/status").read_text("ascii")
@@ -141,8 +141,8 @@ def surroundings() -> None:
                 "ignored": masks["SigIgn"],
                 "blocked": masks["SigBlk"],
                 "leader": os.getsid(0) == os.getpid(),
-                "cwd": os.getcwd(),
-                "mode": os.stat(".").st_mode & 0o777,
+                "cwd": str(Path.cwd()),
+                "mode": Path().stat().st_mode & 0o777,
             }
         )
     )
