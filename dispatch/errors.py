@@ -5,6 +5,7 @@
     DispatchError
     |- ConfigurationError           the operator must change a setting or install something (exit 78)
     |- UsageError                   the person typed something that cannot be done (exit 2)
+    |- BrokerUnavailableError       Redis does not answer (exit 69)
     |- TaskError                    the service refuses, nothing changed
     |  |- InvalidInputError         400, the request is malformed or out of bounds
     |  |- TooLargeError             413
@@ -48,6 +49,12 @@ class UsageError(DispatchError):
     """What was typed cannot be done as typed."""
 
     exit_code = 2
+
+
+class BrokerUnavailableError(DispatchError):
+    """Redis does not answer. Trying again is right."""
+
+    exit_code = 69
 
 
 class TaskError(DispatchError):

@@ -1,5 +1,298 @@
-def preflight(settings, *, executor):
-    from dispatch.ats.client import Client
-    from dispatch.ats import protocol, choose
-    from dispatch.ats.model import Actor
-    return choose.extensions_of_health(Client(protocol.endpoint(settings.ats.url), Actor('agent','x','x')).send(protocol.health()))
+"""Checks before the start: is everything there that a process needs, and is it set up safely?
+
+``preflight`` is what ingress and workers do first: it raises one clear
+sentence before anything is claimed. ``dispatch doctor`` shows all checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dispatch.ats import choose, protocol
+from dispatch.ats.client import Client
+from dispatch.ats.model import Actor
+from dispatch.errors import (
+    AuthenticationError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    DispatchError,
+    GatewayError,
+    GatewayUnavailableError,
+)
+from dispatch.settings import masked_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dispatch.settings import Broker, Settings
+
+PRESENCE_PREFIX: Final = "dispatch:worker:"
+"""Workers that live show themselves under keys that begin so; the value is a JSON object."""
+
+REDIS_VERSION_MIN: Final = (6, 2)
+DISK_BYTES_MIN: Final = 100 * 1024 * 1024
+_TIMEOUT_S: Final = 3.0
+_DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
+
+Need = Literal["service", "redis", "executor", "data_dir"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one look found out. ``state`` is ok, warning or error; ``advice`` says what to do, or is ""."""
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    sentence: str
+    advice: str = ""
+    kind: type[DispatchError] = ConfigurationError
+    """What to raise for an error."""
+
+    def error(self) -> DispatchError:
+        """Return the error that this check amounts to."""
+        return self.kind(f"{self.sentence} {self.advice}".strip())
+
+
+def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
+    """Make the checks that a process needs and return them, warnings included.
+
+    Raises ConfigurationError, AuthenticationError, GatewayUnavailableError or
+    BrokerUnavailableError for the first one that failed.
+    """
+    found: list[Check] = []
+    for name in need:
+        checks = _CHECKS[name](settings)
+        for check in checks:
+            if check.state == "error":
+                raise check.error()
+        found += checks
+    return found
+
+
+# --- the task service -----------------------------------------------------------------------------------------------
+
+
+def check_service(settings: Settings) -> list[Check]:
+    """Is the task service there, does it speak ATS, does it take our key, does it fence?"""
+    ats = settings.ats
+    token = ats.token.reveal() if ats.token else None
+    try:
+        client = Client(protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token), _DOCTOR)
+    except ConfigurationError as exc:
+        return [Check("service", "error", str(exc))]
+    url = client.endpoint.base_url
+    with contextlib.closing(client):
+        try:
+            health = client.send(protocol.health(), deadline_s=_TIMEOUT_S)
+            is_fenced = choose.has_fencing(choose.extensions_of_health(health))
+            client.send(protocol.list_tasks(limit=1, channel=ats.channels[0]), deadline_s=_TIMEOUT_S)
+        except GatewayUnavailableError as exc:
+            advice = "Start it with 'dispatch serve' or 'dispatch up', or set DISPATCH_ATS_URL."
+            return [Check("service", "error", str(exc), advice, GatewayUnavailableError)]
+        except AuthenticationError as exc:
+            advice = "Set DISPATCH_ATS_TOKEN_FILE to a file with a key that may read and claim tasks."
+            return [
+                Check("service", "error", f"The task service at {url} refuses us: {exc}", advice, AuthenticationError)
+            ]
+        except GatewayError as exc:
+            advice = "Check DISPATCH_ATS_URL, DISPATCH_ATS_ORG and DISPATCH_ATS_PROJECT."
+            return [Check("service", "error", f"The task service at {url} refuses to list tasks: {exc}", advice)]
+    if is_fenced:
+        return [Check("service", "ok", f"The task service at {url} answers and has fencing tokens.")]
+    advice = "Known limits are in docs/protocol.md. Set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS if it cannot renew."
+    return [Check("service", "warning", f"The task service at {url} answers, but has no fencing tokens.", advice)]
+
+
+# --- Redis ----------------------------------------------------------------------------------------------------------
+
+
+def redis_url(url: str) -> str:
+    """Return a broker URL as redis-py takes it: Celery's ``redis+socket`` becomes ``unix``."""
+    parts = urlsplit(url)
+    if parts.scheme != "redis+socket":
+        return url
+    query = parse_qs(parts.query)
+    database = (query.get("virtual_host") or query.get("db") or ["0"])[0]
+    return f"unix://{parts.path}?db={database}"
+
+
+def open_redis(broker: Broker, *, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
+    """Return a client that gives up after ``timeout_s`` and tries nothing twice; the caller must close it."""
+    options: dict[str, Any] = {"password": broker.password.reveal()} if broker.password else {}
+    try:
+        return redis.Redis.from_url(
+            redis_url(broker.url),
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"DISPATCH_REDIS_URL cannot be used: {exc}.") from exc
+
+
+def check_redis(settings: Settings) -> list[Check]:
+    """Is Redis there, does it take our password and our writes, does it keep what it is given?"""
+    url = masked_url(settings.broker.url)
+    advice = "Start Redis, or set DISPATCH_REDIS_URL; 'dispatch up' brings one of its own."
+    try:
+        with contextlib.closing(open_redis(settings.broker)) as client:
+            client.set(f"dispatch:doctor:{uuid.uuid4().hex}", "1", px=1000)
+            return _redis_state(client, url)
+    except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
+        return [Check("redis", "error", f"Redis at {url} refuses us: {exc}.", "Check DISPATCH_REDIS_PASSWORD_FILE.")]
+    except (redis.ConnectionError, redis.TimeoutError) as exc:
+        # The library's sentence may hold the URL; what happened to the socket is enough.
+        cause = _cause(exc)
+        return [Check("redis", "error", f"Redis at {url} does not answer: {cause}.", advice, BrokerUnavailableError)]
+    except redis.ResponseError as exc:
+        return [Check("redis", "error", f"Redis at {url} takes no writes: {exc}.", "See its log; is its disk full?")]
+    except ConfigurationError as exc:
+        return [Check("redis", "error", str(exc))]
+
+
+def _cause(exc: BaseException) -> str:
+    inner = exc.__cause__ or exc.__context__ or exc
+    if isinstance(inner, TimeoutError):
+        return "the time was up"
+    if isinstance(inner, OSError) and inner.errno and inner.errno > 0:
+        return os.strerror(inner.errno).lower()
+    return " ".join(str(inner).split())[:200]
+
+
+def _redis_state(client: redis.Redis, url: str) -> list[Check]:
+    info: dict[str, Any] = client.info()
+    shown = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in shown.split(".")[:2] if part.isdigit())
+    if version < REDIS_VERSION_MIN:
+        wanted = ".".join(map(str, REDIS_VERSION_MIN))
+        return [Check("redis", "error", f"Redis at {url} is version {shown}.", f"Install Redis {wanted} or newer.")]
+    checks = [Check("redis", "ok", f"Redis {shown} at {url} answers and takes writes.")]
+    try:
+        found: dict[str, str] = client.config_get(
+            "maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode"
+        )
+        has_password = bool(client.config_get("requirepass").get("requirepass"))
+    except redis.RedisError:
+        sentence = "Redis does not let us see its configuration."
+        return [*checks, Check("redis", "warning", sentence, "See to it that it has noeviction and appendonly yes.")]
+    return checks + redis_warnings(found, has_password=has_password)
+
+
+def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
+    """Judge the configuration of a Redis, as ``CONFIG GET`` tells it."""
+    checks = []
+    if (policy := found.get("maxmemory-policy", "noeviction")) != "noeviction":
+        is_limited = found.get("maxmemory", "0") not in ("", "0")
+        sentence = f"Redis has maxmemory-policy {policy}: when its memory is full it throws queued tasks away."
+        advice = "Set maxmemory-policy noeviction."
+        checks.append(Check("redis", "error" if is_limited else "warning", sentence, advice))
+    if found.get("appendonly", "yes") != "yes":
+        sentence = "Redis has appendonly no: after a crash the queues are rebuilt from the task service."
+        checks.append(Check("redis", "warning", sentence, "Set appendonly yes to lose less time."))
+    addresses = found.get("bind", "").replace("-", " ").split()
+    is_open = not addresses or any(a not in ("127.0.0.1", "::1", "::*", "*") or a in ("*", "::*") for a in addresses)
+    if is_open and not has_password and found.get("protected-mode") == "no":
+        sentence = (
+            "Redis listens beyond this machine without a password: whoever reaches it can give orders to workers."
+        )
+        checks.append(Check("redis", "warning", sentence, "Set requirepass and bind, or protected-mode yes."))
+    return checks
+
+
+def workers_seen(client: redis.Redis) -> list[dict[str, Any]]:
+    """Return what live workers say about themselves, by name; what cannot be read is left out.
+
+    Raises redis.RedisError.
+    """
+    keys = sorted(client.scan_iter(match=f"{PRESENCE_PREFIX}*", count=500))
+    found = []
+    for key, value in zip(keys, client.mget(keys) if keys else [], strict=True):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            body = json.loads(value)
+            if isinstance(body, dict):
+                found.append({"name": key.decode("utf-8", "replace").removeprefix(PRESENCE_PREFIX), **body})
+    return found
+
+
+def check_workers(settings: Settings) -> list[Check]:
+    """Is anybody there who would run a task?"""
+    try:
+        with contextlib.closing(open_redis(settings.broker)) as client:
+            count = len(workers_seen(client))
+    except (redis.RedisError, ConfigurationError):
+        return [Check("workers", "warning", "Without Redis nobody knows which workers run.")]
+    if not count:
+        return [Check("workers", "warning", "No worker is running.", "Start one with 'dispatch worker'.")]
+    return [Check("workers", "ok", f"{count} worker{'s are' if count > 1 else ' is'} running.")]
+
+
+# --- this host ------------------------------------------------------------------------------------------------------
+
+
+def check_executor(settings: Settings) -> list[Check]:
+    """Is the executor's program there, and may we run it?"""
+    program = settings.execution.command[0]
+    place = shutil.which(program)
+    if place is not None:
+        return [Check("executor", "ok", f"The executor is {place}.")]
+    advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
+    path = Path(program).expanduser()
+    if path.is_dir():
+        return [Check("executor", "error", f"The executor {program} is a directory.", advice)]
+    if path.exists() and "/" in program:
+        return [
+            Check("executor", "error", f"The executor {program} may not be executed.", f"Try 'chmod +x {program}'.")
+        ]
+    where = "" if "/" in program else " on PATH"
+    return [Check("executor", "error", f"The executor {program} was not found{where}.", advice)]
+
+
+def check_data_dir(settings: Settings) -> list[Check]:
+    """Can the data directory be written, and only by us?"""
+    path = settings.local.data_dir
+    advice = "Set DISPATCH_DATA_DIR to a directory that this user may write."
+    base = path
+    while not base.exists() and base != base.parent:
+        base = base.parent
+    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+        return [Check("data_dir", "error", f"The data directory {path} cannot be written.", advice)]
+    checks = []
+    if base == path:
+        found = path.stat()
+        if found.st_uid not in (os.getuid(), 0):
+            return [Check("data_dir", "error", f"The data directory {path} belongs to somebody else.", advice)]
+        if found.st_mode & 0o077:
+            sentence = f"Others may read the data directory {path}."
+            checks.append(Check("data_dir", "warning", sentence, f"Try 'chmod 700 {path}'."))
+    free = shutil.disk_usage(base).free
+    if free < DISK_BYTES_MIN:
+        sentence = f"Only {free // 1_048_576} MiB are free where the data directory {path} is."
+        checks.append(Check("data_dir", "warning", sentence, "Make room."))
+    what = "can be written" if base == path else "will be made when it is needed"
+    return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
+
+
+_CHECKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
+    "service": check_service,
+    "redis": check_redis,
+    "executor": check_executor,
+    "data_dir": check_data_dir,
+}
+
+
+def check_all(settings: Settings) -> list[Check]:
+    """Make every check."""
+    return [check for look in (*_CHECKS.values(), check_workers) for check in look(settings)]

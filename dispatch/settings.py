@@ -320,7 +320,7 @@ def _config_path(environ: Mapping[str, str]) -> Path | None:
     named = environ.get("DISPATCH_CONFIG")
     if named:
         path = Path(named).expanduser()
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise ConfigurationError(f"DISPATCH_CONFIG names {path}, which is not a file.")
         return path
     for path in (Path("dispatch.toml"), Path(platformdirs.user_config_dir("dispatch")) / "dispatch.toml"):

@@ -7,6 +7,7 @@ most CONNECTIONS_MAX kept-alive connections.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -42,6 +43,7 @@ class AsyncClient:
         self._deadline_s = deadline_s
         self._answer_bytes_max = answer_bytes_max
         self._headers = {**protocol.headers(where, actor), "Accept-Encoding": "identity"}
+        self._tls = ssl.create_default_context() if where.scheme == "https" else True
         self._session: aiohttp.ClientSession | None = None
         self._date: tuple[str, float] | None = None
 
@@ -67,8 +69,9 @@ class AsyncClient:
                 try:
                     status, answer_headers, content = await self._exchange(request, body, sent_headers)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
-                    # Most likely a kept-alive connection that was closed meanwhile; a refused connect is not.
-                    if isinstance(exc, aiohttp.ClientConnectorError) or not request.repeatable:
+                    # Most likely a kept-alive connection that was closed meanwhile; aiohttp itself repeats GET only.
+                    is_refused = isinstance(exc, aiohttp.ClientConnectorError)
+                    if is_refused or request.method == "GET" or not request.repeatable:
                         raise
                     status, answer_headers, content = await self._exchange(request, body, sent_headers)
         except (aiohttp.ClientError, OSError, ValueError) as exc:
@@ -92,7 +95,7 @@ class AsyncClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ttl_dns_cache=60),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ttl_dns_cache=60, ssl=self._tls),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -120,12 +123,8 @@ class AsyncClient:
 
 
 def _cause(exc: BaseException) -> str:
-    if isinstance(exc, TimeoutError):
-        return "the time was up"
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "the answer was cut off"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the connection was closed"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
-    return str(exc) or type(exc).__name__
+    return answers.cause_of(exc)

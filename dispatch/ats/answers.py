@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +75,18 @@ def retry_after_s(answer_headers: Mapping[str, str], facts: Mapping[str, Any]) -
     except (ValueError, TypeError):
         return None
     return min(max(wait.total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def cause_of(exc: BaseException) -> str:
+    """Say in a few words why no answer came."""
+    exc = getattr(exc, "os_error", exc)
+    if isinstance(exc, TimeoutError):
+        return "the time was up"
+    if isinstance(exc, ConnectionError) and exc.errno:
+        return os.strerror(exc.errno).lower()
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror.lower()
+    return str(exc) or type(exc).__name__
 
 
 def date_offset_s(date: str, local_s: float) -> float:

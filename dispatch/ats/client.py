@@ -73,17 +73,7 @@ class _Socket:
 class _Kept:
     """One thread's connection, and the process that opened it."""
 
-    def __init__(self, where: protocol.Endpoint, tls: ssl.SSLContext | None, deadline: float) -> None:
-        left = max(deadline - time.monotonic(), 0.001)
-        raw = socket.create_connection((where.host, where.port), timeout=left)
-        try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if tls is not None:
-                raw.settimeout(max(deadline - time.monotonic(), 0.001))
-                raw = tls.wrap_socket(raw, server_hostname=where.host)
-        except BaseException:
-            raw.close()
-            raise
+    def __init__(self, raw: socket.socket) -> None:
         self.used = False
         self.socket = _Socket(raw)
         self._pid = os.getpid()
@@ -118,6 +108,19 @@ class _Kept:
                 raise refused from None
             raise
         return answer
+
+
+def _connect(where: protocol.Endpoint, tls: ssl.SSLContext | None, deadline: float) -> socket.socket:
+    raw = socket.create_connection((where.host, where.port), timeout=max(deadline - time.monotonic(), 0.001))
+    try:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is None:
+            return raw
+        raw.settimeout(max(deadline - time.monotonic(), 0.001))
+        return tls.wrap_socket(raw, server_hostname=where.host)
+    except BaseException:
+        raw.close()
+        raise
 
 
 class Client:
@@ -203,7 +206,7 @@ class Client:
             self.close()
             kept = None
         if kept is None:
-            kept = self._local.kept = _Kept(self.endpoint, self._tls, deadline)
+            kept = self._local.kept = _Kept(_connect(self.endpoint, self._tls, deadline))
         kept.socket.deadline = deadline
         return kept
 
@@ -241,10 +244,4 @@ class Client:
 
 
 def _cause(exc: BaseException) -> str:
-    if isinstance(exc, TimeoutError):
-        return "the time was up"
-    if isinstance(exc, http.client.IncompleteRead):
-        return "the answer was cut off"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
-    return str(exc) or type(exc).__name__
+    return "the answer was cut off" if isinstance(exc, http.client.IncompleteRead) else answers.cause_of(exc)

@@ -81,6 +81,7 @@ class Feed:
     """One subscription to the events of some channels (of all when ``channels`` is empty).
 
     ``verbs`` names the events to ask for, without ``task.``; None asks for all.
+    ``whole`` asks for all of each task, as display needs it, ``raw`` included.
     ``frames_ignored`` counts frames that could not be understood.
     """
 
@@ -90,9 +91,11 @@ class Feed:
         actor: Actor,
         channels: Iterable[str] = (),
         *,
+        whole: bool = False,
         verbs: Iterable[str] | None = None,
         timing: FeedTiming | None = None,
     ) -> None:
+        self._whole = whole
         self.frames_ignored = 0
         self.last_seq: int | None = None
         self._url = frames.feed_url(where, actor)
@@ -144,7 +147,10 @@ class Feed:
         """Subscribe, then yield Connected and events until the connection ends."""
         extensions, early = await self._greet(socket)
         since = self.last_seq
-        await socket.send(frames.subscribe_frame(self._channels, verbs=self._verbs, extensions=extensions, since=since))
+        frame = frames.subscribe_frame(
+            self._channels, verbs=self._verbs, extensions=extensions, since=since, thin=not self._whole
+        )
+        await socket.send(frame)
         seq, more = await self._confirm(socket, announced=bool(extensions))
         self._failures = 0
         if seq is not None and (since is None or seq < since or "events.since" not in extensions):
@@ -179,7 +185,7 @@ class Feed:
                         continue
                     if body.get("type") == "connected":
                         return answers.extensions_of(body), early
-                    if (event := frames.parse_event(body)) is not None:
+                    if (event := frames.parse_event(body, keep_raw=self._whole)) is not None:
                         early.append(event)
         return frozenset(), early
 
@@ -197,7 +203,7 @@ class Feed:
                     if body.get("type") == "subscribed":
                         seq = body.get("seq")
                         return seq if isinstance(seq, int) and not isinstance(seq, bool) else None, more
-                    if (event := frames.parse_event(body)) is not None:
+                    if (event := frames.parse_event(body, keep_raw=self._whole)) is not None:
                         more.append(event)
                         if not announced:
                             return None, more
@@ -226,7 +232,7 @@ class Feed:
         body = self._body(frame)
         if body is None:
             return None
-        event = frames.parse_event(body)
+        event = frames.parse_event(body, keep_raw=self._whole)
         if event is None and str(body.get("type")) not in _CONTROL:
             self.frames_ignored += 1
         return event
@@ -262,6 +268,4 @@ def _reason(exc: BaseException) -> str:
         return f"the service answered HTTP {exc.response.status_code} instead of a WebSocket"
     if isinstance(exc, InvalidHandshake):
         return "the service did not answer as a WebSocket"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
-    return str(exc) or type(exc).__name__
+    return answers.cause_of(exc)

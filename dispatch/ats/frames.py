@@ -26,7 +26,12 @@ def feed_url(where: Endpoint, actor: Actor) -> str:
 
 
 def subscribe_frame(
-    channels: Iterable[str], *, verbs: Iterable[str] | None = None, extensions: frozenset[str], since: int | None
+    channels: Iterable[str],
+    *,
+    extensions: frozenset[str],
+    since: int | None,
+    verbs: Iterable[str] | None = None,
+    thin: bool = True,
 ) -> str:
     """Return the frame that subscribes to ``channels`` (all when empty) and ``verbs`` (all when None)."""
     frame: dict[str, Any] = {"type": "subscribe", "id": "dispatch"}
@@ -35,7 +40,7 @@ def subscribe_frame(
     if verbs is not None:
         frame["event_types"] = [f"task.{verb}" for verb in verbs]
     if "events.thin" in extensions:
-        frame |= {"thin": True, "extended": True}
+        frame |= {"thin": thin, "extended": True}
     if since is not None and "events.since" in extensions:
         frame["since"] = since
     return json.dumps(frame)
@@ -58,7 +63,7 @@ def parse_frame(frame: str | bytes) -> dict[str, Any] | None:
     return body if isinstance(kind, str) else None
 
 
-def parse_event(body: Mapping[str, Any]) -> Event | None:
+def parse_event(body: Mapping[str, Any], *, keep_raw: bool = False) -> Event | None:
     """Read a task event from a frame; None when it is none, or names no task. Never raises."""
     kind = body.get("type", body.get("event"))
     if not isinstance(kind, str) or not kind.startswith("task.") or len(kind) == len("task."):
@@ -69,7 +74,7 @@ def parse_event(body: Mapping[str, Any]) -> Event | None:
     for candidate in (data.get("task"), body.get("task")):
         if isinstance(candidate, dict):
             try:
-                task = parse_task(candidate, keep_raw=False)
+                task = parse_task(candidate, keep_raw=keep_raw)
             except GatewayUnavailableError:
                 continue
             break

@@ -13,7 +13,6 @@ the text of a refusal.
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 _SHORT_LEASE_S: Final = 1.0
 _START_KEEP_S: Final = 7 * 24 * 3600
+_RELEASED: Final = "-"
+"""Stands in the place of the runner's name once its attempt was given back."""
 _log = get_logger("ats")
 
 
@@ -49,7 +50,6 @@ class PlainGateway:
         self._lease_s = lease_s
         self._actor_name = actor_name
         self._url = client.endpoint.base_url
-        self._last_expiry: tuple[AttemptRef, datetime] | None = None
         self._warned = False
 
     def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
@@ -70,25 +70,23 @@ class PlainGateway:
             raise GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.") from exc
         if message:
             self._post(ref, message)
-        return self._grant(ref, replace(task, attempts=attempts))
+        return self._grant(replace(task, attempts=attempts))
 
     def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
-        """Extend the lease by claiming again, or find out how long it still lasts."""
+        """Extend the lease by claiming again, or find out how long it still lasts. A lapsed lease is not taken anew."""
         with contextlib.suppress(RedisError):
             self._check_token(ref)
-        before = self._last_expiry[1] if self._last_expiry and self._last_expiry[0] == ref else None
-        try:
-            answer = self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
-            task = self._checked(ref, parse_task(answer))
-        except LeaseLostError:
-            raise
-        except GatewayRejectedError:
-            task = self._held(ref)
-        if before is not None and task.lease_expires_at is not None and task.lease_expires_at <= before:
+        # Claiming would take a task anew that is ours no longer, so look first. What the answer to a claim shows
+        # differs between services, so look again afterwards.
+        before = self._held(ref).lease_expires_at
+        with contextlib.suppress(GatewayRejectedError):
+            self._send(ref, protocol.claim(ref.task_id, lease_s=self._lease_s))
+        task = self._held(ref)
+        if task.lease_expires_at == before:
             self._warn_once()
         if message:
             self._post(ref, message)
-        return self._grant(ref, task)
+        return self._grant(task)
 
     def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
         """Report success, after a look at the task."""
@@ -107,11 +105,13 @@ class PlainGateway:
         self._held(ref)
         with contextlib.suppress(RedisError):
             self._check_token(ref)
-            if not counted:
+            key = fences.start_key(self._url, ref.task_id, ref.token)
+            started = _word(self._redis.set(key, _RELEASED, xx=True, keepttl=True, get=True))
+            if started not in ("", _RELEASED) and not counted:
                 self._redis.decr(fences.attempts_key(self._url, ref.task_id))
             if delay_s > 0:
-                key = fences.not_before_key(self._url, ref.task_id)
-                self._redis.set(key, "1", px=max(int(delay_s * 1000), 1))
+                wait_key = fences.not_before_key(self._url, ref.task_id)
+                self._redis.set(wait_key, "1", px=max(int(delay_s * 1000), 1))
         if reason:
             self._post(ref, reason)
         with contextlib.suppress(GatewayRejectedError):
@@ -138,15 +138,14 @@ class PlainGateway:
         with contextlib.suppress(RedisError):
             self._check_token(ref)
         task = self._read(ref)
-        if task.status == status and task.assignee_id in (ref.actor_id, None):
-            if outputs is None or task.outputs == outputs:
-                self._forget(ref)
-                return True
+        is_ours = task.status == status and task.assignee_id in (ref.actor_id, None)
+        if is_ours and (outputs is None or task.outputs == outputs):
+            self._forget(ref)
+            return True
         self._checked(ref, task)
         return False
 
     def _forget(self, ref: AttemptRef) -> None:
-        self._last_expiry = None
         with contextlib.suppress(RedisError):
             self._redis.delete(fences.attempts_key(self._url, ref.task_id))
 
@@ -176,13 +175,14 @@ class PlainGateway:
         """Return how long the lease still lasts by the service's clock, as far as its answers show it."""
         if task.lease_expires_at is None:
             return 0.0
-        now = datetime.fromtimestamp(time.time(), UTC) + timedelta(seconds=self._client.clock_offset_s())
+        offset_s = self._client.clock_offset_s()
+        if offset_s:
+            offset_s += 1.0  # The service tells whole seconds, cut off: believe the lease rather a second shorter.
+        now = datetime.now(UTC) + timedelta(seconds=offset_s)
         return (task.lease_expires_at - now).total_seconds()
 
-    def _grant(self, ref: AttemptRef, task: Task) -> Grant:
-        if task.lease_expires_at is not None:
-            self._last_expiry = (ref, task.lease_expires_at)
-        return Grant(task=task, fencing_token=None, ttl_s=self._left_s(task))
+    def _grant(self, task: Task) -> Grant:
+        return Grant(task=task, fencing_token=None, ttl_s=min(self._left_s(task), self._lease_s))
 
     def _warn_once(self) -> None:
         if not self._warned:

@@ -1,1 +1,1 @@
-"""The command line: one module per group of commands."""
+"""The ``dispatch`` command: one module per group of commands (docs/commands.md)."""

@@ -85,6 +85,11 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
 
 
 async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
+    """Return the body, or refuse it as soon as it is known to be too large.
+
+    What was not read then is thrown away by the server as it comes: closing
+    at once would reset the connection before the client saw the answer.
+    """
     if announced is not None and announced > bytes_max:
         raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
     message = await receive()
@@ -142,7 +147,7 @@ class RestFace:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
-            close = isinstance(exc, TooLargeError | TimeoutInputError)
+            close = isinstance(exc, TimeoutInputError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             status = 500

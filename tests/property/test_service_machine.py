@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
             lines = [e for e in self._read(lambda tx, ref=ref: history.of_task(tx, ref)) if e.to_status]
             grants = [e.token for e in lines if e.type == "task.claimed"]
             assert grants == list(range(1, model.token + 1))
-            for before, after in zip(lines, lines[1:], strict=False):
+            for before, after in pairwise(lines):
                 assert before.to_status == after.from_status
                 if before.to_status in FINISHED:
                     assert after.type == "task.reopened"
@@ -137,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
             model.expires = self.now + LEASE_S
 
     @rule(at=refs, token=tokens, counted=st.booleans())
-    def release(self, at: int, token: int, counted: bool) -> None:
+    def release(self, at: int, token: int, *, counted: bool) -> None:
         """A release needs the current token; repeating it changes nothing."""
         model = self.models[at]
         report = ("release", counted, token)

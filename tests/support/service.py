@@ -122,6 +122,7 @@ class ServiceProcess:
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.process.kill()
+        self.process.stop()
         self._close_clients()
 
     def stop(self) -> int:

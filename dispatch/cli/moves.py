@@ -1,0 +1,143 @@
+"""Commands that move a task through its lifecycle: cancel, complete, fail, reject, reopen."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from dispatch.ats import protocol
+from dispatch.ats.model import parse_task
+from dispatch.cli.options import State, TaskId, common_options, refuse_constant
+from dispatch.errors import DispatchError, GatewayRejectedError, GatewayUnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_ids: Final = click.argument("task_ids", metavar="ID...", type=TaskId(), nargs=-1, required=True)
+
+
+def _reason(help_text: str) -> Callable[[Any], Any]:
+    return click.option("--reason", "-r", metavar="TEXT", help=help_text)
+
+
+@click.command()
+@_ids
+@_reason("Why, for the task's history.")
+@common_options
+@click.pass_obj
+def cancel(state: State, task_ids: Sequence[str], reason: str | None) -> None:
+    """Cancel tasks. What runs is stopped within a second, on whichever host.
+
+    \b
+    Examples:
+      dispatch cancel 7
+      dispatch cancel 7 8 9 --reason "not needed any more"
+    """  # noqa: D301 - click's mark
+    _each(state, task_ids, "cancelled", lambda task_id: protocol.cancel(task_id, reason))
+
+
+@click.command()
+@_ids
+@click.option("--response", metavar="TEXT", help="The result, as text.")
+@click.option("--outputs", metavar="JSON", help="The result, as JSON; a list, or one object.")
+@common_options
+@click.pass_obj
+def complete(state: State, task_ids: Sequence[str], response: str | None, outputs: str | None) -> None:
+    """Complete tasks by hand.
+
+    \b
+    Examples:
+      dispatch complete 7
+      dispatch complete 7 --response "Done by hand"
+      dispatch complete 7 --outputs '[{"response": "x"}]'
+    """  # noqa: D301 - click's mark
+    if response is not None and outputs is not None:
+        raise UsageError("Give --response or --outputs, not both.")
+    found = None if response is None else [{"response": response}]
+    if outputs is not None:
+        found = _outputs(outputs)
+    _each(state, task_ids, "completed", lambda task_id: protocol.complete(task_id, found))
+
+
+def _outputs(text: str) -> list[Any]:
+    try:
+        found = json.loads(text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise UsageError(f"--outputs is not JSON: {exc}. Nothing was changed.") from exc
+    return found if isinstance(found, list) else [found]
+
+
+@click.command()
+@_ids
+@_reason("Why, for the task's history.")
+@common_options
+@click.pass_obj
+def fail(state: State, task_ids: Sequence[str], reason: str | None) -> None:
+    """Fail tasks for good, without another attempt.
+
+    \b
+    Examples:
+      dispatch fail 7 --reason "the input is gone"
+    """  # noqa: D301 - click's mark
+    _each(state, task_ids, "failed", lambda task_id: protocol.fail(task_id, reason))
+
+
+@click.command()
+@_ids
+@_reason("Why, for the task's history.")
+@common_options
+@click.pass_obj
+def reject(state: State, task_ids: Sequence[str], reason: str | None) -> None:
+    """Refuse pending tasks for good.
+
+    \b
+    Examples:
+      dispatch reject 7 --reason "not ours"
+    """  # noqa: D301 - click's mark
+    _each(state, task_ids, "rejected", lambda task_id: protocol.reject(task_id, reason))
+
+
+@click.command()
+@_ids
+@_reason("Why, for the task's history.")
+@common_options
+@click.pass_obj
+def reopen(state: State, task_ids: Sequence[str], reason: str | None) -> None:
+    """Bring ended tasks back to pending, with all attempts ahead of them.
+
+    \b
+    Examples:
+      dispatch reopen 7
+    """  # noqa: D301 - click's mark
+    _each(state, task_ids, "reopened", lambda task_id: protocol.reopen(task_id, reason))
+
+
+def _each(state: State, task_ids: Sequence[str], done: str, request: Callable[[str], protocol.Request]) -> None:
+    """Make the call for each task; a refusal for one does not keep the others from being tried."""
+    last: DispatchError | None = None
+    results = []
+    for task_id in task_ids:
+        try:
+            answer = state.client.send(request(task_id))
+        except GatewayRejectedError as exc:
+            if last is not None:
+                click.echo(f"dispatch: {last}", err=True)
+            last = exc
+            continue
+        results.append(_result(task_id, answer))
+        if not state.output.is_json:
+            state.output.line(f"Task {task_id} {done}.")
+    if state.output.is_json and results:
+        state.output.json(results[0] if len(task_ids) == 1 else results)
+    if last is not None:
+        raise last
+
+
+def _result(task_id: str, answer: Any) -> Any:
+    try:
+        return parse_task(answer).raw
+    except GatewayUnavailableError:
+        # A plain service may answer anything to a move; that it was accepted is what counts.
+        return {"id": task_id}

@@ -1,0 +1,173 @@
+"""Options that every command takes, and what they amount to: settings, a client, a way to print."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from dispatch import settings as settings_module
+from dispatch.ats.protocol import Endpoint, endpoint
+from dispatch.cli.output import Output
+from dispatch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dispatch.ats.client import Client
+    from dispatch.ats.model import Actor
+    from dispatch.settings import Settings
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+PRIORITY_WORDS: Final = {"urgent": 9, "high": 7, "medium": 5, "low": 3, "none": 1}
+_TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+
+@dataclass
+class State:
+    """What the common options of one run amount to."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Setting name -> raw value, from options."""
+    is_json: bool = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, options included."""
+        return settings_module.load(overrides=self.overrides)
+
+    @cached_property
+    def output(self) -> Output:
+        """Where results go."""
+        return Output(is_json=self.is_json)
+
+    @cached_property
+    def actor(self) -> Actor:
+        """The person who types, unless options name somebody else."""
+        from dispatch.ats.model import Actor
+
+        name = _user_name()
+        ident = str(self.overrides.get("actor_id") or name)
+        return Actor("human", ident, str(self.overrides.get("actor_name") or ident))
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """Where the task service is."""
+        ats = self.settings.ats
+        return endpoint(ats.url, org=ats.org, project=ats.project, token=ats.token.reveal() if ats.token else None)
+
+    @cached_property
+    def client(self) -> Client:
+        """A client of the task service that speaks as ``actor``."""
+        from dispatch.ats.client import Client
+
+        client = Client(self.endpoint, self.actor)
+        click.get_current_context().find_root().call_on_close(client.close)
+        return client
+
+    @property
+    def channels(self) -> tuple[str, ...] | None:
+        """The channels named on the command line, or None."""
+        return self.settings.ats.channels if "channel" in self.overrides else None
+
+    def environment(self) -> dict[str, str]:
+        """Return the overrides as environment variables, for a program that takes this one's place."""
+        return {f"DISPATCH_{name.upper()}": str(value) for name, value in self.overrides.items() if name != "ats_token"}
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value is not None:
+            ctx.ensure_object(State).overrides[name] = value
+
+    return callback
+
+
+def _keep_token(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        token = Path(value).expanduser().read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"--token-file names {value}, which cannot be read: {exc}.") from exc
+    overrides = ctx.ensure_object(State).overrides
+    overrides["ats_token"], overrides["ats_token_file"] = token, str(Path(value).expanduser().absolute())
+
+
+def _keep_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
+    if value:
+        ctx.ensure_object(State).is_json = True
+
+
+_COMMON: Final = (
+    click.option("--json", is_flag=True, expose_value=False, callback=_keep_json, help="Print JSON."),
+    click.option("--url", metavar="URL", expose_value=False, callback=_keep("ats_url"), help="The task service."),
+    click.option(
+        "--token-file",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep_token,
+        help="File that holds the token for the task service.",
+    ),
+    click.option("--channel", metavar="NAME[,NAME]", expose_value=False, callback=_keep("channel"), help="Channel."),
+    click.option("--org", metavar="SLUG", expose_value=False, callback=_keep("ats_org"), help="Organisation."),
+    click.option("--project", metavar="SLUG", expose_value=False, callback=_keep("ats_project"), help="Project."),
+    click.option("--actor-id", metavar="ID", expose_value=False, callback=_keep("actor_id"), help="Act as this id."),
+    click.option(
+        "--actor-name", metavar="NAME", expose_value=False, callback=_keep("actor_name"), help="Act under this name."
+    ),
+)
+
+
+def common_options(function: F) -> F:
+    """Give a command the options that every command has. They may stand before or after the command's name."""
+    for option in reversed(_COMMON):
+        function = option(function)
+    return function
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and infinity, which Python reads but JSON does not know."""
+    raise ValueError(f"{name} is not JSON")
+
+
+class TaskId(click.ParamType):
+    """A task's number or UUID; a leading # is allowed."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check what was typed."""
+        text = str(value).removeprefix("#")
+        if not _TASK_ID.fullmatch(text):
+            self.fail(f"{value!r} is not the id of a task: it is a number such as 7, or a UUID.", param, ctx)
+        return text
+
+
+class Priority(click.ParamType):
+    """1 to 10, or a word."""
+
+    name = "1-10|word"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a number or a word."""
+        text = str(value).lower()
+        if text in PRIORITY_WORDS:
+            return PRIORITY_WORDS[text]
+        if text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 10:
+            return int(text)
+        self.fail(f"{value!r} is neither a number from 1 to 10 nor one of {', '.join(PRIORITY_WORDS)}.", param, ctx)

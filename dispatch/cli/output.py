@@ -1,0 +1,164 @@
+"""What people and programs see: tables and colours on a terminal, plain lines or JSON elsewhere.
+
+Text that comes from tasks is stripped of control characters before it is
+printed: a title must not be able to move the cursor, change colours, reorder
+the line or fake another one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+# C0 and C1 controls, DEL, marks that reorder text or hide, line and paragraph separators, lone surrogates.
+_UNSAFE_CHARS: Final = (
+    "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
+)
+_UNSAFE: Final = re.compile(f"[{_UNSAFE_CHARS}]")
+_UNSAFE_IN_LINE: Final = re.compile(f"[\\t\\n{_UNSAFE_CHARS}]+")
+_ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+
+STYLES: Final = {
+    "pending": "yellow",
+    "in_progress": "cyan",
+    "in_review": "magenta",
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "dim",
+    "rejected": "dim",
+    "blocked": "yellow",
+    "backlog": "dim",
+    "ok": "green",
+    "warning": "yellow",
+    "error": "red",
+}
+
+
+def clean_line(value: Any) -> str:
+    """Return a value as one line without control characters."""
+    text = "" if value is None else str(value)
+    return _UNSAFE_IN_LINE.sub(" ", _ESCAPE_SEQUENCE.sub("", text)).strip()
+
+
+def clean_text(value: Any) -> str:
+    """Return a value without control characters other than line ends and tabs."""
+    text = "" if value is None else str(value)
+    return _UNSAFE.sub("", _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n"))
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Write JSON that is safe to show: unsafe characters only occur inside strings, where they become escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: "3 s", "5 min", "2 h", "4 d"."""
+    seconds = abs(seconds)
+    for limit, size, unit in ((60, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
+        if seconds < limit:
+            return f"{round(seconds / size)} {unit}"
+    return f"{round(seconds / 86_400)} d"
+
+
+def ago(at: datetime | None, now: datetime | None = None) -> str:
+    """Return a time as people say it: "5 min ago", "in 30 s", or ""."""
+    if at is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(seconds)}"
+
+
+class Output:
+    """Prints results to stdout in the form that the reader can use."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self.is_json = is_json
+        self.is_terminal = sys.stdout.isatty()
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The terminal, or a plain stream."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(highlight=False, soft_wrap=not self.is_terminal)
+        return self._console
+
+    def json(self, value: Any) -> None:
+        """Print one JSON document: indented for people, on one line for programs."""
+        click.echo(dumps(value, indent=2 if self.is_terminal else None))
+
+    def json_line(self, value: Any) -> None:
+        """Print one line of JSON at once."""
+        click.echo(dumps(value))
+        sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """Print a line that holds nothing unsafe."""
+        click.echo(clean_line(text))
+        sys.stdout.flush()
+
+    def text(self, text: Any) -> None:
+        """Print a text of several lines."""
+        click.echo(clean_text(text))
+
+    def note(self, text: str) -> None:
+        """Tell a person something beside the result, on stderr; says nothing when JSON was asked for."""
+        if not self.is_json:
+            click.echo(clean_line(text), err=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, styled: int | None = None) -> None:
+        """Print rows: a table with headings on a terminal, tab-separated lines without elsewhere.
+
+        ``styled`` is the column whose words have colours.
+        """
+        if not self.is_terminal:
+            for row in rows:
+                click.echo("\t".join(clean_line(cell) for cell in row))
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        last = len(columns) - 1
+        for index, column in enumerate(columns):
+            table.add_column(column, overflow="ellipsis", no_wrap=True, ratio=1 if index == last else None)
+        for row in rows:
+            cells = [clean_line(cell) for cell in row]
+            table.add_row(*(Text(c, STYLES.get(c, "") if i == styled else "") for i, c in enumerate(cells)))
+        self.console.print(table)
+
+    def fields(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        """Print named values, one a line; empty ones are left out."""
+        shown = [(name, clean_line(value)) for name, value in pairs if value not in (None, "")]
+        if not self.is_terminal:
+            for name, value in shown:
+                click.echo(f"{name}\t{value}")
+            return
+        from rich.text import Text
+
+        width = max((len(name) for name, _ in shown), default=0)
+        for name, value in shown:
+            style = STYLES.get(value.split(" ", 1)[0], "") if name in ("status", "service", "redis") else ""
+            self.console.print(Text.assemble((f"{name:>{width}}  ", "bold"), (value, style)))
+
+    def heading(self, text: str) -> None:
+        """Print a heading, on a terminal only."""
+        if self.is_terminal:
+            from rich.text import Text
+
+            self.console.print(Text(f"\n{clean_line(text)}", "bold"))

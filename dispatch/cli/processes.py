@@ -1,0 +1,103 @@
+"""Commands that become a process of dispatch: up, serve, ingress, worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from dispatch import log
+from dispatch.cli.options import State, common_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dispatch.preflight import Need
+
+_INGRESS_NEEDS: Final[tuple[Need, ...]] = ("service", "redis")
+_WORKER_NEEDS: Final[tuple[Need, ...]] = ("executor", "data_dir", "service", "redis")
+
+
+@click.command()
+@click.option("--slots", "-c", type=click.IntRange(1, 1000), help="Tasks that run at once; default: one per CPU.")
+@common_options
+@click.pass_obj
+def up(state: State, slots: int | None) -> None:
+    """Run everything on this machine: service, Redis, ingress and a worker. Ctrl-C ends it.
+
+    \b
+    Examples:
+      dispatch up
+      dispatch up --slots 4
+    """  # noqa: D301 - click's mark
+    from dispatch.cli import up as up_module
+
+    up_module.run(state.settings, slots=slots)
+
+
+@click.command()
+@common_options
+@click.pass_obj
+def serve(state: State) -> None:
+    """Run the task service, on DISPATCH_BIND.
+
+    \b
+    Examples:
+      dispatch serve
+      DISPATCH_BIND=127.0.0.1:9000 dispatch serve
+    """  # noqa: D301 - click's mark
+    settings = state.settings
+    from dispatch.service import server
+
+    server.serve(settings)
+
+
+@click.command()
+@common_options
+@click.pass_obj
+def ingress(state: State) -> None:
+    """Run an ingress: it watches the channels, claims tasks and queues them for the workers.
+
+    \b
+    Examples:
+      dispatch ingress
+      dispatch ingress --channel images,reports
+    """  # noqa: D301 - click's mark
+    settings = state.settings
+    _preflight(state, _INGRESS_NEEDS)
+    from dispatch.ingress import main
+
+    main.run(settings)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.argument("celery_args", nargs=-1, type=click.UNPROCESSED, metavar="[CELERY ARGUMENTS]...")
+@click.pass_obj
+def worker(state: State, celery_args: Sequence[str]) -> None:
+    """Run a worker: short for 'celery -A dispatch worker', after the checks of 'dispatch doctor'.
+
+    What follows goes to Celery as it is; options of dispatch stand before the
+    word worker.
+
+    \b
+    Examples:
+      dispatch worker --concurrency 4
+      dispatch --url http://tasks.example:8700 worker -c 8
+    """  # noqa: D301 - click's mark
+    _preflight(state, _WORKER_NEEDS)
+    argv = [sys.executable, "-m", "celery", "-A", "dispatch", "worker", *celery_args]
+    sys.stdout.flush()
+    os.execve(sys.executable, argv, {**os.environ, **state.environment()})  # noqa: S606 - that is the purpose
+
+
+def _preflight(state: State, need: Iterable[Need]) -> None:
+    from dispatch.preflight import preflight
+
+    settings = state.settings
+    log.configure(settings.local.log_level)
+    logger = log.get_logger("preflight")
+    for check in preflight(settings, need):
+        if check.state == "warning":
+            logger.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)

@@ -1,0 +1,77 @@
+"""A task's thread and response as people read them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dispatch.ats.model import parse_time
+from dispatch.cli.output import ago, clean_line, clean_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dispatch.ats.model import Task
+    from dispatch.cli.output import Output
+
+
+def text_of(parts: Any) -> str:
+    """Return the parts of a message or an output as text; what is no text is shown as JSON."""
+    if not isinstance(parts, list):
+        return "" if parts is None else _shown(parts)
+    return "\n".join(_part(part) for part in parts)
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, dict):
+        for key in ("content", "text", "url"):
+            if isinstance(part.get(key), str):
+                return str(part[key])
+        if "data" in part:
+            return _shown(part["data"])
+    return _shown(part)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def response_of(task: Task) -> str:
+    """Return a task's outputs as text: responses as they are, artifacts by their parts, the rest as JSON."""
+    outputs = task.outputs if isinstance(task.outputs, list) else [] if task.outputs is None else [task.outputs]
+    texts = []
+    for output in outputs:
+        if isinstance(output, dict) and isinstance(output.get("response"), str):
+            texts.append(output["response"])
+        elif isinstance(output, dict) and "parts" in output:
+            texts.append(text_of(output["parts"]))
+        else:
+            texts.append(_shown(output))
+    return "\n".join(texts)
+
+
+def print_response(output: Output, task: Task) -> None:
+    """Print a task's response, if it has one."""
+    text = response_of(task)
+    if text:
+        output.text(text.rstrip("\n"))
+
+
+def print_messages(output: Output, messages: Iterable[Mapping[str, Any]]) -> None:
+    """Print messages: who and how long ago, then the text, on a terminal; time, name and text elsewhere."""
+    for message in messages:
+        who = clean_line(message.get("actor_name") or message.get("actor_type") or "somebody")
+        text = clean_text(text_of(message.get("parts")))
+        at = parse_time(message.get("created_at"))
+        if not output.is_terminal:
+            click.echo(f"{clean_line(message.get('created_at'))}\t{who}\t{clean_line(text)}")
+            continue
+        from rich.text import Text
+
+        lines = text.rstrip("\n").split("\n")
+        head = Text.assemble((who, "bold cyan"), (f"  {ago(at)}" if at else "", "dim"))
+        output.console.print(head)
+        for line in lines:
+            output.console.print(Text(f"  {line}"), soft_wrap=True)
