@@ -292,8 +292,8 @@ class Warden:
 
     def _kill(self, owner: Owner, why: str, begun: dict[str, Any] | None = None) -> None:
         killed, left = tree.kill_all(owner.everything)
-        # In a container the worker main may be the one that dead orphans are given to.
-        self._tell_main({"reap": [process.pid for process in killed]})
+        # Orphans are given to the worker main, which then has to collect them.
+        self._tell_main({"reap": True})
         begun = begun or {}
         self._log(
             "warning",

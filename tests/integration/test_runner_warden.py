@@ -65,6 +65,8 @@ def test_killed_pool_child_takes_its_tree_along_and_gives_the_task_back(
     assert request["headers"]["Authorization"] == "Bearer s3cret-t0ken"
     assert (request["headers"]["X-Actor-ID"], request["headers"]["X-Actor-Type"]) == ("actor-1", "agent")
     assert worker.reports() == []
+    main = worker.pid("main")
+    eventually(lambda: tree.children(main) == [worker.pid("warden")], 2.0, "no zombies are left with the worker main")
 
 
 def test_a_release_is_tried_until_the_service_answers(start: Start, service: FakeService, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_success_that_the_frost_hid_is_not_reported(start: Start, tmp_path: Path
 
 def test_frozen_worker_main_changes_nothing(start: Start, tmp_path: Path) -> None:
     """A frozen worker main does not stop renewals of its pool child's attempt."""
-    worker = start(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 2; echo ok"], lease_s=0.8)
+    worker = start(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 1.2; echo ok"], lease_s=0.6)
     worker.noted("../pid", 1)
     worker.signal("main", signal.SIGSTOP)
     try:

@@ -95,8 +95,11 @@ def family(path: str, term: str = "") -> None:
 
 
 def forker(path: str, count: str = "200") -> None:
-    """Fork without end, each process living for a moment and leaving a successor: hard to catch for a killer."""
+    """Fork without end, each living for a moment in a session of its own, pipes let go: hard to catch for a killer."""
     note(path)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     for _ in range(int(count)):
         pid = os.fork()
         if pid:

@@ -37,7 +37,7 @@ from dispatch.errors import (
     UnknownTaskError,
 )
 from dispatch.runner.execution import RunnerContext, execute
-from dispatch.runner.tree import boottime
+from dispatch.runner.tree import boottime, set_child_subreaper
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import Execution
@@ -217,6 +217,7 @@ def run_main(config: dict[str, Any]) -> None:
     directory = Path(config["directory"])
     warden = WardenProcess(tasks_url=config.get("tasks_url"), token="s3cret-t0ken", log=log.get_logger("worker"))
     warden.start()
+    set_child_subreaper()
     stop_r, stop_w = os.pipe()
     main_pid = os.getpid()
     pid = os.fork()
