@@ -181,14 +181,13 @@ def _redis_state(client: redis.Redis, url: str) -> list[Check]:
         return [Check("redis", "error", f"Redis at {url} is version {shown}.", f"Install Redis {wanted} or newer.")]
     checks = [Check("redis", "ok", f"Redis {shown} at {url} answers and takes writes.")]
     try:
-        found: dict[str, str] = client.config_get(
-            "maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode"
-        )
-        has_password = bool(client.config_get("requirepass").get("requirepass"))
+        # Before Redis 7 one call takes one name.
+        names = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode", "requirepass")
+        found = {name: str(client.config_get(name).get(name) or "") for name in names}
     except redis.RedisError:
         sentence = "Redis does not let us see its configuration."
         return [*checks, Check("redis", "warning", sentence, "See to it that it has noeviction and appendonly yes.")]
-    return checks + redis_warnings(found, has_password=has_password)
+    return checks + redis_warnings(found, has_password=bool(found.pop("requirepass")))
 
 
 def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:

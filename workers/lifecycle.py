@@ -32,7 +32,7 @@ from dispatch.broker import connect
 from dispatch.core.presence import WorkerPresence
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
-from dispatch.runner import spool, tree
+from dispatch.runner import janitor, spool, tree
 from dispatch.runner.execution import RunnerContext, execute
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
@@ -178,7 +178,7 @@ def _start_slot(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _show(sender: Any, **_: Any) -> None:
-    """When the worker consumes: show it, and deliver reports that an earlier worker left behind."""
+    """When the worker consumes: show it, deliver reports and clear directories that an earlier worker left behind."""
     if _main is None:
         return
     presence = WorkerPresence(
@@ -192,11 +192,12 @@ def _show(sender: Any, **_: Any) -> None:
     )
     _main.presence = PresenceThread(_main.settings.broker, presence, log)
     _main.presence.start()
-    threading.Thread(target=_replay_spool, args=(_main,), name="spool", daemon=True).start()
+    threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
 
 
-def _replay_spool(main: Main) -> None:
+def _tidy(main: Main) -> None:
+    janitor.clear_directories(main.settings.local.data_dir / "work")
     gateway = _gateway(main.settings, fenced=main.fenced)
     spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
 
