@@ -7,14 +7,12 @@ sentence before anything is claimed. ``dispatch doctor`` shows all checks.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,6 +21,8 @@ from redis.retry import Retry
 from dispatch.ats import choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
+from dispatch.broker import WORKER_KEY, redis_url, shown_url
+from dispatch.core.presence import WorkerPresence, parse_worker
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -31,22 +31,18 @@ from dispatch.errors import (
     GatewayError,
     GatewayUnavailableError,
 )
-from dispatch.settings import masked_url
+from dispatch.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from dispatch.settings import Broker, Settings
-
-PRESENCE_PREFIX: Final = "dispatch:worker:"
-"""Workers that live show themselves under keys that begin so; the value is a JSON object."""
 
 REDIS_VERSION_MIN: Final = (6, 2)
 DISK_BYTES_MIN: Final = 100 * 1024 * 1024
+_REDIS_CONFIG: Final = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode")
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-Need = Literal["service", "redis", "executor", "data_dir"]
+_log: Final = get_logger("preflight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +55,31 @@ class Check:
     advice: str = ""
     kind: type[DispatchError] = ConfigurationError
     """What to raise for an error."""
+    extensions: frozenset[str] = frozenset()
+    """What the task service announces."""
 
     def error(self) -> DispatchError:
         """Return the error that this check amounts to."""
         return self.kind(f"{self.sentence} {self.advice}".strip())
 
 
-def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
-    """Make the checks that a process needs and return them, warnings included.
+def preflight(settings: Settings, *, executor: bool = False) -> frozenset[str]:
+    """Check what a process needs before it claims anything; warnings go into the log.
 
-    Raises ConfigurationError, AuthenticationError, GatewayUnavailableError or
-    BrokerUnavailableError for the first one that failed.
+    ``executor`` is true for a process that runs tasks. Returns the extensions
+    that the task service announces. Raises ConfigurationError,
+    AuthenticationError, GatewayUnavailableError or BrokerUnavailableError for
+    the first check that failed.
     """
-    found: list[Check] = []
-    for name in need:
-        checks = _CHECKS[name](settings)
-        for check in checks:
+    extensions: frozenset[str] = frozenset()
+    for look in (*((check_executor, check_data_dir) if executor else ()), check_service, check_redis):
+        for check in look(settings):
             if check.state == "error":
                 raise check.error()
-        found += checks
-    return found
+            if check.state == "warning":
+                _log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
+            extensions |= check.extensions
+    return extensions
 
 
 # --- the task service -----------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def check_service(settings: Settings) -> list[Check]:
     with contextlib.closing(client):
         try:
             health = client.send(protocol.health(), deadline_s=_TIMEOUT_S)
-            is_fenced = choose.has_fencing(choose.extensions_of_health(health))
+            extensions = choose.extensions_of_health(health)
             client.send(protocol.list_tasks(limit=1, channel=ats.channels[0]), deadline_s=_TIMEOUT_S)
         except GatewayUnavailableError as exc:
             advice = "Start it with 'dispatch serve' or 'dispatch up', or set DISPATCH_ATS_URL."
@@ -109,35 +110,26 @@ def check_service(settings: Settings) -> list[Check]:
         except GatewayError as exc:
             advice = "Check DISPATCH_ATS_URL, DISPATCH_ATS_ORG and DISPATCH_ATS_PROJECT."
             return [Check("service", "error", f"The task service at {url} refuses to list tasks: {exc}", advice)]
-    if is_fenced:
-        return [Check("service", "ok", f"The task service at {url} answers and has fencing tokens.")]
+    if choose.has_fencing(extensions):
+        sentence = f"The task service at {url} answers and has fencing tokens."
+        return [Check("service", "ok", sentence, extensions=extensions)]
     advice = "Known limits are in docs/protocol.md. Set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS if it cannot renew."
-    return [Check("service", "warning", f"The task service at {url} answers, but has no fencing tokens.", advice)]
+    sentence = f"The task service at {url} answers, but has no fencing tokens."
+    return [Check("service", "warning", sentence, advice, extensions=extensions)]
 
 
 # --- Redis ----------------------------------------------------------------------------------------------------------
 
 
-def redis_url(url: str) -> str:
-    """Return a broker URL as redis-py takes it: Celery's ``redis+socket`` becomes ``unix``."""
-    parts = urlsplit(url)
-    if parts.scheme != "redis+socket":
-        return url
-    query = parse_qs(parts.query)
-    database = (query.get("virtual_host") or query.get("db") or ["0"])[0]
-    return f"unix://{parts.path}?db={database}"
-
-
-def open_redis(broker: Broker, *, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
-    """Return a client that gives up after ``timeout_s`` and tries nothing twice; the caller must close it."""
-    options: dict[str, Any] = {"password": broker.password.reveal()} if broker.password else {}
+def open_redis(broker: Broker) -> redis.Redis:
+    """Return a client that gives up soon and tries nothing twice; the caller must close it."""
     try:
         return redis.Redis.from_url(
-            redis_url(broker.url),
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            redis_url(broker),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            decode_responses=True,
             retry=Retry(NoBackoff(), 0),
-            **options,
         )
     except ValueError as exc:
         raise ConfigurationError(f"DISPATCH_REDIS_URL cannot be used: {exc}.") from exc
@@ -145,7 +137,7 @@ def open_redis(broker: Broker, *, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
 
 def check_redis(settings: Settings) -> list[Check]:
     """Is Redis there, does it take our password and our writes, does it keep what it is given?"""
-    url = masked_url(settings.broker.url)
+    url = shown_url(settings.broker)
     advice = "Start Redis, or set DISPATCH_REDIS_URL; 'dispatch up' brings one of its own."
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
@@ -181,9 +173,7 @@ def _redis_state(client: redis.Redis, url: str) -> list[Check]:
         return [Check("redis", "error", f"Redis at {url} is version {shown}.", f"Install Redis {wanted} or newer.")]
     checks = [Check("redis", "ok", f"Redis {shown} at {url} answers and takes writes.")]
     try:
-        found: dict[str, str] = client.config_get(
-            "maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode"
-        )
+        found = {name: str(client.config_get(name).get(name, "")) for name in _REDIS_CONFIG}
         has_password = bool(client.config_get("requirepass").get("requirepass"))
     except redis.RedisError:
         sentence = "Redis does not let us see its configuration."
@@ -202,8 +192,8 @@ def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
     if found.get("appendonly", "yes") != "yes":
         sentence = "Redis has appendonly no: after a crash the queues are rebuilt from the task service."
         checks.append(Check("redis", "warning", sentence, "Set appendonly yes to lose less time."))
-    addresses = found.get("bind", "").replace("-", " ").split()
-    is_open = not addresses or any(a not in ("127.0.0.1", "::1", "::*", "*") or a in ("*", "::*") for a in addresses)
+    addresses = {address.removeprefix("-") for address in found.get("bind", "").split()}
+    is_open = not addresses <= {"127.0.0.1", "::1", "localhost"} or not addresses
     if is_open and not has_password and found.get("protected-mode") == "no":
         sentence = (
             "Redis listens beyond this machine without a password: whoever reaches it can give orders to workers."
@@ -212,19 +202,12 @@ def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
     return checks
 
 
-def workers_seen(client: redis.Redis) -> list[dict[str, Any]]:
-    """Return what live workers say about themselves, by name; what cannot be read is left out.
-
-    Raises redis.RedisError.
-    """
-    keys = sorted(client.scan_iter(match=f"{PRESENCE_PREFIX}*", count=500))
-    found = []
-    for key, value in zip(keys, client.mget(keys) if keys else [], strict=True):
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            body = json.loads(value)
-            if isinstance(body, dict):
-                found.append({"name": key.decode("utf-8", "replace").removeprefix(PRESENCE_PREFIX), **body})
-    return found
+def workers_seen(client: redis.Redis) -> list[WorkerPresence]:
+    """Return the workers that show themselves. Raises redis.RedisError."""
+    keys = sorted(client.scan_iter(match=f"{WORKER_KEY}*", count=500))
+    values: Any = client.mget(keys) if keys else []
+    found = [parse_worker(text) for text in values]
+    return [worker for worker in found if worker is not None]
 
 
 def check_workers(settings: Settings) -> list[Check]:
@@ -285,14 +268,7 @@ def check_data_dir(settings: Settings) -> list[Check]:
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
 
 
-_CHECKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
-    "service": check_service,
-    "redis": check_redis,
-    "executor": check_executor,
-    "data_dir": check_data_dir,
-}
-
-
 def check_all(settings: Settings) -> list[Check]:
     """Make every check."""
-    return [check for look in (*_CHECKS.values(), check_workers) for check in look(settings)]
+    looks = (check_service, check_redis, check_executor, check_data_dir, check_workers)
+    return [check for look in looks for check in look(settings)]

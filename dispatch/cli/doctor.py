@@ -20,9 +20,10 @@ _SIGNS = {"ok": "ok", "warning": "warning", "error": "error"}
 @common_options
 @click.pass_obj
 def doctor(state: State) -> int:
-    """Check settings, task service, Redis, executor, data directory and workers.
+    """Check that everything is there and set up safely.
 
-    Exits 0 unless something is wrong; warnings are no failure.
+    Looks at settings, task service, Redis, executor, data directory and
+    workers. Exits 0 unless something is wrong; warnings are no failure.
 
     \b
     Examples:

@@ -24,6 +24,7 @@ EXIT_BROKEN_PIPE: Final = 141
 COMMANDS: Final = {
     "Processes": {
         "up": "dispatch.cli.processes:up",
+        "demo": "dispatch.cli.processes:demo",
         "serve": "dispatch.cli.processes:serve",
         "ingress": "dispatch.cli.processes:ingress",
         "worker": "dispatch.cli.processes:worker",
@@ -56,11 +57,11 @@ _PLACES: Final = {name: place for section in COMMANDS.values() for name, place i
 class Commands(click.Group):
     """A group that imports its commands late, suggests the nearest one, and ends quietly."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return all names, in the order of the help."""
         return list(_PLACES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
         """Import a command."""
         place = _PLACES.get(cmd_name)
         if place is None:

@@ -38,7 +38,7 @@ LIST_FIELDS: Final = (
 @click.option("--wait", is_flag=True, help="Wait for the end and print the response; exit 0 only if it completed.")
 @common_options
 @click.pass_obj
-def create(state: State, title: str, **given: Any) -> int:
+def create(state: State, /, title: str, **given: Any) -> int:
     """Create a task and print its id.
 
     \b
@@ -152,8 +152,10 @@ def _statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) ->
 @click.option("--asc", is_flag=True, help="Oldest, least or first first.")
 @common_options
 @click.pass_obj
-def list_(state: State, **given: Any) -> None:
-    """List tasks, the newest first, on all channels unless --channel names some.
+def list_(state: State, /, **given: Any) -> None:
+    """List tasks, the newest first.
+
+    Tasks of all channels, unless --channel names some.
 
     \b
     Examples:
@@ -214,7 +216,7 @@ def _row(task: Task, *, people: bool) -> tuple[Any, ...]:
 @common_options
 @click.pass_obj
 def show(state: State, task_id: str) -> None:
-    """Show all about a task: fields, lease, attempts, thread, response.
+    """Show all about a task: fields, lease, thread, response.
 
     \b
     Examples:
