@@ -33,7 +33,7 @@ billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
 
 
 class Dispatch(Celery):
-    """Celery whose workers run without gossip and without a banner, so that nobody has to type it."""
+    """Celery whose workers run without gossip, mingle and banner, so that nobody has to type it."""
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  Celery names it so.
@@ -43,6 +43,7 @@ class Dispatch(Celery):
         class Worker(base):  # type: ignore[misc, valid-type]
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 kwargs["without_gossip"] = True
+                kwargs["without_mingle"] = True
                 kwargs["quiet"] = True
                 super().__init__(*args, **kwargs)
 

@@ -31,9 +31,10 @@ from dispatch.errors import (
     GatewayError,
     GatewayUnavailableError,
 )
-from dispatch.log import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from dispatch.settings import Broker, Settings
 
 REDIS_VERSION_MIN: Final = (6, 2)
@@ -42,7 +43,7 @@ _REDIS_CONFIG: Final = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-_log: Final = get_logger("preflight")
+Need = Literal["service", "redis", "executor", "data_dir"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +64,20 @@ class Check:
         return self.kind(f"{self.sentence} {self.advice}".strip())
 
 
-def preflight(settings: Settings, *, executor: bool = False) -> frozenset[str]:
-    """Check what a process needs before it claims anything; warnings go into the log.
+def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
+    """Make the checks that a process needs and return them, warnings included.
 
-    ``executor`` is true for a process that runs tasks. Returns the extensions
-    that the task service announces. Raises ConfigurationError,
-    AuthenticationError, GatewayUnavailableError or BrokerUnavailableError for
-    the first check that failed.
+    Raises ConfigurationError, AuthenticationError, GatewayUnavailableError or
+    BrokerUnavailableError for the first one that failed.
     """
-    extensions: frozenset[str] = frozenset()
-    for look in (*((check_executor, check_data_dir) if executor else ()), check_service, check_redis):
-        for check in look(settings):
+    found: list[Check] = []
+    for name in need:
+        checks = _LOOKS[name](settings)
+        for check in checks:
             if check.state == "error":
                 raise check.error()
-            if check.state == "warning":
-                _log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
-            extensions |= check.extensions
-    return extensions
+        found += checks
+    return found
 
 
 # --- the task service -----------------------------------------------------------------------------------------------
@@ -268,7 +266,14 @@ def check_data_dir(settings: Settings) -> list[Check]:
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
 
 
+_LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
+    "service": check_service,
+    "redis": check_redis,
+    "executor": check_executor,
+    "data_dir": check_data_dir,
+}
+
+
 def check_all(settings: Settings) -> list[Check]:
     """Make every check."""
-    looks = (check_service, check_redis, check_executor, check_data_dir, check_workers)
-    return [check for look in looks for check in look(settings)]
+    return [check for look in (*_LOOKS.values(), check_workers) for check in look(settings)]

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -52,6 +51,9 @@ class Secret(str):
 
     def __str__(self) -> str:
         return "***" if str.__len__(self) else ""
+
+
+_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
 
 
 def masked_url(url: str) -> str:
@@ -318,7 +320,7 @@ def _config_path(environ: Mapping[str, str]) -> Path | None:
     named = environ.get("DISPATCH_CONFIG")
     if named:
         path = Path(named).expanduser()
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise ConfigurationError(f"DISPATCH_CONFIG names {path}, which is not a file.")
         return path
     for path in (Path("dispatch.toml"), Path(platformdirs.user_config_dir("dispatch")) / "dispatch.toml"):

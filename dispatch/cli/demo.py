@@ -213,8 +213,8 @@ class Demo:
         self._changed.set()
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
-        elif not self._console.is_terminal and verb != "claimed":
-            self._console.print(f"task {case.task_id:>2} {verb:<10} {case.title}", highlight=False)
+        elif not self._console.is_terminal and verb not in ("claimed", "message"):
+            self._console.print(f"task {case.task_id:>2} {verb:<10} {case.title}", highlight=False, soft_wrap=True)
 
     async def _all_ended(self) -> None:
         while not all(case.ended_at for case in self._cases):
@@ -246,11 +246,11 @@ class Demo:
 
     def _table(self) -> Table:
         table = Table(title=None, show_edge=False, pad_edge=False, header_style="bold")
-        table.add_column("task", no_wrap=True)
-        table.add_column("state")
+        table.add_column("task", no_wrap=True, min_width=16)
+        table.add_column("state", no_wrap=True, min_width=9)
         for name in ("attempts", "pickup", "duration"):
-            table.add_column(name, justify="right")
-        table.add_column("result", no_wrap=True, overflow="ellipsis")
+            table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+        table.add_column("result", no_wrap=True, overflow="ellipsis", max_width=40)
         for case in self._cases:
             pickup = f"{(case.started_at - case.created_at) * 1000:.0f} ms" if case.started_at else ""
             lasted = f"{case.ended_at - case.started_at:.2f} s" if case.ended_at and case.started_at else ""
@@ -275,5 +275,8 @@ def left_behind(place: Path) -> list[str]:
 def run() -> None:
     """Run the demo. Raises DispatchError when anything did not end as it should."""
     console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; a table must not be cut to a guess.
+        console = Console(width=140)
     if not asyncio.run(Demo(console).run()):
         raise DispatchError("The demo did not go as it should; the lines above say what and why.")

@@ -57,11 +57,11 @@ _PLACES: Final = {name: place for section in COMMANDS.values() for name, place i
 class Commands(click.Group):
     """A group that imports its commands late, suggests the nearest one, and ends quietly."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names, in the order of the help."""
         return list(_PLACES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
         place = _PLACES.get(cmd_name)
         if place is None:

@@ -88,7 +88,10 @@ def ingress(state: State) -> None:
 
     settings = state.settings
     log.configure(settings.local.log_level)
-    preflight.preflight(settings)
+    logger = log.get_logger("ingress")
+    for check in preflight.preflight(settings, ("service", "redis")):
+        if check.state == "warning":
+            logger.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
     main.run(settings)
 
 

@@ -106,7 +106,9 @@ class Owner:
 
         The last matters for a worker that an attempt runs: its own attempts carry its marks.
         """
-        found = {child.process for child in tree.descendants(self.pid)}
+        found: set[tree.Process] = set()
+        if tree.starttime(self.pid) == self.starttime:
+            found |= {child.process for child in tree.descendants(self.pid)}
         for process in self.marked():
             found.add(process)
             found |= {child.process for child in tree.descendants(process.pid)}

@@ -154,7 +154,7 @@ class Spool:
             path.unlink(missing_ok=True)
 
 
-def deliver(  # noqa: PLR0913 - all but the report are the caller's surroundings
+def deliver(
     report: Report, gateway: TaskGateway, spool: Spool, *, wait: Wait, rand: Callable[[], float], log: Any
 ) -> Outcome:
     """Report until the service accepts or refuses, or ``wait`` says to stop.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.routing import Mount, WebSocketRoute
+from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
 from dispatch.service.expiry import Expiry
@@ -43,6 +43,8 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
         finally:
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms))
-    asgi = Starlette(routes=[WebSocketRoute("/ws", feed), Mount("/", app=rest)], lifespan=lifespan)
+    asgi = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
+    # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
+    asgi.router.default = RestFace(Context(store, default_lease_ms))
+    asgi.router.redirect_slashes = False
     return ServiceApp(asgi, feed)

@@ -9,9 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 from dispatch.ats.model import Actor
 from dispatch.errors import InvalidInputError, TaskError
+from dispatch.service import wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from starlette.types import Send
 
 ACTOR_TYPES: Final = ("agent", "human", "system")
 _CHARS_MAX: Final = 255
@@ -48,10 +51,10 @@ def actor_of(kind: str, ident: str, name: str) -> Actor:
     name = name or ident
     if kind not in ACTOR_TYPES:
         raise InvalidInputError(f"The actor type must be one of {', '.join(ACTOR_TYPES)}, not {kind[:40]!r}.")
-    for what, text in (("id", ident), ("name", name)):
-        if len(text) > _CHARS_MAX or not text.isprintable():
-            raise InvalidInputError(f"The actor {what} must be at most {_CHARS_MAX} printable characters.")
-    return Actor(kind, ident, name)
+    if len(ident) > _CHARS_MAX or not ident.isprintable():
+        raise InvalidInputError(f"The actor id must be at most {_CHARS_MAX} printable characters.")
+    shown = "".join([char if char.isprintable() else " " for char in name[:_CHARS_MAX]])
+    return Actor(kind, ident, shown)
 
 
 @lru_cache(maxsize=512)
@@ -96,3 +99,11 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[Actor, int | N
             name = value
     _check_origin(host, origin)
     return _actor(kind, ident, name), length
+
+
+async def refuse_socket(send: Send, error: TaskError) -> None:
+    """Answer a WebSocket handshake with a refusal in JSON."""
+    body = wire.dumps(error.as_body()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
+from dispatch.log import get_logger
 from dispatch.service import history, strict, wire
-from dispatch.service.caller import actor_of, read_headers
-from dispatch.service.handlers import EXTENSIONS, NAME_CHARS_MAX
+from dispatch.service.caller import actor_of, read_headers, refuse_socket
+from dispatch.service.fields import NAME_CHARS_MAX
+from dispatch.service.handlers import EXTENSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,8 @@ _CLOSE_S: Final = 5.0
 _RETRY_S: Final = 1.0
 TRY_AGAIN_LATER: Final = 1013
 GOING_AWAY: Final = 1001
+INTERNAL_ERROR: Final = 1011
+_log: Final = get_logger("service")
 
 
 def _names(name: str, value: Any) -> frozenset[str]:
@@ -101,7 +105,9 @@ class Feed:
             query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
             actor_of(*(query.get(f"actor_{name}", [""])[0] for name in ("type", "id", "name")))
         except (TaskError, ValueError) as exc:
-            await _deny(send, exc if isinstance(exc, TaskError) else InvalidInputError("The query cannot be read."))
+            await refuse_socket(
+                send, exc if isinstance(exc, TaskError) else InvalidInputError("The query cannot be read.")
+            )
             return
         await send({"type": "websocket.accept"})
         connection = _Connection(self._store, receive, send)
@@ -120,13 +126,6 @@ class Feed:
                 while self._connections:
                     await asyncio.gather(*(connection.ended.wait() for connection in list(self._connections)))
                     await asyncio.sleep(0)
-
-
-async def _deny(send: Send, error: TaskError) -> None:
-    body = wire.dumps(error.as_body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
 
 
 class _Connection:
@@ -239,6 +238,12 @@ class _Connection:
             self._live = subscription
         else:
             self._replay = asyncio.create_task(self._catch_up(subscription))
+            self._replay.add_done_callback(self._replayed)
+
+    def _replayed(self, replay: asyncio.Task[None]) -> None:
+        if not replay.cancelled() and replay.exception() is not None:
+            _log.error("replay_failed", exc_info=replay.exception())
+            self.stop(INTERNAL_ERROR)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         """Send what was committed since the cursor, page by page at the client's pace, then go live.

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
-from dispatch.core.lifecycle import STATUS_OF_ATS_WORD
 from dispatch.errors import InvalidInputError, NotFoundError, TooLargeError
-from dispatch.service import leases, messages, moves, strict, tasks, tenants, wire
+from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
 from dispatch.service.rows import Ref, Scope, fetch
 
 if TYPE_CHECKING:
@@ -22,24 +21,6 @@ if TYPE_CHECKING:
     from dispatch.service.store import Store, Tx
 
 EXTENSIONS: Final = ("fencing", "start", "renew", "release", "not_before", "events.since", "events.thin", "fields")
-
-TITLE_CHARS_MAX: Final = 512
-DESCRIPTION_CHARS_MAX: Final = 65_536
-NAME_CHARS_MAX: Final = 128
-REASON_CHARS_MAX: Final = 4_000
-MESSAGE_CHARS_MAX: Final = 8_000
-PARTS_MAX: Final = 32
-PAYLOAD_BYTES_MAX: Final = 262_144
-OUTPUTS_BYTES_MAX: Final = 4_194_304
-LEASE_MS_MAX: Final = 86_400_000
-DELAY_MS_MAX: Final = 30 * 86_400_000
-LIST_MAX: Final = 1_000
-EMBEDDED_MESSAGES_MAX: Final = 100
-THREAD_MAX: Final = 1_000
-
-SMALL_BYTES_MAX: Final = 65_536
-TASK_BYTES_MAX: Final = 2_097_152
-OUTPUTS_BODY_BYTES_MAX: Final = 8_388_608
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,70 +58,6 @@ class Call:
 
 Answer = tuple[int, str]
 
-_fence: Final = strict.whole(0, strict.INTEGER_MAX)
-_lease: Final = strict.whole(1, LEASE_MS_MAX)
-_reason: Final = strict.text(REASON_CHARS_MAX, nullable=True)
-_message: Final = strict.text(MESSAGE_CHARS_MAX, nullable=True)
-_name: Final = strict.text(NAME_CHARS_MAX, chars_min=1)
-
-_CREATE: Final = {
-    "title": strict.text(TITLE_CHARS_MAX, chars_min=1),
-    "description": strict.text(DESCRIPTION_CHARS_MAX, nullable=True),
-    "type": _name,
-    "channel": _name,
-    "priority": strict.whole(1, 10),
-    "payload": strict.json_text(PAYLOAD_BYTES_MAX),
-    "needs_review": strict.flag,
-}
-_PATCH: Final = {**_CREATE, "status": strict.one_of(STATUS_OF_ATS_WORD)}
-_CLAIM: Final = {"lease_duration": _lease, "claim_id": strict.text(255, chars_min=1, nullable=True)}
-_START: Final = {
-    "fencing_token": _fence,
-    "runner": strict.text(255, chars_min=1),
-    "lease_duration": _lease,
-    "message": _message,
-}
-_RENEW: Final = {"fencing_token": _fence, "lease_duration": _lease, "message": _message}
-_RELEASE: Final = {
-    "fencing_token": _fence,
-    "counted": strict.flag,
-    "delay_ms": strict.whole(0, DELAY_MS_MAX),
-    "reason": _reason,
-}
-_COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence}
-_FAIL: Final = {"reason": _reason, "fencing_token": _fence}
-_WITH_REASON: Final = {"reason": _reason}
-_POST_MESSAGE: Final = {"parts": strict.array}
-_ORGANIZATION: Final = {"slug": strict.slug, "name": strict.text(200, chars_min=1)}
-_PROJECT: Final = {**_ORGANIZATION, "description": strict.text(4_000, nullable=True)}
-
-
-def _field_names(name: str, value: Any) -> str:
-    if value not in wire.TASK_FIELDS:
-        raise InvalidInputError(f"{name} names {value[:40]!r}, which is not a field of a task.")
-    return str(value)
-
-
-_LIST: Final = {
-    "status": strict.listed(strict.one_of(STATUS_OF_ATS_WORD), 9),
-    "type": strict.listed(_name, 50),
-    "channel": strict.listed(_name, 50),
-    "assignee_id": strict.text(255),
-    "project_id": strict.digits(1, strict.INTEGER_MAX),
-    "ids": strict.listed(strict.digits(1, strict.INTEGER_MAX), LIST_MAX),
-    "limit": strict.digits(1, LIST_MAX),
-    "offset": strict.digits(0, strict.INTEGER_MAX),
-    "created_after": strict.moment,
-    "updated_after": strict.moment,
-    "priority": strict.digits(1, 10),
-    "min_priority": strict.digits(1, 10),
-    "max_priority": strict.digits(1, 10),
-    "search": strict.text(256),
-    "sort_by": strict.one_of({word: word for word in ("created_at", "updated_at", "priority", "title")}),
-    "sort_dir": strict.one_of({"asc": False, "desc": True}),
-    "fields": strict.listed(_field_names, len(wire.TASK_FIELDS)),
-}
-
 
 def _envelope(row: Any, now_ms: int) -> str:
     return f'{{"task":{wire.task_json(row, now_ms)}}}'
@@ -172,7 +89,7 @@ async def stats(call: Call) -> Answer:
 
 async def create(call: Call) -> Answer:
     """POST T."""
-    found = strict.parse_object(call.body, _CREATE, required=("title",))
+    found = strict.parse_object(call.body, fields.CREATE, required=("title",))
     found["description"] = found.get("description") or ""
     new = tasks.NewTask(**found)
     row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new))
@@ -181,7 +98,7 @@ async def create(call: Call) -> Answer:
 
 async def list_tasks(call: Call) -> Answer:
     """GET T."""
-    found = strict.parse_query(call.query, _LIST)
+    found = strict.parse_query(call.query, fields.LIST)
     exact = found.pop("priority", None)
     if exact is not None:
         if "min_priority" in found or "max_priority" in found:
@@ -205,13 +122,13 @@ async def list_tasks(call: Call) -> Answer:
 async def get(call: Call) -> Answer:
     """GET T/{id}: the task with its newest messages."""
     ref = call.ref()
-    fields: tuple[str, ...] | None = strict.parse_query(call.query, {"fields": _LIST["fields"]}).get("fields")
+    names: tuple[str, ...] | None = strict.parse_query(call.query, {"fields": fields.LIST["fields"]}).get("fields")
 
     def work(tx: Tx) -> str:
         row = fetch(tx, ref)
-        if fields is not None:
-            return wire.partial_task_json(row, fields, tx.now_ms)
-        thread = ",".join(wire.message_json(m) for m in messages.thread(tx, row.id, EMBEDDED_MESSAGES_MAX))
+        if names is not None:
+            return wire.partial_task_json(row, names, tx.now_ms)
+        thread = ",".join(wire.message_json(m) for m in messages.thread(tx, row.id, fields.EMBEDDED_MESSAGES_MAX))
         return f'{wire.task_json(row, tx.now_ms)[:-1]},"messages":[{thread}]}}'
 
     return 200, f'{{"task":{await call.store.read(work)}}}'
@@ -220,15 +137,15 @@ async def get(call: Call) -> Answer:
 async def patch(call: Call) -> Answer:
     """PATCH T/{id}."""
     ref = call.ref()
-    fields = strict.parse_object(call.body, _PATCH)
-    if not fields:
-        raise InvalidInputError(f"Nothing to change was given; known fields are {', '.join(sorted(_PATCH))}.")
-    status = fields.pop("status", None)
-    if "description" in fields:
-        fields["description"] = fields["description"] or ""
+    changes = strict.parse_object(call.body, fields.PATCH)
+    if not changes:
+        raise InvalidInputError(f"Nothing to change was given; known fields are {', '.join(sorted(fields.PATCH))}.")
+    status = changes.pop("status", None)
+    if "description" in changes:
+        changes["description"] = changes["description"] or ""
     lease_ms = call.context.default_lease_ms
     row = await call.store.write(
-        lambda tx: tasks.patch(tx, ref, call.actor, fields=fields, status=status, default_lease_ms=lease_ms)
+        lambda tx: tasks.patch(tx, ref, call.actor, fields=changes, status=status, default_lease_ms=lease_ms)
     )
     return 200, _envelope(row, call.store.clock.now_ms())
 
@@ -236,7 +153,7 @@ async def patch(call: Call) -> Answer:
 async def claim(call: Call) -> Answer:
     """POST T/{id}/claim."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _CLAIM)
+    found = strict.parse_object(call.body, fields.CLAIM)
     lease_ms = found.get("lease_duration", call.context.default_lease_ms)
     granted = await call.store.write(
         lambda tx: leases.claim(tx, ref, call.actor, lease_ms=lease_ms, claim_id=found.get("claim_id"))
@@ -247,7 +164,7 @@ async def claim(call: Call) -> Answer:
 async def start(call: Call) -> Answer:
     """POST T/{id}/start."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _START, required=("fencing_token", "runner"))
+    found = strict.parse_object(call.body, fields.START, required=("fencing_token", "runner"))
     granted = await call.store.write(
         lambda tx: leases.start(
             tx,
@@ -265,7 +182,7 @@ async def start(call: Call) -> Answer:
 async def renew(call: Call) -> Answer:
     """POST T/{id}/renew."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _RENEW, required=("fencing_token",))
+    found = strict.parse_object(call.body, fields.RENEW, required=("fencing_token",))
     granted = await call.store.write(
         lambda tx: leases.renew(
             tx,
@@ -282,7 +199,7 @@ async def renew(call: Call) -> Answer:
 async def release(call: Call) -> Answer:
     """POST T/{id}/release."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _RELEASE, required=("fencing_token",))
+    found = strict.parse_object(call.body, fields.RELEASE, required=("fencing_token",))
     token = found.pop("fencing_token")
     row = await call.store.write(lambda tx: leases.release(tx, ref, call.actor, token=token, **found))
     return 200, _envelope(row, call.store.clock.now_ms())
@@ -291,10 +208,11 @@ async def release(call: Call) -> Answer:
 async def complete(call: Call) -> Answer:
     """POST T/{id}/complete."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _COMPLETE)
+    found = strict.parse_object(call.body, fields.COMPLETE)
     outputs = found.get("outputs")
-    if outputs is not None and len(wire.dumps(outputs).encode()) > OUTPUTS_BYTES_MAX:
-        raise TooLargeError(f"outputs has more than {OUTPUTS_BYTES_MAX} bytes of JSON; keep large results elsewhere.")
+    bytes_max = fields.OUTPUTS_BYTES_MAX
+    if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
+        raise TooLargeError(f"outputs has more than {bytes_max} bytes of JSON; keep large results elsewhere.")
     token = found.get("fencing_token")
     row = await call.store.write(lambda tx: moves.complete(tx, ref, call.actor, outputs=outputs, token=token))
     return 200, _envelope(row, call.store.clock.now_ms())
@@ -303,7 +221,7 @@ async def complete(call: Call) -> Answer:
 async def fail(call: Call) -> Answer:
     """POST T/{id}/fail."""
     ref = call.ref()
-    found = strict.parse_object(call.body, _FAIL)
+    found = strict.parse_object(call.body, fields.FAIL)
     row = await call.store.write(
         lambda tx: moves.fail(tx, ref, call.actor, reason=found.get("reason"), token=found.get("fencing_token"))
     )
@@ -313,36 +231,17 @@ async def fail(call: Call) -> Answer:
 def _with_reason(move: Callable[..., Any]) -> Callable[[Call], Awaitable[Answer]]:
     async def handle(call: Call) -> Answer:
         ref = call.ref()
-        reason = strict.parse_object(call.body, _WITH_REASON).get("reason")
+        reason = strict.parse_object(call.body, fields.WITH_REASON).get("reason")
         row = await call.store.write(lambda tx: move(tx, ref, call.actor, reason=reason))
         return 200, _envelope(row, call.store.clock.now_ms())
 
     return handle
 
 
-_PART: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "type": strict.text(64, chars_min=1),
-    "content": strict.text(MESSAGE_CHARS_MAX),
-    "url": strict.text(2_048),
-    "data": strict.json_text(SMALL_BYTES_MAX),
-}
-
-
-def _check_parts(parts: list[Any]) -> list[Any]:
-    if not 1 <= len(parts) <= PARTS_MAX:
-        raise InvalidInputError(f"parts must have 1 to {PARTS_MAX} elements.")
-    for part in parts:
-        strict.parse_object(part, _PART, required=("type",))
-    chars = sum(len(part.get("content", "")) for part in parts)
-    if chars > MESSAGE_CHARS_MAX:
-        raise InvalidInputError(f"The message has {chars} characters; at most {MESSAGE_CHARS_MAX} are allowed.")
-    return parts
-
-
 async def post_message(call: Call) -> Answer:
     """POST T/{id}/messages."""
     ref = call.ref()
-    parts = _check_parts(strict.parse_object(call.body, _POST_MESSAGE, required=("parts",))["parts"])
+    parts = fields.check_parts(strict.parse_object(call.body, fields.POST_MESSAGE, required=("parts",))["parts"])
     row = await call.store.write(lambda tx: messages.post(tx, ref, call.actor, parts))
     return 201, f'{{"message":{wire.message_json(row)}}}'
 
@@ -350,7 +249,8 @@ async def post_message(call: Call) -> Answer:
 async def list_messages(call: Call) -> Answer:
     """GET T/{id}/messages."""
     ref = call.ref()
-    limit = strict.parse_query(call.query, {"limit": strict.digits(1, THREAD_MAX)}).get("limit", THREAD_MAX)
+    most = fields.THREAD_MAX
+    limit = strict.parse_query(call.query, {"limit": strict.digits(1, most)}).get("limit", most)
     objects = await call.store.read(
         lambda tx: [wire.message_json(row) for row in messages.thread(tx, fetch(tx, ref).id, limit)]
     )
@@ -366,7 +266,7 @@ async def list_organizations(call: Call) -> Answer:
 
 async def create_organization(call: Call) -> Answer:
     """POST /orgs."""
-    found = strict.parse_object(call.body, _ORGANIZATION, required=("slug",))
+    found = strict.parse_object(call.body, fields.ORGANIZATION, required=("slug",))
     name = found.get("name", found["slug"])
     row = await call.store.write(lambda tx: tenants.create_organization(tx, found["slug"], name))
     return 201, wire.dumps({"organization": tenants.organization_object(row)})
@@ -380,7 +280,7 @@ async def get_organization(call: Call) -> Answer:
 
 async def patch_organization(call: Call) -> Answer:
     """PATCH /orgs/{org}."""
-    found = strict.parse_object(call.body, _ORGANIZATION)
+    found = strict.parse_object(call.body, fields.ORGANIZATION)
     row = await call.store.write(lambda tx: tenants.change_organization(tx, call.names[0], found))
     return 200, wire.dumps({"organization": tenants.organization_object(row)})
 
@@ -395,7 +295,7 @@ async def list_projects(call: Call) -> Answer:
 
 async def create_project(call: Call) -> Answer:
     """POST /orgs/{org}/projects."""
-    found = strict.parse_object(call.body, _PROJECT, required=("slug",))
+    found = strict.parse_object(call.body, fields.PROJECT, required=("slug",))
     slug = found["slug"]
     name, description = found.get("name", slug), found.get("description") or ""
     row = await call.store.write(lambda tx: tenants.create_project(tx, call.names[0], slug, name, description))
@@ -410,34 +310,34 @@ async def get_project(call: Call) -> Answer:
 
 async def patch_project(call: Call) -> Answer:
     """PATCH /orgs/{org}/projects/{project}."""
-    found = strict.parse_object(call.body, _PROJECT)
+    found = strict.parse_object(call.body, fields.PROJECT)
     if "description" in found:
         found["description"] = found["description"] or ""
     row = await call.store.write(lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found))
     return 200, wire.dumps({"project": tenants.project_object(row)})
 
 
-def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = SMALL_BYTES_MAX) -> dict[str, Any]:
+def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:
     return {"POST": (handler, bytes_max)}
 
 
 ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitable[Answer]], int]]]] = {
     ("health",): {"GET": (health, 0)},
     ("tasks", "stats"): {"GET": (stats, 0)},
-    ("tasks",): {"GET": (list_tasks, 0), "POST": (create, TASK_BYTES_MAX)},
-    ("tasks", "*"): {"GET": (get, 0), "PATCH": (patch, TASK_BYTES_MAX)},
+    ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
+    ("tasks", "*"): {"GET": (get, 0), "PATCH": (patch, fields.TASK_BYTES_MAX)},
     ("tasks", "*", "claim"): _post(claim),
     ("tasks", "*", "start"): _post(start),
     ("tasks", "*", "renew"): _post(renew),
     ("tasks", "*", "release"): _post(release),
-    ("tasks", "*", "complete"): _post(complete, OUTPUTS_BODY_BYTES_MAX),
+    ("tasks", "*", "complete"): _post(complete, fields.OUTPUTS_BODY_BYTES_MAX),
     ("tasks", "*", "fail"): _post(fail),
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
-    ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, SMALL_BYTES_MAX)},
-    ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, SMALL_BYTES_MAX)},
-    ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects", "*"): {"GET": (get_project, 0), "PATCH": (patch_project, SMALL_BYTES_MAX)},
+    ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, fields.SMALL_BYTES_MAX)},
+    ("orgs", "*", "projects", "*"): {"GET": (get_project, 0), "PATCH": (patch_project, fields.SMALL_BYTES_MAX)},
 }

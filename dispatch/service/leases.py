@@ -110,7 +110,9 @@ _EXTEND_ALL: Final = (
     .where(tasks.c.held == true(), tasks.c.lease_expires_at.is_not(None))
     .values(lease_expires_at=bindparam("p_now") + tasks.c.lease_ms)
 )
-_NEXT_EXPIRY: Final = select(func.min(tasks.c.lease_expires_at)).where(tasks.c.held == true())
+_NEXT_EXPIRY: Final = select(func.min(tasks.c.lease_expires_at)).where(
+    tasks.c.held == true(), tasks.c.status == Status.IN_PROGRESS.value
+)
 _OPEN_DEPENDENCIES: Final = (
     select(_needed.c.id, _needed.c.status)
     .join(task_dependencies, task_dependencies.c.depends_on_id == _needed.c.id)

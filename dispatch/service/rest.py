@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
-from dispatch.service.caller import read_headers
+from dispatch.service.caller import read_headers, refuse_socket
 from dispatch.service.handlers import ROUTES, Call, Context
 from dispatch.service.rows import Scope
 
@@ -56,6 +56,8 @@ class _Match:
 
 
 def _match(path: str) -> _Match:
+    if "\0" in path:
+        raise NotFoundError("There is nothing at this path.")
     parts = path.split("/")[1:]
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
@@ -83,6 +85,11 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
 
 
 async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
+    """Return the body, or refuse it as soon as it is known to be too large.
+
+    What was not read then is thrown away by the server as it comes: closing
+    at once would reset the connection before the client saw the answer.
+    """
     if announced is not None and announced > bytes_max:
         raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
     message = await receive()
@@ -129,6 +136,10 @@ class RestFace:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            await receive()
+            await refuse_socket(send, NotFoundError("The WebSocket is at /ws."))
+            return
         close = False
         try:
             status, text = await self._answer(scope, receive)
@@ -136,7 +147,7 @@ class RestFace:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
-            close = isinstance(exc, TooLargeError | TimeoutInputError)
+            close = isinstance(exc, TimeoutInputError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             status = 500

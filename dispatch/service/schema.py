@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 NAMING: Final = {
@@ -67,7 +68,7 @@ projects: Final = Table(
     Column("organization_id", Id, ForeignKey("organizations.id"), nullable=False),
     Column("slug", String(64), nullable=False),
     Column("name", String(200), nullable=False),
-    Column("description", Text, nullable=False, server_default=""),
+    Column("description", Text, nullable=False, server_default=text("''")),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
     UniqueConstraint("organization_id", "slug"),
@@ -85,7 +86,7 @@ tasks: Final = Table(
     Column("order_index", Double, nullable=True),
     Column("assigned_to", String(36), nullable=True, comment="the agent that should do it, a wish"),
     Column("title", String(512), nullable=False),
-    Column("description", Text, nullable=False, server_default=""),
+    Column("description", Text, nullable=False, server_default=text("''")),
     Column("type", String(128), nullable=False),
     Column("channel", String(128), nullable=False),
     Column("priority", Integer, nullable=False, comment="1 to 10, 10 is most urgent"),

@@ -42,7 +42,7 @@ T = TypeVar("T")
 BATCH_MAX: Final = 64
 _QUEUE_MAX: Final = 4096
 _READERS: Final = 2
-_BUSY_MS: Final = 5_000
+BUSY_MS: Final = 5_000
 
 _log: Final = get_logger("service")
 
@@ -76,11 +76,14 @@ def _unavailable(exc: DBAPIError) -> OverloadedError:
 class SqliteStore:
     """See the module. ``start`` and ``close`` belong to one event loop."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
+    def __init__(self, path: Path, clock: Clock, *, busy_ms: int = BUSY_MS) -> None:
+        """``busy_ms`` is how long a transaction waits for another process that locks the file."""
         self.clock = clock
         self.bus = Bus()
         self.on_lease: Callable[[int], None] = lambda _expires_ms: None
         self._path = path
+        self._busy_ms = busy_ms
+        self._closed = False
         self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_MAX)
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)),
@@ -96,10 +99,9 @@ class SqliteStore:
         self._lock_fd = -1
         self._loop: asyncio.AbstractEventLoop
 
-    @staticmethod
-    def _configure(connection: sqlite3.Connection, _record: Any) -> None:
+    def _configure(self, connection: sqlite3.Connection, _record: Any) -> None:
         for pragma in (
-            f"busy_timeout={_BUSY_MS}",
+            f"busy_timeout={self._busy_ms}",
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
@@ -107,6 +109,8 @@ class SqliteStore:
             "journal_size_limit=67108864",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        # SQLite's own lower() knows ASCII only; searches must find the same on every database.
+        connection.create_function("lower", 1, lambda text: text.lower() if text else text, deterministic=True)
 
     def _open_reader(self) -> None:
         connection = self._engine.connect()
@@ -151,6 +155,8 @@ class SqliteStore:
         """Queue ``work`` for the writer; the future is done once the transaction is durable."""
         future: asyncio.Future[T] = self._loop.create_future()
         try:
+            if self._closed:
+                raise queue.Full
             self._queue.put_nowait(_Job(work, future))
         except queue.Full:
             future.set_exception(OverloadedError("The service has too many requests waiting; try again."))
@@ -173,6 +179,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Finish what waits, then close."""
+        self._closed = True
         if self._writer is not None:
             await asyncio.to_thread(self._queue.put, None)
             await asyncio.to_thread(self._writer.join)
@@ -208,12 +215,12 @@ class SqliteStore:
         connection.close()
 
     def _finish(self, jobs: list[_Job]) -> None:
-        """Publish and answer a committed batch, on the event loop."""
-        self.bus.publish([event for job in jobs for event in job.events])
+        """Answer a committed batch and publish what happened, on the event loop."""
         for job in jobs:
             if job.expires_ms is not None:
                 self.on_lease(job.expires_ms)
             job.settle()
+        self.bus.publish([event for job in jobs for event in job.events])
 
     def _run_batch(self, connection: Connection, raw: sqlite3.Connection, jobs: list[_Job]) -> None:
         """Run every job in one transaction; every one of them then has its result or its error."""

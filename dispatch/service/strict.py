@@ -157,6 +157,19 @@ def text(chars_max: int, *, chars_min: int = 0, nullable: bool = False) -> Calla
     return parse
 
 
+def label(chars_max: int) -> Callable[[str, Any], Any]:
+    """Accept a name that can stand in a comma-separated list: no commas, no control characters."""
+    accept = text(chars_max, chars_min=1)
+
+    def parse(name: str, value: Any) -> str:
+        found: str = accept(name, value)
+        if "," in found or not found.isprintable() or found != found.strip():
+            raise InvalidInputError(f"{name} must have no commas, no control characters and no blanks around it.")
+        return found
+
+    return parse
+
+
 def whole(low: int, high: int, *, nullable: bool = False) -> Callable[[str, Any], Any]:
     """Accept a whole number from ``low`` to ``high``."""
 
@@ -226,6 +239,8 @@ def listed(item: Callable[[str, Any], Any], count_max: int) -> Callable[[str, An
 
     def parse(name: str, value: Any) -> tuple[Any, ...]:
         values = [part.strip() for part in value.split(",") if part.strip()]
+        if not values:
+            raise InvalidInputError(f"{name} lists nothing; give values separated by commas, or leave it out.")
         if len(values) > count_max:
             raise InvalidInputError(f"{name} lists {len(values)} values; at most {count_max} are allowed.")
         return tuple(item(name, part) for part in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
@@ -125,30 +126,26 @@ def patch(
     return row
 
 
-def _conditions(tx: Tx, query: Query) -> list[Any]:
+def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
     c = tasks.c
-    found: list[Any] = []
     if query.scope is not None:
-        found.append(c.project_id == tenants.project_id(tx, query.scope))
-    for column, wanted in ((c.project_id, query.project_id), (c.holder_id, query.assignee_id)):
-        if wanted is not None:
-            found.append(column == wanted)
+        yield c.project_id == tenants.project_id(tx, query.scope)
     if query.ids is not None:
-        found.append(c.id.in_(query.ids))
-    for column, choices in ((c.status, query.status), (c.type, query.type), (c.channel, query.channel)):
-        if choices:
-            found.append(column.in_([str(choice) for choice in choices]))
-    for column, after in ((c.created_at, query.created_after), (c.updated_at, query.updated_after)):
-        if after is not None:
-            found.append(column > after)
-    if query.min_priority is not None:
-        found.append(c.priority >= query.min_priority)
-    if query.max_priority is not None:
-        found.append(c.priority <= query.max_priority)
+        yield c.id.in_(query.ids)
+    choices = ((c.status, query.status), (c.type, query.type), (c.channel, query.channel))
+    yield from (column.in_([str(word) for word in words]) for column, words in choices if words)
+    tests: tuple[tuple[Callable[[Any, Any], Any], Any, Any], ...] = (
+        (operator.eq, c.project_id, query.project_id),
+        (operator.eq, c.holder_id, query.assignee_id),
+        (operator.gt, c.created_at, query.created_after),
+        (operator.gt, c.updated_at, query.updated_after),
+        (operator.ge, c.priority, query.min_priority),
+        (operator.le, c.priority, query.max_priority),
+    )
+    yield from (compare(column, value) for compare, column, value in tests if value is not None)
     if query.search:
         part = query.search.lower()
-        found.append(or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description))))
-    return found
+        yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))
 
 
 def find(tx: Tx, query: Query) -> Sequence[Any]:

@@ -60,8 +60,7 @@ def pool_children(worker: LogProcess) -> list[int]:
 def pidfds_of(pid: int) -> int:
     """Return how many processes a process watches."""
     with contextlib.suppress(FileNotFoundError):
-        fds = Path(f"/proc/{pid}/fd").iterdir()
-        return sum("pidfd" in str(fd.readlink()) for fd in fds)
+        return sum("pidfd" in str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir())
     return 0
 
 
@@ -132,8 +131,10 @@ def test_kill_warden(stack):
     first = running(stack, task["id"])
     (warden,) = set(children_of(worker.pid)) - set(pool_children(worker))
     os.kill(warden, signal.SIGKILL)
-    eventually(lambda: set(children_of(worker.pid)) - set(pool_children(worker)) - {warden}, 5.0, "a new warden")
-    worker.wait_event("warden_started", count=2)
+    started = worker.wait_event("warden_started", count=2)
+    worker.wait_event("warden_ready", count=2)
+    # The worker main and the pool child: from then on the new warden watches both.
+    eventually(lambda: pidfds_of(started["pid"]) >= 2, 5.0, "the new warden knowing the pool child")
     os.kill(parent_of(first["pid"]), signal.SIGKILL)
     eventually(lambda: not is_running(first["pid"]), 2 * GONE_S, "the end of the old tree")
     assert assert_ended_once(stack, task["id"])["attempts"] == 2

@@ -58,15 +58,16 @@ class LogProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for raw in self._process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip("\n")
-            with self._news:
-                self.output.append(line)
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict) and "event" in event:
-                        self.events.append(event)
-                self._news.notify_all()
+        with self._process.stdout as lines:
+            for raw in lines:
+                line = raw.decode("utf-8", "replace").rstrip("\n")
+                with self._news:
+                    self.output.append(line)
+                    with contextlib.suppress(ValueError):
+                        event = json.loads(line)
+                        if isinstance(event, dict) and "event" in event:
+                            self.events.append(event)
+                    self._news.notify_all()
 
     @property
     def exit_code(self) -> int | None:
@@ -120,14 +121,8 @@ class LogProcess:
         try:
             return self.wait(timeout_s)
         finally:
-            self.dispose()
-
-    def dispose(self) -> None:
-        """kill -9 if it runs, and close its output; may be called again."""
-        self.kill()
-        self._reader.join(1.0)
-        if not self._reader.is_alive() and self._process.stdout is not None:
-            self._process.stdout.close()
+            self.kill()
+            self._reader.join(1.0)
 
 
 def processes_with(*marks: str) -> dict[int, str]:

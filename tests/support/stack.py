@@ -173,7 +173,7 @@ class Stack:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
-            process.dispose()
+            process.wait()  # for the end of its log, which a child that was just killed may have held open
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def report(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from structlog.testing import capture_logs
 
 from dispatch import preflight, settings
 from dispatch.errors import (
@@ -14,6 +13,9 @@ from dispatch.errors import (
 )
 from tests.support.fake_ats import FakeAts
 from tests.support.redis import RedisServer, free_port
+
+BOTH = ("service", "redis")
+ALL = ("executor", "data_dir", *BOTH)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,14 @@ def env(ats, redis_server, tmp_path):
     }
 
 
-def test_preflight_returns_what_the_service_can_do(env, ats):
-    """The extensions decide how the caller talks to the service; a foreign one announces none, with a warning."""
-    assert "fencing" in preflight.preflight(settings.load(env), executor=True)
+def test_preflight_returns_what_it_found(env, ats):
+    """The check of the service carries its extensions; a foreign one announces none, which is a warning."""
+    found = {check.name: check for check in preflight.preflight(settings.load(env), ALL)}
+    assert {check.state for check in found.values()} == {"ok"}
+    assert "fencing" in found["service"].extensions
     ats.switches.fencing = False
-    with capture_logs() as logs:
-        assert preflight.preflight(settings.load(env)) == frozenset()
-    assert [entry["event"] for entry in logs] == ["preflight_warning"]
+    [check] = preflight.preflight(settings.load(env), ["service"])
+    assert (check.state, check.extensions) == ("warning", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -64,27 +67,27 @@ def test_preflight_returns_what_the_service_can_do(env, ats):
 def test_first_failure_is_raised_with_its_exit_code(env, change, kind, code):
     """What is missing on this host or set wrongly is 78, what does not answer is 69."""
     with pytest.raises(kind) as caught:
-        preflight.preflight(settings.load({**env, **change}), executor=True)
+        preflight.preflight(settings.load({**env, **change}), ALL)
     assert type(caught.value).exit_code == code
 
 
 def test_executor_matters_only_to_who_runs_tasks(env):
     """An ingress needs no executor on its host."""
-    preflight.preflight(settings.load({**env, "DISPATCH_COMMAND": "no-such-program"}))
+    preflight.preflight(settings.load({**env, "DISPATCH_COMMAND": "no-such-program"}), BOTH)
 
 
 def test_refused_key_is_not_permitted(env, ats):
     """A key that may not list tasks is told apart from a service that is down."""
     ats.fault("answer", "limit=1", status=401, body=b'{"error": "unknown key"}')
     with pytest.raises(AuthenticationError, match="unknown key"):
-        preflight.preflight(settings.load(env))
+        preflight.preflight(settings.load(env), BOTH)
 
 
 def test_something_else_at_the_address(env, ats):
     """A web server that is no task service is not claimed from."""
     ats.fault("answer", "/health", status=200, body=b'{"hello": "world"}')
     with pytest.raises(GatewayUnavailableError, match="not a task service"):
-        preflight.preflight(settings.load(env))
+        preflight.preflight(settings.load(env), BOTH)
 
 
 def test_redis_with_another_password(env, redis_server):
@@ -94,9 +97,9 @@ def test_redis_with_another_password(env, redis_server):
     try:
         found = settings.load({**env, "DISPATCH_REDIS_PASSWORD": "wr0ng"})
         with pytest.raises(ConfigurationError) as caught:
-            preflight.preflight(found)
+            preflight.preflight(found, BOTH)
         assert "wr0ng" not in str(caught.value)
-        preflight.preflight(settings.load({**env, "DISPATCH_REDIS_PASSWORD": "right-one"}))
+        preflight.preflight(settings.load({**env, "DISPATCH_REDIS_PASSWORD": "right-one"}), BOTH)
     finally:
         with redis_server.client(password="right-one") as client:
             client.config_set("requirepass", "")
@@ -108,7 +111,7 @@ def test_redis_that_takes_no_writes(env, redis_server):
         client.config_set("maxmemory", "1")
     try:
         with pytest.raises(ConfigurationError, match="takes no writes"):
-            preflight.preflight(settings.load(env))
+            preflight.preflight(settings.load(env), BOTH)
     finally:
         with redis_server.client() as client:
             client.config_set("maxmemory", "0")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -71,16 +72,17 @@ def test_stop_ends_a_frozen_process_and_kill_is_final() -> None:
 
 def test_leftovers_are_found_by_their_mark() -> None:
     """A grandchild whose parent is gone is found by the environment it inherited."""
-    process = speaker(
-        "import subprocess; subprocess.Popen(['sleep', '60']); print('{\"event\": \"on\"}', flush=True)\n"
-        "time.sleep(60)",
-        "leftover-mark",
-    )
+    mark = uuid.uuid4().hex
+    spawn = "import subprocess; subprocess.Popen(['sleep', '60']); print('{\"event\": \"on\"}', flush=True)\n"
+    process = speaker(spawn + "time.sleep(60)", mark)
     process.wait_event("on")
     (child,) = children_of(process.pid)
     process.kill()
-    assert set(processes_with(f"{MARK}=leftover-mark")) == {child}
-    os.kill(child, signal.SIGKILL)
+    assert process.exit_code == -signal.SIGKILL
+    try:
+        assert set(processes_with(f"{MARK}={mark}")) == {child}
+    finally:
+        os.kill(child, signal.SIGKILL)
     eventually(lambda: not is_running(child))
     process.stop()
 

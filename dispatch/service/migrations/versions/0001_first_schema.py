@@ -32,7 +32,7 @@ def upgrade() -> None:
         sa.Column("organization_id", _ID, nullable=False),
         sa.Column("slug", sa.String(length=64), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("description", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -52,7 +52,7 @@ def upgrade() -> None:
         sa.Column("order_index", sa.Double(), nullable=True),
         sa.Column("assigned_to", sa.String(length=36), nullable=True, comment="the agent that should do it, a wish"),
         sa.Column("title", sa.String(length=512), nullable=False),
-        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("description", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("type", sa.String(length=128), nullable=False),
         sa.Column("channel", sa.String(length=128), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False, comment="1 to 10, 10 is most urgent"),
