@@ -27,7 +27,9 @@ def ats():
 def cli(ats, tmp_path):
     """The command line, set up for that service and for no Redis."""
     env = {"DISPATCH_ATS_URL": ats.url, "DISPATCH_REDIS_URL": f"redis://:pw@127.0.0.1:{free_port()}/0"}
-    return Cli(tmp_path, {**env, "DISPATCH_COMMAND": "/bin/true", "DISPATCH_DATA_DIR": str(tmp_path / "data")})
+    made = Cli(tmp_path, {**env, "DISPATCH_COMMAND": "/bin/true", "DISPATCH_DATA_DIR": str(tmp_path / "data")})
+    yield made
+    made.close()
 
 
 # --- exit codes -----------------------------------------------------------------------------------------------------
@@ -119,9 +121,9 @@ def test_interrupt_is_quiet_and_exit_130(ats, cli, args):
     """Ctrl-C ends a command without a traceback."""
     ats.add()
     process = cli.start(*args)
-    eventually(lambda: ats.subscriptions)
+    eventually(lambda: ats.subscriptions, 20)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "Aborted" not in err

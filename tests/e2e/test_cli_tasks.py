@@ -22,7 +22,9 @@ def ats():
 @pytest.fixture
 def cli(ats, tmp_path):
     """The command line, set up for that service."""
-    return Cli(tmp_path, {"DISPATCH_ATS_URL": ats.url})
+    made = Cli(tmp_path, {"DISPATCH_ATS_URL": ats.url})
+    yield made
+    made.close()
 
 
 def bodies(ats, verb):
@@ -100,7 +102,7 @@ def test_create_wait_follows_to_the_end(ats, cli):
     """--wait prints the id at once, ends with the response, and exits 0 because the task completed."""
 
     def work() -> None:
-        eventually(lambda: ats.subscriptions)
+        eventually(lambda: ats.subscriptions, 20)
         ats.tasks[100] |= {"status": "completed", "outputs": [{"response": "all done\nreally"}]}
         ats.emit("completed", 100)
 
@@ -116,7 +118,7 @@ def test_create_wait_exits_1_when_it_did_not_complete(ats, cli, status):
     """Every other end than completed is exit 1, with the reason; JSON shows the task as it ended."""
 
     def work() -> None:
-        eventually(lambda: ats.subscriptions)
+        eventually(lambda: ats.subscriptions, 20)
         ats.tasks[100] |= {"status": status, "reason": "-1 exit"}
         ats.emit(status, 100)
 
@@ -317,34 +319,30 @@ def test_logs_follow_prints_what_comes_and_ends_with_the_task(ats, cli):
     cli("message", "100", "first")
     process = cli.start("logs", "100", "-f")
     assert process.stdout.readline().endswith("\tfirst\n")
-    eventually(lambda: ats.subscriptions)
+    eventually(lambda: ats.subscriptions, 20)
     cli("message", "100", "second")
     assert process.stdout.readline().endswith("\tsecond\n")
     ats.tasks[100] |= {"status": "completed", "outputs": [{"response": "done"}]}
     ats.emit("completed", 100)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "done\n", "")
 
 
 def test_watch_prints_events_as_json_lines(ats, cli):
     """watch --json prints one object an event, with the whole task, filtered as asked."""
     process = cli.start("watch", "--json", "--channel", "img", "--event", "created,failed")
-    try:
-        eventually(lambda: ats.subscriptions)
-        assert ats.subscriptions[0]["channels"] == ["img"]
-        assert ats.subscriptions[0]["thin"] is False
-        ats.add(channel="other")
-        ats.add(channel="img", title="mine")
-        ats.emit("updated", 101)
-        ats.emit("failed", 101)
-        events = [json.loads(process.stdout.readline()) for _ in range(2)]
-        assert [(event["type"], event["task_id"], event["task"]["title"]) for event in events] == [
-            ("task.created", "101", "mine"),
-            ("task.failed", "101", "mine"),
-        ]
-    finally:
-        process.kill()
-        process.communicate()
+    eventually(lambda: ats.subscriptions, 20)
+    assert ats.subscriptions[0]["channels"] == ["img"]
+    assert ats.subscriptions[0]["thin"] is False
+    ats.add(channel="other")
+    ats.add(channel="img", title="mine")
+    ats.emit("updated", 101)
+    ats.emit("failed", 101)
+    events = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [(event["type"], event["task_id"], event["task"]["title"]) for event in events] == [
+        ("task.created", "101", "mine"),
+        ("task.failed", "101", "mine"),
+    ]
 
 
 def test_plain_service_is_enough(ats, cli):

@@ -35,10 +35,11 @@ class Ended:
 
 
 class Cli:
-    """Runs commands against one service, with nothing of the caller's environment."""
+    """Runs commands against one service, with nothing of the caller's environment. Call ``close`` at the end."""
 
     def __init__(self, home: Path, env: Mapping[str, str]) -> None:
         self.home = home
+        self._started: list[subprocess.Popen[str]] = []
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
             "PYTHONPATH": str(ROOT),
@@ -51,26 +52,33 @@ class Cli:
             **env,
         }
 
+    def close(self) -> None:
+        """Kill what still runs and close its pipes."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
     def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-        """Start a command with pipes; the caller waits for it."""
+        """Start a command with pipes."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "dispatch", *args],
             env={**self.env, **(env or {})},
             cwd=self.home,
             text=True,
             **{**streams, **options},
         )
+        self._started.append(process)
+        return process
 
     def __call__(self, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Ended:
         """Run a command to its end, its output in pipes."""
         options = {} if stdin is None else {"stdin": subprocess.PIPE}
         process = self.start(*args, env=env, **options)
-        try:
-            out, err = process.communicate(stdin, timeout=30)
-        finally:
-            process.kill()
-            process.wait()
+        out, err = process.communicate(stdin, timeout=30)
         return Ended(process.returncode, out, err)
 
     def on_terminal(self, *args: str, interrupt_at: str = "", timeout_s: float = 20.0) -> Ended:
