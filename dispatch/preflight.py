@@ -145,7 +145,7 @@ def check_redis(settings: Settings) -> list[Check]:
         return [Check("redis", "error", f"Redis at {url} refuses us: {exc}.", "Check DISPATCH_REDIS_PASSWORD_FILE.")]
     except (redis.ConnectionError, redis.TimeoutError) as exc:
         # The library's sentence may hold the URL; what happened to the socket is enough.
-        cause = _cause(exc)
+        cause = cause_of(exc)
         return [Check("redis", "error", f"Redis at {url} does not answer: {cause}.", advice, BrokerUnavailableError)]
     except redis.ResponseError as exc:
         return [Check("redis", "error", f"Redis at {url} takes no writes: {exc}.", "See its log; is its disk full?")]
@@ -153,8 +153,9 @@ def check_redis(settings: Settings) -> list[Check]:
         return [Check("redis", "error", str(exc))]
 
 
-def _cause(exc: BaseException) -> str:
-    inner = exc.__cause__ or exc.__context__ or exc
+def cause_of(exc: redis.RedisError) -> str:
+    """Say in a few words why Redis gave no answer."""
+    inner: BaseException = exc.__cause__ or exc.__context__ or exc
     if isinstance(inner, TimeoutError):
         return "the time was up"
     if isinstance(inner, OSError) and inner.errno and inner.errno > 0:

@@ -49,7 +49,7 @@ def doctor(state: State) -> int:
 def run_checks(state: State) -> list[Check]:
     """Make all checks; without usable settings the first one says so and is the only one."""
     try:
-        settings = state.settings
+        settings = state.seen_settings
     except ConfigurationError as exc:
         return [Check("settings", "error", str(exc))]
     return [Check("settings", "ok", "The settings are consistent."), *check_all(settings)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -49,6 +49,19 @@ class State:
     def settings(self) -> Settings:
         """The settings, options included."""
         return settings_module.load(overrides=self.overrides)
+
+    @cached_property
+    def seen_settings(self) -> Settings:
+        """The settings for looking: where no Redis is configured and 'dispatch up' runs, its own Redis is meant."""
+        found = self.settings
+        if found.broker.url != settings_module.SETTINGS["redis_url"][1].metadata["default"]:
+            return found
+        from dispatch.embedded import EmbeddedRedis, answers_ping
+
+        embedded = EmbeddedRedis(found.local.data_dir / "redis")
+        if not embedded.socket_path.exists() or not answers_ping(embedded.socket_path):
+            return found
+        return replace(found, broker=replace(found.broker, url=settings_module.Url(embedded.url)))
 
     @cached_property
     def output(self) -> Output:

@@ -10,9 +10,12 @@ import click
 
 from dispatch import log
 from dispatch.cli.options import State, common_options
+from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from dispatch.settings import Settings
 
 
 @click.command()
@@ -31,7 +34,7 @@ def up(state: State, slots: int | None) -> None:
     """  # noqa: D301 - click's mark
     from dispatch.cli import up as up_module
 
-    settings = state.settings
+    settings = _prepared(state)
     # The processes that it starts read their settings from the environment.
     os.environ.update(state.environment())
     up_module.run(settings, slots=slots)
@@ -67,7 +70,7 @@ def serve(state: State) -> None:
     """  # noqa: D301 - click's mark
     from dispatch.service import server
 
-    server.serve(state.settings)
+    server.serve(_prepared(state))
 
 
 @click.command()
@@ -86,7 +89,7 @@ def ingress(state: State) -> None:
     from dispatch import preflight
     from dispatch.ingress import main
 
-    settings = state.settings
+    settings = _prepared(state)
     log.configure(settings.local.log_level)
     logger = log.get_logger("ingress")
     for check in preflight.preflight(settings, ("service", "redis")):
@@ -109,6 +112,20 @@ def worker(state: State, celery_args: Sequence[str]) -> None:
       dispatch worker --concurrency 4
       dispatch --url http://tasks.example:8700 worker -c 8
     """  # noqa: D301 - click's mark
+    _prepared(state)
     argv = [sys.executable, "-m", "celery", "-A", "dispatch", "worker", *celery_args]
     sys.stdout.flush()
     os.execve(sys.executable, argv, state.environment())  # noqa: S606 - that is the purpose
+
+
+def _prepared(state: State) -> Settings:
+    """Return the settings, with a data directory that only this user can read."""
+    settings = state.settings
+    try:
+        settings.local.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"The data directory {settings.local.data_dir} cannot be made ({exc.strerror or exc}); "
+            "set DISPATCH_DATA_DIR to a place that this user may write."
+        ) from exc
+    return settings

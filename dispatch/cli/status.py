@@ -16,7 +16,7 @@ from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import DispatchError
-from dispatch.preflight import open_redis, workers_seen
+from dispatch.preflight import cause_of, open_redis, workers_seen
 
 if TYPE_CHECKING:
     from dispatch.core.presence import WorkerPresence
@@ -38,7 +38,7 @@ def status(state: State) -> int:
       dispatch status
       dispatch status --json | jq .tasks.pending
     """  # noqa: D301 - click's mark
-    settings = state.settings
+    settings = state.seen_settings
     service, tasks = service_state(state)
     broker, workers = broker_state(settings)
     if state.output.is_json:
@@ -86,8 +86,10 @@ def broker_state(settings: Settings) -> tuple[dict[str, Any], list[WorkerPresenc
             pipeline.hlen("unacked")
             queued, unacked = pipeline.execute()
             workers = workers_seen(client)
-    except (redis.RedisError, DispatchError) as exc:
-        return {**found, "error": " ".join(str(exc).split())[:300]}, None
+    except redis.RedisError as exc:
+        return {**found, "error": cause_of(exc)}, None
+    except DispatchError as exc:
+        return {**found, "error": str(exc)}, None
     return {**found, "reachable": True, "queue": queue, "queued": queued, "being_delivered": unacked}, workers
 
 

@@ -188,13 +188,14 @@ def list_(state: State, /, **given: Any) -> None:
         state.output.json([task.raw for task in tasks])
         return
     is_terminal = state.output.is_terminal
+    if not tasks and is_terminal:
+        state.output.line("No tasks.")
+        return
     state.output.table(
         ["ID", "STATUS", "PRIO", "CHANNEL", "CREATED", "TITLE"],
         [_row(task, people=is_terminal) for task in tasks],
         styled=1,
     )
-    if not tasks and is_terminal:
-        state.output.note("No tasks.")
     if len(tasks) == given["limit"]:
         state.output.note(f"There may be more: --offset {(given['offset'] or 0) + len(tasks)} shows the next.")
 

@@ -268,6 +268,14 @@ def test_status_shows_counts_queue_and_workers(ats, cli, redis_server):
     assert "w1@h\th\t7\t4\tok\t\tdispatch\n" in out
 
 
+def test_redis_of_dispatch_up_is_found(ats, cli, short_dir):
+    """Where nobody named a Redis, looking means the one that 'dispatch up' runs in the data directory."""
+    here = Cli(short_dir, {"DISPATCH_ATS_URL": ats.url, "DISPATCH_DATA_DIR": str(short_dir / "data")})
+    with RedisServer(short_dir / "data" / "redis"):
+        assert here("status", "--json").json["redis"]["reachable"] is True
+    here.close()
+
+
 def test_status_says_what_is_down(ats, cli):
     """Without Redis or the service the rest is shown, and the exit code is 69."""
     ended = cli("status", "--json")
