@@ -39,7 +39,7 @@ class Channel(kombu.transport.redis.Channel):  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (ValueError, KeyError, TypeError) as exc:
             # The message has left the queue already. If it stood for a claim, the ingress misses it and sends another.
             log.get_logger("worker").error("message_malformed", reason=f"{type(exc).__name__}: {exc}"[:200])

@@ -13,7 +13,6 @@ import random
 import socket
 import sys
 import threading
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from celery import signals
 from dispatch import __version__
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
-from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.choose import has_fencing
 from dispatch.ats.client import Client
 from dispatch.ats.fenced import FencedGateway
 from dispatch.ats.model import Actor
@@ -99,11 +98,6 @@ def _gateway(settings: Settings, *, fenced: bool) -> TaskGateway:
     return PlainGateway(client, connect(settings.broker), lease_s=execution.lease_s, actor_name=ats.actor_name)
 
 
-def _is_fenced(settings: Settings) -> bool:
-    with closing(Client(_endpoint(settings), Actor("agent", settings.ats.actor_id, settings.ats.actor_name))) as client:
-        return has_fencing(extensions_of_health(client.send(protocol.health())))
-
-
 def _exit_with(exc: DispatchError) -> None:
     log.critical("worker_cannot_start", reason=str(exc))
     sys.stderr.write(f"{exc}\n")
@@ -127,10 +121,11 @@ def _start_main(sender: Any, **_: Any) -> None:
     try:
         settings = load()
         logging_setup.configure(settings.local.log_level)
-        for check in preflight(settings, ("executor", "data_dir", "service", "redis")):
+        checks = preflight(settings, ("executor", "data_dir", "service", "redis"))
+        for check in checks:
             if check.state == "warning":
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
-        fenced = _is_fenced(settings)
+        fenced = any(has_fencing(check.extensions) for check in checks)
     except DispatchError as exc:
         _exit_with(exc)
         return
