@@ -34,7 +34,7 @@ kombu.transport.redis.Transport.connection_errors += (AttributeError,)
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
 
 
-class Channel(kombu.transport.redis.Channel):  # type: ignore[misc]
+class Channel(kombu.transport.redis.Channel):
     """Kombu's channel, which would end the worker over a message that is none; here it is dropped and logged."""
 
     def _brpop_read(self, **options: Any) -> Any:

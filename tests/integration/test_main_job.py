@@ -113,7 +113,8 @@ def test_the_largest_task_goes_through(make_stack: Callable[..., Stack]):
 
 def test_a_gibibyte_of_output_costs_no_memory(make_stack: Callable[..., Stack]):
     """1 GiB of output: head and tail arrive, and no process of ours grows beyond the caps."""
-    script = f'{PYTHON} \'import os\nb = b"x" * (1 << 20)\nos.write(1, b"HEAD")\nfor _ in range(1024): os.write(1, b)\nos.write(1, b"TAIL")\''
+    program = 'import os; w = os.write; w(1, b"HEAD"); [w(1, b"x" * (1 << 20)) for _ in range(1024)]; w(1, b"TAIL")'
+    script = f"{PYTHON} '{program}'"
     stack = make_stack(DISPATCH_COMMAND=script).start(slots=1)
     worker = stack.processes[-1]
     done = stack.wait_task(stack.create()["id"], timeout_s=60)
