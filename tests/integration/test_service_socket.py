@@ -335,7 +335,7 @@ def test_a_client_that_does_not_read_is_dropped(service: ServiceProcess, client:
 
 
 def _rss(pid: int) -> int:
-    with open(f"/proc/{pid}/statm") as statm:  # noqa: PTH123 - one short file
+    with open(f"/proc/{pid}/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
