@@ -308,30 +308,28 @@ def test_handshakes_are_refused_in_json(
 def test_a_client_that_does_not_read_is_dropped(service: ServiceProcess, client: Client, listen: Any) -> None:
     """A stuck client costs bounded memory and nobody's time; it is closed with 1013 and the others get everything."""
     host, port = service.url.removeprefix("http://").split(":")
-    stuck = socket.socket()
-    stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    stuck.connect((host, int(port)))
-    key = b"Sec-WebSocket-Key: " + b"x" * 22 + b"==\r\nSec-WebSocket-Version: 13\r\n"
-    stuck.sendall(
-        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + key + b"\r\n"
-    )
-    subscribe = _frame(0x81, b'{"type":"subscribe","channels":["ws-slow"]}')
-    stuck.sendall(subscribe)
-    other = listen(channels=["ws-slow"], thin=True)
-    before = _rss(service.process.pid)
-    payload = "x" * 260_000
-    for _ in range(100):
-        client.create(channel="ws-slow", payload=payload)
-    assert len(other.drained()) == 100
-    assert _rss(service.process.pid) - before < 60_000_000
-    received = b""
-    stuck.settimeout(20)
-    goodbye = _frame(0x88, struct.pack("!H", 1013), masked=False)
-    while not received.endswith(goodbye):
-        chunk = stuck.recv(1 << 20)
-        assert chunk, "closed without 1013"
-        received = received[-16:] + chunk
-    stuck.close()
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect((host, int(port)))
+        stuck.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: " + b"x" * 22 + b"==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        stuck.sendall(_frame(0x81, b'{"type":"subscribe","channels":["ws-slow"]}'))
+        other = listen(channels=["ws-slow"], thin=True)
+        before = _rss(service.process.pid)
+        payload = "x" * 260_000
+        for _ in range(100):
+            client.create(channel="ws-slow", payload=payload)
+        assert len(other.drained()) == 100
+        assert _rss(service.process.pid) - before < 60_000_000
+        stuck.settimeout(20)
+        goodbye = _frame(0x88, struct.pack("!H", 1013), masked=False)
+        received = b""
+        while not received.endswith(goodbye):
+            chunk = stuck.recv(1 << 20)
+            assert chunk, "closed without 1013"
+            received = received[-16:] + chunk
 
 
 def _rss(pid: int) -> int:

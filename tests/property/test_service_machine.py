@@ -117,6 +117,12 @@ class StoreMachine(RuleBasedStateMachine):
         if expected:
             model.expires = self.now + LEASE_S
 
+    @rule(at=refs, actor=actors)
+    def claim_and_start(self, at: int, actor: Actor) -> None:
+        """The two in a row, with the right token."""
+        self.claim(at, actor)
+        self.start(at, self.models[at].token, "r1")
+
     @rule(at=refs, token=tokens, runner=st.sampled_from(["r1", "r2"]))
     def start(self, at: int, token: int, runner: str) -> None:
         """A start needs the current token and no other runner."""
@@ -194,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._back(model)
             model.attempts, model.losses, model.result = 0, 0, None
 
-    @rule(seconds=st.sampled_from([1, 30, LEASE_S, LEASE_S + REGRANT_S]))
+    @rule(seconds=st.sampled_from([1, LEASE_S, LEASE_S + REGRANT_S - 1, LEASE_S + REGRANT_S]))
     def time_passes(self, seconds: int) -> None:
         """Leases that ran out at least the regrant delay ago are taken back."""
         self.clock.step(seconds)
