@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
     from dispatch.service.store import Store
 
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceApp:
     """The application, and the part of it that must be told before the service goes away."""
 
-    asgi: Starlette
+    asgi: Asgi
     feed: Feed
 
 
@@ -43,8 +46,14 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
         finally:
             await expiry.close()
 
-    asgi = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
+    rest = RestFace(Context(store, default_lease_ms))
+    starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
-    asgi.router.default = RestFace(Context(store, default_lease_ms))
-    asgi.router.redirect_slashes = False
+    starlette.router.default = rest
+    starlette.router.redirect_slashes = False
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
+        await (rest if scope["type"] == "http" else starlette)(scope, receive, send)
+
     return ServiceApp(asgi, feed)

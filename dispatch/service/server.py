@@ -143,6 +143,7 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
         ws_per_message_deflate=False,
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         log_config=None,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
