@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.admission import Backlog, free_window
+from dispatch.core.admission import Backlog, credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
 from dispatch.errors import GatewayError, GatewayRejectedError
 from dispatch.ingress.enqueuer import EnqueueError
@@ -94,7 +94,7 @@ class Claimer:
             return 0
         window = free_window(
             slots=self.capacity.slots,
-            credit=self._limits.credit,
+            credit=credit_for(self._ledger.pace.rate(time.monotonic()), self._limits.credit),
             own_in_flight=len(self._ledger),
             others_in_flight=self.capacity.others_in_flight,
         )
