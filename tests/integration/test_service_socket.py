@@ -341,15 +341,15 @@ def _rss(pid: int) -> int:
 
 def test_listeners_are_told_when_the_service_goes(tmp_path: Any) -> None:
     """SIGTERM closes every WebSocket with 1001 and the process exits 0, also with an idle HTTP connection open."""
-    service = ServiceProcess(tmp_path).start()
-    idle = service.client()
-    idle.get("/health")
-    listener = Listener(service)
-    assert service.process.stop() == 0
-    with pytest.raises(ConnectionClosed) as caught:
-        listener.next()
-    assert caught.value.rcvd is not None
-    assert caught.value.rcvd.code == 1001
-    idle.close()
-    listener.close()
-    eventually(lambda: service.process.find("service_stopped"))
+    with ServiceProcess(tmp_path) as service:
+        idle = service.client()
+        idle.get("/health")
+        listener = Listener(service)
+        assert service.process.stop() == 0
+        with pytest.raises(ConnectionClosed) as caught:
+            listener.next()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+        idle.close()
+        listener.close()
+        eventually(lambda: service.process.find("service_stopped"))

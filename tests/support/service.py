@@ -114,6 +114,12 @@ class ServiceProcess:
         self._settings["DISPATCH_BIND"] = self.url.removeprefix("http://")
         return self
 
+    def __enter__(self) -> ServiceProcess:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def client(self, actor: str = "worker-1", kind: str = "agent") -> Client:
         """Return a client, closed with the service."""
         self._clients.append(Client(self.url, actor, kind))
