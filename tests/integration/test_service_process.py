@@ -99,22 +99,22 @@ def test_lost_answers_are_found_again(service: ServiceProcess) -> None:
 
 def test_a_restart_extends_every_lease(tmp_path: Path) -> None:
     """A lease that ran out while the service was down is whole again after its start, then expires in its time."""
-    service = ServiceProcess(tmp_path, DISPATCH_REGRANT_DELAY_S="0").start()
-    client = service.client()
-    ref = client.create()["id"]
-    granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 1_500})
-    service.kill()
-    time.sleep(1.6)  # longer than the lease: what is tested is what this time must not do
-    service.start()
-    client = service.client()
-    task = client.get(f"/tasks/{ref}")["task"]
-    assert (task["status"], task["fencing_token"]) == ("in_progress", granted["lease"]["fencing_token"])
-    client.post(f"/tasks/{ref}/start", {"fencing_token": 1, "runner": "r"})
-    eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", 5)
-    task = client.get(f"/tasks/{ref}")["task"]
-    assert (task["attempts"], task["lease_losses"]) == (0, 1)
-    assert client.post(f"/tasks/{ref}/claim", {})["lease"]["fencing_token"] == 2
-    assert service.stop() == 0
+    with ServiceProcess(tmp_path, DISPATCH_REGRANT_DELAY_S="0") as service:
+        client = service.client()
+        ref = client.create()["id"]
+        granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 1_500})
+        service.kill()
+        time.sleep(1.6)  # longer than the lease: what is tested is what this time must not do
+        service.start()
+        client = service.client()
+        task = client.get(f"/tasks/{ref}")["task"]
+        assert (task["status"], task["fencing_token"]) == ("in_progress", granted["lease"]["fencing_token"])
+        client.post(f"/tasks/{ref}/start", {"fencing_token": 1, "runner": "r"})
+        eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", 5)
+        task = client.get(f"/tasks/{ref}")["task"]
+        assert (task["attempts"], task["lease_losses"]) == (0, 1)
+        assert client.post(f"/tasks/{ref}/claim", {})["lease"]["fencing_token"] == 2
+        assert service.stop() == 0
 
 
 def _run(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -309,19 +309,21 @@ def test_a_client_that_does_not_read_is_dropped(service: ServiceProcess, client:
     """A stuck client costs bounded memory and nobody's time; it is closed with 1013 and the others get everything."""
     host, port = service.url.removeprefix("http://").split(":")
     with socket.socket() as stuck:
-        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # Much smaller than a segment of the loopback, it would drain at the pace of window probes.
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 262_144)
         stuck.connect((host, int(port)))
         stuck.sendall(
             b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: " + b"x" * 22 + b"==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
+        assert b" 101 " in stuck.recv(4096)
         stuck.sendall(_frame(0x81, b'{"type":"subscribe","channels":["ws-slow"]}'))
         other = listen(channels=["ws-slow"], thin=True)
         before = _rss(service.process.pid)
         payload = "x" * 260_000
-        for _ in range(100):
+        for _ in range(120):
             client.create(channel="ws-slow", payload=payload)
-        assert len(other.drained()) == 100
+        assert len(other.drained()) == 120
         assert _rss(service.process.pid) - before < 60_000_000
         stuck.settimeout(20)
         goodbye = _frame(0x88, struct.pack("!H", 1013), masked=False)
@@ -339,15 +341,15 @@ def _rss(pid: int) -> int:
 
 def test_listeners_are_told_when_the_service_goes(tmp_path: Any) -> None:
     """SIGTERM closes every WebSocket with 1001 and the process exits 0, also with an idle HTTP connection open."""
-    service = ServiceProcess(tmp_path).start()
-    idle = service.client()
-    idle.get("/health")
-    listener = Listener(service)
-    assert service.process.stop() == 0
-    with pytest.raises(ConnectionClosed) as caught:
-        listener.next()
-    assert caught.value.rcvd is not None
-    assert caught.value.rcvd.code == 1001
-    idle.close()
-    listener.close()
-    eventually(lambda: service.process.find("service_stopped"))
+    with ServiceProcess(tmp_path) as service:
+        idle = service.client()
+        idle.get("/health")
+        listener = Listener(service)
+        assert service.process.stop() == 0
+        with pytest.raises(ConnectionClosed) as caught:
+            listener.next()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+        idle.close()
+        listener.close()
+        eventually(lambda: service.process.find("service_stopped"))

@@ -181,3 +181,16 @@ def test_sixteen_racing_claimants_one_winner(service: ServiceProcess, client: Cl
             results = list(pool.map(Client.call, clients, ["POST"] * 16, [path] * 16, [{}] * 16))
             assert sorted(status for status, _ in results) == [200] + [409] * 15
             assert {body["code"] for status, body in results if status == 409} == {"LEASE_HELD"}
+
+
+def test_many_are_claimed_in_one_call(service: ServiceProcess, client: Client) -> None:
+    """Each id gets its grant or its refusal in order; repeating the call returns the same grants."""
+    mine, held, gone = (client.create()["id"] for _ in range(3))
+    service.client("other").post(f"/tasks/{held}/claim", {})
+    client.post(f"/tasks/{gone}/cancel")
+    body = {"ids": [held, mine, gone, 10**9], "claim_id": "m", "lease_duration": 60_000}
+    for _ in range(2):
+        claims = client.post("/tasks/claim", body)["claims"]
+        assert [claim["id"] for claim in claims] == body["ids"]
+        assert [claim.get("code") for claim in claims] == ["LEASE_HELD", None, "ILLEGAL_MOVE", "NOT_FOUND"]
+        assert (claims[1]["task"]["status"], claims[1]["lease"]["fencing_token"]) == ("in_progress", 1)
