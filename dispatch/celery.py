@@ -7,6 +7,7 @@ are in docs/decisions/0002-celery.md.
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import billiard.pool
 import kombu.transport.redis
 from celery import Celery
+from celery.platforms import SecurityWarning
 
 from dispatch import log
 from dispatch import settings as settings_module
@@ -32,6 +34,10 @@ kombu.transport.redis.Transport.connection_errors += (AttributeError,)
 
 # A pool child waits up to 30 s for its parent to take its last result while shutting down; 5 s is plenty.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
+
+
+# Our own preflight says it in the form of all our logs.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
 class Channel(kombu.transport.redis.Channel):

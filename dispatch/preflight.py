@@ -229,7 +229,7 @@ def check_executor(settings: Settings) -> list[Check]:
     program = settings.execution.command[0]
     place = shutil.which(program)
     if place is not None:
-        return [Check("executor", "ok", f"The executor is {place}.")]
+        return [Check("executor", "ok", f"The executor is {place}."), *_check_user()]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
     path = Path(program).expanduser()
     if path.is_dir():
@@ -240,6 +240,13 @@ def check_executor(settings: Settings) -> list[Check]:
         ]
     where = "" if "/" in program else " on PATH"
     return [Check("executor", "error", f"The executor {program} was not found{where}.", advice)]
+
+
+def _check_user() -> list[Check]:
+    if os.geteuid() != 0:
+        return []
+    sentence = "Tasks run as root here: what they start may do anything to this host."
+    return [Check("executor", "warning", sentence, "Run workers as a user of their own.")]
 
 
 def check_data_dir(settings: Settings) -> list[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from pathlib import Path
@@ -170,4 +171,6 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
 def serve(settings: Settings) -> None:
     """Run the task service in this process until it is told to stop."""
     log.configure(settings.local.log_level)
+    # The database holds what tasks say; it is for this user alone.
+    os.umask(0o077)
     uvloop.run(run(settings))

@@ -108,7 +108,7 @@ def test_named_settings_exist(page: str) -> None:
     """A DISPATCH_ name in a page is a setting."""
     known = {f"DISPATCH_{name.upper()}" for name in SETTINGS} | {"DISPATCH_CONFIG"}
     known |= {name + "_FILE" for name in known}
-    named = set(re.findall(r"DISPATCH_[A-Z][A-Z_]*[A-Z]", (ROOT / page).read_text("utf-8")))
+    named = set(re.findall(r"(?<![A-Z_])DISPATCH_[A-Z][A-Z_]*[A-Z]", (ROOT / page).read_text("utf-8")))
     assert not named - known
 
 
