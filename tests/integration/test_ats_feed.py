@@ -206,7 +206,7 @@ async def test_dropped_events_do_not_end_the_feed(ats):
 
 
 async def test_half_open_connection_is_noticed(ats):
-    """W6: a peer that has silently gone is noticed by pings that nobody answers, and the feed reconnects."""
+    """A7, W6: a peer that has silently gone is noticed by pings that nobody answers, and the feed reconnects."""
     async with follow(ats) as feed:
         await feed.wait(Connected)
         ats.switches.ws_silent = True

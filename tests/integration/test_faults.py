@@ -109,7 +109,7 @@ def test_kill_pool_child(stack):
 
 
 def test_kill_worker_main(stack):
-    """F2: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
+    """F2, B8: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
     stack.start(slots=1)
     worker = stack.processes[-1]
     task = stack.create(tick={"duration_s": 3})
@@ -141,7 +141,7 @@ def test_kill_warden(stack):
 
 
 def test_kill_ingress(stack):
-    """F4: kill -9 of the ingress: what runs goes on, what is queued and new runs after its restart, nothing twice."""
+    """F4, A4: kill -9 of the ingress: what runs goes on, what is queued and new runs after its restart, nothing twice."""
     stack.start(slots=1)
     ingress = stack.processes[1]
     first = stack.create(tick={"duration_s": 2})
@@ -197,7 +197,7 @@ def test_empty_redis(stack):
 
 
 def test_kill_service(stack):
-    """T1: kill -9 of the service mid-task: the child runs on, its result is delivered after the restart, once."""
+    """T1, B3: kill -9 of the service mid-task: the child runs on, its result is delivered after the restart, once."""
     stack.start(slots=1)
     service = stack.processes[0]
     task = stack.create(tick={"duration_s": 1.5})
@@ -212,7 +212,7 @@ def test_kill_service(stack):
 
 
 def test_frozen_worker_completes_nothing(stack):
-    """F5: a worker stopped past its lease loses its tree before the lease ends, and completes nothing when resumed."""
+    """F5, B7: a worker stopped past its lease loses its tree before the lease ends, and completes nothing when resumed."""
     stack.start(slots=1)
     worker = stack.processes[-1]
     task = stack.create(tick={"duration_s": 30, "output": "too late"})
@@ -236,7 +236,7 @@ def test_frozen_worker_completes_nothing(stack):
 
 
 def test_drain(stack):
-    """F8: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
+    """F8, A3: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
     stack.start(slots=1)
     worker = stack.processes[-1]
     task = stack.create(tick={"duration_s": 4})

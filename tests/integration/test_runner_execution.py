@@ -152,7 +152,7 @@ def test_a_polite_child_is_asked_first(start: Start, tmp_path: Path) -> None:
 
 
 def test_daemon_that_holds_stdout_does_not_hold_the_task(start: Start, tmp_path: Path) -> None:
-    """S2: the leader's exit 0 decides, within 3 s, and the daemon dies although its environment was cleared."""
+    """B5, S2: the leader's exit 0 decides, within 3 s, and the daemon dies although its environment was cleared."""
     worker = start(command("daemonise", tmp_path / "pid", "stdout"))
     (daemon,) = worker.noted("../pid", 1)
     result = worker.result()
@@ -216,7 +216,7 @@ def test_odd_bytes_become_sound_text(start: Start) -> None:
 
 
 def test_a_large_prompt_never_hangs(start: Start) -> None:
-    """S6: 5 MB of prompt to a child that exits, closes stdin, or reads slowly while writing back."""
+    """B4, S6: 5 MB of prompt to a child that exits, closes stdin, or reads slowly while writing back."""
     children = [command("deaf"), command("deaf", 0.2), ["true"], command("echo")]
     _, results = ends_of(start, children, prompt_bytes=5_000_000)
     assert [result["reason"] for result in results] == ["success"] * 4
