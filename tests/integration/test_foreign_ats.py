@@ -1,0 +1,75 @@
+"""The fleet against a foreign ATS, which knows neither tokens nor renewal nor release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dispatch.ats import protocol
+from dispatch.ats.client import Client
+from dispatch.ats.model import Actor
+from tests.support.fake_ats import FakeAts
+from tests.support.processes import eventually, is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.stack import Stack
+
+
+@pytest.fixture(
+    params=[{}, {"reclaim_extends": False}, {"pending_by_patch": False, "envelope": False}],
+    ids=["kind", "no-renewal", "no-release"],
+)
+def ats(request: pytest.FixtureRequest) -> Iterator[FakeAts]:
+    """A plain ATS, in three moods that nobody can tell apart beforehand."""
+    with FakeAts(**request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(ats: FakeAts, make_stack: Callable[..., Stack]) -> Stack:
+    """An ingress and a worker with two slots against that ATS."""
+    stack = make_stack(DISPATCH_ATS_URL=ats.url, DISPATCH_LEASE_MS="8000")
+    stack.redis.start()
+    stack.start_ingress()
+    stack.start_worker(2)
+    return stack
+
+
+def add(ats: FakeAts, stack: Stack, **orders: Any) -> int:
+    """Create a task there with orders for the ticking child."""
+    payload = {"tick": {"dir": str(stack.ticks), "duration_s": 0.1, **orders}}
+    return int(ats.add(title="foreign", channel=stack.channel, payload=payload)["id"])
+
+
+def ended(ats: FakeAts, ident: int, status: str) -> dict[str, Any]:
+    """Wait until a task has a status and return it."""
+    return eventually(
+        lambda: ats.tasks[ident] if ats.tasks[ident]["status"] == status else None, 25, f"{status} {ident}"
+    )
+
+
+def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack):
+    """Plain success, three failures, a success at the second attempt and a cancel end as they do on our own service."""
+    good = add(ats, fleet)
+    bad = add(ats, fleet, exits=[1])
+    second = add(ats, fleet, exits=[1, 0])
+    assert ended(ats, good, "completed")["outputs"][0]["response"].startswith("done")
+    ended(ats, second, "completed")
+    ended(ats, bad, "failed")
+    assert len({line["token"] for line in fleet.tick_lines(bad)}) == 3
+    assert [line["attempt"] for line in fleet.tick_lines(second) if line["kind"] == "begin"] == [1, 2]
+    long = add(ats, fleet, duration_s=30)
+    child = eventually(lambda: fleet.tick_lines(long), 15, "the long task running")[0]["pid"]
+    fleet_call(ats, long, "cancel")
+    eventually(lambda: not is_running(child), 3, "the end of the cancelled tree")
+    assert ats.tasks[long]["status"] == "cancelled"
+
+
+def fleet_call(ats: FakeAts, ident: int, verb: str) -> None:
+    """Do something to a task as a person would."""
+    client = Client(protocol.endpoint(ats.url), Actor("human", "tester", "tester"))
+    client.send(getattr(protocol, verb)(str(ident)))
+    client.close()
