@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.chaos.history import Event, FinalTask, Sighting
+from tests.chaos.history import Event, Fault, FinalTask, Sighting, Tick, end_of_grant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import redis
 
@@ -45,11 +47,31 @@ def read_store(path: Path) -> tuple[tuple[Event, ...], tuple[FinalTask, ...]]:
 def _event(row: tuple) -> Event:
     seq, task_id, kind, came, went, at_ms, actor, token, note = row
     runner = (note or "") if kind == "task.started" else ""
-    return Event(seq, str(task_id), kind, came, went, at_ms / 1000, actor, token, runner)
+    counted = (note or "").startswith("counted") if kind == "task.released" else None
+    return Event(seq, str(task_id), kind, came, went, at_ms / 1000, actor, token, runner, counted)
 
 
 def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
+
+
+def with_victims(faults: Iterable[Fault], events: Iterable[Event], ticks: Iterable[Tick]) -> tuple[Fault, ...]:
+    """Return the faults with the attempts that ran on what they killed: begun there, and not ended at the service."""
+    of_task: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        of_task[event.task_id].append(event)
+    begins = [t for t in ticks if t.kind == "begin" and t.role == "leader"]
+    found = []
+    for fault in faults:
+        hit = set()
+        for begin in begins:
+            if begin.parent not in fault.pids:
+                continue
+            end = end_of_grant(of_task[begin.task_id], begin.token)
+            if end is None or end.at >= fault.at:
+                hit.add((begin.task_id, begin.token))
+        found.append(replace(fault, victims=frozenset(hit)))
+    return tuple(found)
 
 
 def queue_depths(client: redis.Redis, queue: str, prefix: str = "dispatch:") -> dict[str, int]:

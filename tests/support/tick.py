@@ -46,6 +46,7 @@ def tick(descriptor: int, kind: str, role: str) -> None:
         "kind": kind,
         "role": role,
         "pid": os.getpid(),
+        "parent": os.getppid(),
     }
     os.write(descriptor, (json.dumps(line) + "\n").encode())
 

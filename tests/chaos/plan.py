@@ -1,0 +1,129 @@
+"""What a run will do, from a seed: which tasks come when, and what is killed when. Pure.
+
+The same seed, counts and version of this file give the same plan. What real
+processes do between two of its moments is theirs, so a run is replayed in its
+plan, not to the microsecond.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.chaos.history import FaultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TASKS_PER_S: Final = 8.5
+FIRST_FAULT_S: Final = 1.5
+FAULT_GAP_S: Final = 0.4
+FAULTS: Final = (
+    FaultKind.POOL_CHILD,
+    FaultKind.WORKER,
+    FaultKind.SERVICE,
+    FaultKind.REDIS,
+    FaultKind.INGRESS,
+    FaultKind.POOL_CHILD,
+    FaultKind.WORKER,
+    FaultKind.INGRESS,
+    FaultKind.POOL_CHILD,
+    FaultKind.WORKER,
+    FaultKind.POOL_CHILD,
+    FaultKind.WORKER,
+)
+"""Twelve kills; fewer are taken from the front, more begin again."""
+
+SHARES: Final = {"long": 5, "flaky": 10, "failing": 5, "daemon": 3, "deaf": 4, "poison": 1, "cancel": 5}
+"""Kinds of tasks in percent, at least one of each; the others are short and succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """One task. ``orders`` are for tests/support/tick.py; ``cancel_after_s`` counts from when its child is seen."""
+
+    at: float
+    title: str
+    orders: Mapping[str, Any]
+    ends: str
+    """Where it ends unless too many of its attempts are hit."""
+    cut_short: bool = False
+    cancel_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One kill -9. ``choice``, in [0, 1), picks among several; ``down_s`` is how long Redis stays away."""
+
+    at: float
+    kind: FaultKind
+    choice: float
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole run; times are seconds from the moment when everything is up."""
+
+    seed: int
+    tasks: tuple[PlannedTask, ...] = field(repr=False)
+    faults: tuple[PlannedFault, ...]
+
+    def text(self) -> str:
+        """Return the schedule for people."""
+        kinds: dict[str, int] = {}
+        for task in self.tasks:
+            kind = task.title.split("-")[0]
+            kinds[kind] = kinds.get(kind, 0) + 1
+        mixed = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        last = self.tasks[-1].at if self.tasks else 0.0
+        lines = [f"seed {self.seed}: {len(self.tasks)} tasks over {last:.1f} s ({mixed}), kill -9 of"]
+        lines += [f"  {fault.at:6.2f} s  {fault.kind}" for fault in self.faults]
+        return "\n".join(lines)
+
+
+def make_plan(seed: int, tasks: int, faults: int) -> Plan:
+    """Return the plan for a seed."""
+    rand = random.Random(seed)
+    span_s = tasks / TASKS_PER_S
+    kinds = [kind for kind, percent in SHARES.items() for _ in range(max(1, tasks * percent // 100))]
+    kinds = (kinds + ["short"] * tasks)[:tasks]
+    rand.shuffle(kinds)
+    moments = sorted(rand.uniform(0, span_s) for _ in kinds)
+    planned = tuple(_task(rand, at, f"{kind}-{n:04d}") for n, (at, kind) in enumerate(zip(moments, kinds, strict=True)))
+    return Plan(seed, planned, tuple(_faults(rand, faults, span_s)))
+
+
+def _faults(rand: random.Random, count: int, span_s: float) -> Iterator[PlannedFault]:
+    kinds = [FAULTS[n % len(FAULTS)] for n in range(count)]
+    rand.shuffle(kinds)
+    free_s = max(0.0, span_s - FIRST_FAULT_S - FAULT_GAP_S * count)
+    moments = sorted(rand.uniform(0, free_s) for _ in kinds)
+    for n, (moment, kind) in enumerate(zip(moments, kinds, strict=True)):
+        at = FIRST_FAULT_S + moment + FAULT_GAP_S * n
+        yield PlannedFault(round(at, 3), kind, rand.random(), round(rand.uniform(0.1, 1.0), 3))
+
+
+def _task(rand: random.Random, at: float, title: str) -> PlannedTask:
+    kind = title.split("-", maxsplit=1)[0]
+    brief_s = round(rand.uniform(0.03, 0.3), 3)
+    match kind:
+        case "long":
+            return PlannedTask(at, title, {"duration_s": round(rand.uniform(1.0, 3.0), 3)}, "completed")
+        case "flaky":
+            exits = [1] * rand.randint(1, 2) + [0]
+            return PlannedTask(at, title, {"duration_s": brief_s, "exits": exits}, "completed")
+        case "failing":
+            return PlannedTask(at, title, {"duration_s": brief_s, "exits": [rand.choice([1, 2, 127])]}, "failed")
+        case "daemon":
+            return PlannedTask(at, title, {"duration_s": brief_s, "daemon_s": 20}, "completed")
+        case "deaf":
+            return PlannedTask(at, title, {"duration_s": brief_s + 0.5, "ignore_term": True}, "completed")
+        case "poison":
+            return PlannedTask(at, title, {"kill_parent": True, "duration_s": 20}, "failed", cut_short=True)
+        case "cancel":
+            orders = {"duration_s": 60, "ignore_term": rand.random() < 0.3}
+            return PlannedTask(at, title, orders, "cancelled", cancel_after_s=round(rand.uniform(0.0, 0.5), 3))
+        case _:
+            return PlannedTask(at, title, {"duration_s": brief_s}, "completed")
