@@ -95,6 +95,8 @@ def check(history: History, bounds: Bounds | None = None) -> Report:
     violations += _outlived(index)
     violations += _at_rest(history, index.bounds)
     counts["attempts"] = len(index.ticks)
+    counts["stale calls"] = sum(call.token < call.current_token for call in history.calls)
+    counts["repeats"] = sum(call.repeats for call in history.calls)
     counts["faults"] = len(history.faults)
     return Report(counts, tuple(recoveries), tuple(sorted(set(violations))))
 
@@ -302,7 +304,7 @@ def _next_pickup(index: _Index, fault: Fault) -> dict[str, list[float]]:
     """Return the task that was claimed and begun first of those that had waited unclaimed during a fault, if any."""
     picked = []
     for task_id, events in index.events.items():
-        if events[0].at >= fault.up_at or not any(event.at > fault.at for event in events):
+        if not events or events[0].at >= fault.up_at or events[-1].at <= fault.at:
             continue
         grants = [e for e in events if e.type == "task.claimed" and e.at > fault.at]
         begun = [index.ticks[task_id, e.token or 0][0].at for e in grants if (task_id, e.token) in index.ticks]
@@ -367,10 +369,12 @@ def _may_outlive_s(index: _Index, end: Event) -> float:
     if end.type != "task.cancelled":
         return bounds.tree_dead_s
     may_s = bounds.tree_dead_s + bounds.grace_s
-    for fault in index.history.faults:
-        if fault.kind not in KILLS_ATTEMPTS and fault.at - may_s <= end.at <= fault.up_at + CONNECTS_AGAIN_S:
-            may_s = max(may_s, fault.up_at - end.at + may_s) + bounds.renew_s
-    return may_s
+    late_s = [
+        max(0.0, fault.up_at - end.at) + bounds.renew_s
+        for fault in index.history.faults
+        if fault.kind not in KILLS_ATTEMPTS and fault.at - may_s < end.at < fault.up_at + CONNECTS_AGAIN_S
+    ]
+    return may_s + max(late_s, default=0.0)
 
 
 def _at_rest(history: History, bounds: Bounds) -> Iterator[Violation]:

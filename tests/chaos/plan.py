@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 TASKS_PER_S: Final = 8.5
 FIRST_FAULT_S: Final = 1.5
 FAULT_GAP_S: Final = 0.4
+FAULT_ROOM_S: Final = 1.6
+"""A run is at least so long for each fault, or one would hide what the next does."""
 FAULTS: Final = (
     FaultKind.POOL_CHILD,
     FaultKind.WORKER,
@@ -86,7 +88,7 @@ class Plan:
 def make_plan(seed: int, tasks: int, faults: int) -> Plan:
     """Return the plan for a seed."""
     rand = random.Random(seed)
-    span_s = tasks / TASKS_PER_S
+    span_s = max(tasks / TASKS_PER_S, FIRST_FAULT_S + faults * FAULT_ROOM_S)
     kinds = [kind for kind, percent in SHARES.items() for _ in range(max(1, tasks * percent // 100))]
     kinds = (kinds + ["short"] * tasks)[:tasks]
     rand.shuffle(kinds)
@@ -108,22 +110,21 @@ def _faults(rand: random.Random, count: int, span_s: float) -> Iterator[PlannedF
 def _task(rand: random.Random, at: float, title: str) -> PlannedTask:
     kind = title.split("-", maxsplit=1)[0]
     brief_s = round(rand.uniform(0.03, 0.3), 3)
-    match kind:
-        case "long":
-            return PlannedTask(at, title, {"duration_s": round(rand.uniform(1.0, 3.0), 3)}, "completed")
-        case "flaky":
-            exits = [1] * rand.randint(1, 2) + [0]
-            return PlannedTask(at, title, {"duration_s": brief_s, "exits": exits}, "completed")
-        case "failing":
-            return PlannedTask(at, title, {"duration_s": brief_s, "exits": [rand.choice([1, 2, 127])]}, "failed")
-        case "daemon":
-            return PlannedTask(at, title, {"duration_s": brief_s, "daemon_s": 20}, "completed")
-        case "deaf":
-            return PlannedTask(at, title, {"duration_s": brief_s + 0.5, "ignore_term": True}, "completed")
-        case "poison":
-            return PlannedTask(at, title, {"kill_parent": True, "duration_s": 20}, "failed", cut_short=True)
-        case "cancel":
-            orders = {"duration_s": 60, "ignore_term": rand.random() < 0.3}
-            return PlannedTask(at, title, orders, "cancelled", cancel_after_s=round(rand.uniform(0.0, 0.5), 3))
-        case _:
-            return PlannedTask(at, title, {"duration_s": brief_s}, "completed")
+    more: dict[str, dict[str, Any]] = {
+        "long": {"duration_s": round(rand.uniform(1.0, 3.0), 3)},
+        "flaky": {"exits": [1] * rand.randint(1, 2) + [0]},
+        "failing": {"exits": [rand.choice([1, 2, 127])]},
+        "daemon": {"daemon_s": 20},
+        "deaf": {"duration_s": brief_s + 0.5, "ignore_term": True},
+        "poison": {"duration_s": 20, "kill_parent": True},
+        "cancel": {"duration_s": 60, "ignore_term": rand.random() < 0.3},
+    }
+    ends = {"failing": "failed", "poison": "failed", "cancel": "cancelled"}
+    return PlannedTask(
+        at,
+        title,
+        {"duration_s": brief_s, **more.get(kind, {})},
+        ends.get(kind, "completed"),
+        cut_short=kind == "poison",
+        cancel_after_s=round(rand.uniform(0.0, 0.5), 3) if kind == "cancel" else None,
+    )

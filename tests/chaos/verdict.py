@@ -79,7 +79,7 @@ class Report:
         for recovery in self.recoveries:
             by_kind[recovery.kind].append(recovery)
         for kind, found in sorted(by_kind.items()):
-            worst = max(found, key=lambda r: r.took_s / r.bound_s)
+            worst = max(found, key=lambda r: r.took_s)
             middle = statistics.median(r.took_s for r in found)
             lines.append(
                 f"recovery after {kind}: {len(found)} times, median {middle:.2f} s, "

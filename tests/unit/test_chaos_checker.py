@@ -12,6 +12,7 @@ from tests.chaos.history import (
     Call,
     Creation,
     Event,
+    Exit,
     Fault,
     FaultKind,
     FinalTask,
@@ -233,6 +234,16 @@ MUTANTS = [
     ),
     (
         "I9",
+        "a task that succeeds is failed before its attempts are used up",
+        replace(
+            with_event(7, type="task.failed", to_status="failed"),
+            creations=(Creation("one", "1", 0.0, ends="completed"), *RIGHT.creations[1:]),
+            tasks=(replace(RIGHT.tasks[0], status="failed"), *RIGHT.tasks[1:]),
+        ),
+        "ended failed after 1 attempts, its child makes it end completed",
+    ),
+    (
+        "I9",
         "one attempt too many runs",
         ticks_where(lambda t: replace(t, attempt=4) if (t.task_id, t.token) == ("2", 3) else t),
         "attempt 4 ran, the limit is 3",
@@ -258,12 +269,44 @@ MUTANTS = [
         "what waited for Redis starts late",
         replace(
             RIGHT,
-            creations=(*RIGHT.creations[:4], Creation("five", "5", 10.0), RIGHT.creations[5]),
-            faults=(*RIGHT.faults[:2], Fault(FaultKind.REDIS, 15.15)),
-            ticks=tuple(t for t in RIGHT.ticks if t.task_id != "4"),
-            events=tuple(e for e in RIGHT.events if e.task_id != "4" or e.seq < 30),
+            faults=(*RIGHT.faults[:2], Fault(FaultKind.REDIS, 14.5, back_at=15.0)),
+            ticks=tuple(t for t in TICKS if t.task_id != "4"),
+            events=tuple(replace(e, at=12.0) if e.seq == 33 else e for e in EVENTS if e.seq not in {30, 31}),
         ),
-        "ran again only 5.05 s after redis, bound 5 s",
+        "ran again only 5.20 s after redis, bound 5 s",
+    ),
+    (
+        "I10",
+        "what was queued when an ingress died starts late",
+        replace(
+            RIGHT,
+            faults=(*RIGHT.faults[:2], Fault(FaultKind.INGRESS, 9.5, back_at=11.0)),
+            events=tuple(replace(e, at=9.0) if e.seq in {33, 34} else e for e in EVENTS),
+        ),
+        "ran again only 10.70 s after ingress, bound 10 s",
+    ),
+    (
+        "I10",
+        "what was queued when an ingress died never runs",
+        replace(
+            RIGHT,
+            faults=(*RIGHT.faults, Fault(FaultKind.INGRESS, 20.05)),
+            events=tuple(e for e in EVENTS if e.seq < 35),
+            ticks=tuple(t for t in TICKS if t.task_id != "5"),
+        ),
+        "never ran again after ingress",
+    ),
+    (
+        "I10",
+        "a process ends by itself",
+        replace(RIGHT, exits=(Exit("worker-1", 1, 18.6),)),
+        "worker-1 ended by itself with exit code 1",
+    ),
+    (
+        "I10",
+        "a process gives up though nothing is away",
+        replace(RIGHT, exits=(Exit("worker-1", 69, 30.0),)),
+        "worker-1 ended by itself with exit code 69",
     ),
     (
         "I10",
@@ -304,11 +347,14 @@ def test_a_right_history_is_valid() -> None:
         "duplicated": 0,
         "recovered": 1,
         "attempts": 9,
+        "stale calls": 2,
+        "repeats": 1,
         "faults": 3,
     }
     assert [(r.kind.value, round(r.took_s, 2)) for r in report.recoveries] == [
         ("pool_child", 1.3),
         ("worker_frozen", 6.3),
+        ("redis", 1.7),
     ]
 
 
@@ -349,9 +395,10 @@ def test_the_text_is_for_people() -> None:
     """Counts, recovery times with their bounds, the violations, and the verdict in the last line."""
     text = check(RIGHT).text()
     assert text.splitlines()[0] == (
-        "tried 6  acknowledged 4  lost 0  unexpected 0  duplicated 0  recovered 1  attempts 9  faults 3"
+        "tried 6  acknowledged 4  lost 0  unexpected 0  duplicated 0  recovered 1  "
+        "attempts 9  stale calls 2  repeats 1  faults 3"
     )
-    assert "recovery after pool_child: 1 times, at worst 1.30 s of 10 s" in text
+    assert "recovery after pool_child: 1 times, median 1.30 s, at worst 1.30 s of 10 s" in text
     assert text.endswith("\nvalid")
     wrong = Report({}, (), (Violation("I5", "7", "was alive twice"),)).text()
     assert wrong.endswith("I5  task 7: was alive twice\nINVALID: 1 violations")
