@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TASKS_PER_S: Final = 8.5
 FIRST_FAULT_S: Final = 1.5
 FAULT_GAP_S: Final = 0.4
-FAULT_ROOM_S: Final = 1.6
+FAULT_ROOM_S: Final = 1.3
 """A run is at least so long for each fault, or one would hide what the next does."""
 FAULTS: Final = (
     FaultKind.POOL_CHILD,
