@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.chaos.history import Event, Fault, FinalTask, Sighting, Tick, end_of_grant
+from tests.chaos.history import Event, Fault, FinalTask, Sighting, end_of_grant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,23 +55,27 @@ def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def with_victims(faults: Iterable[Fault], events: Iterable[Event], ticks: Iterable[Tick]) -> tuple[Fault, ...]:
-    """Return the faults with the attempts that ran on what they killed: begun there, and not ended at the service."""
+def with_victims(faults: Iterable[Fault], events: Iterable[Event]) -> tuple[Fault, ...]:
+    """Return the faults with the attempts that ran on what they killed: started there, and not ended before."""
     of_task: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         of_task[event.task_id].append(event)
-    begins = [t for t in ticks if t.kind == "begin" and t.role == "leader"]
+    started = [event for events in of_task.values() for event in events if event.type == "task.started"]
     found = []
     for fault in faults:
         hit = set()
-        for begin in begins:
-            if begin.parent not in fault.pids:
-                continue
-            end = end_of_grant(of_task[begin.task_id], begin.token)
-            if end is None or end.at >= fault.at:
-                hit.add((begin.task_id, begin.token))
+        for event in started:
+            if _pid_of(event.runner) in fault.pids:
+                end = end_of_grant(of_task[event.task_id], event.token or 0)
+                if end is None or end.at >= fault.at:
+                    hit.add((event.task_id, event.token or 0))
         found.append(replace(fault, victims=frozenset(hit)))
     return tuple(found)
+
+
+def _pid_of(runner: str) -> int:
+    """Return the pool child in the name of a runner, ``host/pid/nonce``."""
+    return int(runner.split("/")[1])
 
 
 def queue_depths(client: redis.Redis, queue: str, prefix: str = "dispatch:") -> dict[str, int]:

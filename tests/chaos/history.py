@@ -91,8 +91,6 @@ class Tick:
     kind: str = "tick"
     role: str = "leader"
     pid: int = 0
-    parent: int = 0
-    """The pool child that started it."""
 
 
 class FaultKind(StrEnum):
@@ -190,5 +188,4 @@ def read_ticks(directory: Path, wall_minus_boot_s: float) -> Iterator[Tick]:
                 kind=line["kind"],
                 role=line["role"],
                 pid=line["pid"],
-                parent=line.get("parent", 0),
             )

@@ -123,7 +123,7 @@ def _collect(fleet: Fleet, load: Load) -> History:
         creations=tuple(load.creations),
         ticks=ticks,
         calls=tuple(load.calls),
-        faults=collect.with_victims(fleet.faults(), events, ticks),
+        faults=collect.with_victims(fleet.faults(), events),
         sightings=(*load.sightings, *collect.sightings(fleet.stack.url)),
         exits=tuple(fleet.exits),
         queue_depths=_depths(fleet),

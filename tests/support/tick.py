@@ -46,7 +46,6 @@ def tick(descriptor: int, kind: str, role: str) -> None:
         "kind": kind,
         "role": role,
         "pid": os.getpid(),
-        "parent": os.getppid(),
     }
     os.write(descriptor, (json.dumps(line) + "\n").encode())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.chaos.checker import check
+from tests.chaos.collect import with_victims
 from tests.chaos.history import (
     Call,
     Creation,
@@ -413,3 +414,19 @@ def test_ticks_are_read_as_written(tmp_path: Path) -> None:
     (tmp_path / "7.ticks").write_text('{"task": "7"')
     with pytest.raises(ValueError, match="delimiter"):
         list(read_ticks(tmp_path, 0.0))
+
+
+def test_victims_are_the_attempts_that_had_not_ended() -> None:
+    """An attempt is a victim if it was started by a pool child that died and the service had no end of it before."""
+    events = [
+        event(1, "1", "claimed", 0.1, 1),
+        event(2, "1", "started", 0.2, 1, runner="host/7/aa"),
+        event(3, "1", "completed", 0.9, 1),
+        event(4, "2", "claimed", 1.0, 1),
+        event(5, "2", "started", 1.1, 1, runner="host/7/bb"),
+        event(6, "2", "released", 2.1, 1),
+        event(7, "3", "claimed", 1.0, 1),
+        event(8, "3", "started", 1.1, 1, runner="host/8/cc"),
+    ]
+    (fault,) = with_victims([Fault(FaultKind.POOL_CHILD, 2.0, pids=frozenset({7}))], events)
+    assert fault.victims == {("2", 1)}
