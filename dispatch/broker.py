@@ -12,8 +12,13 @@ from urllib.parse import SplitResult, parse_qs, quote, urlencode, urlsplit, urlu
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.settings import Broker
 
 KEY_PREFIX: Final = "dispatch:"
@@ -86,11 +91,13 @@ def shown_url(broker: Broker) -> str:
     return _joined(parts)
 
 
-def _options(url: str) -> dict[str, Any]:
+def _options(url: str, retry: Callable[..., Any]) -> dict[str, Any]:
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT_S,
         "health_check_interval": 25,
         "decode_responses": True,
+        # Every caller has its own next try; a client that waits and tries again only holds it up.
+        "retry": retry(NoBackoff(), 0),
     }
     if not url.startswith("unix:"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
@@ -100,10 +107,10 @@ def _options(url: str) -> dict[str, Any]:
 def connect(broker: Broker) -> redis.Redis:
     """Return a synchronous client; nothing is sent yet."""
     url = redis_url(broker)
-    return redis.Redis.from_url(url, **_options(url))
+    return redis.Redis.from_url(url, **_options(url, Retry))
 
 
 def connect_async(broker: Broker) -> redis.asyncio.Redis:
     """Return an asynchronous client; nothing is sent yet."""
     url = redis_url(broker)
-    return redis.asyncio.Redis.from_url(url, **_options(url))
+    return redis.asyncio.Redis.from_url(url, **_options(url, AsyncRetry))

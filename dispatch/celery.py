@@ -8,12 +8,14 @@ are in docs/decisions/0002-celery.md.
 from __future__ import annotations
 
 from functools import cached_property
+from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
 import billiard.pool
 import kombu.transport.redis
 from celery import Celery
 
+from dispatch import log
 from dispatch import settings as settings_module
 from dispatch.broker import KEY_PREFIX, celery_url
 
@@ -30,6 +32,21 @@ kombu.transport.redis.Transport.connection_errors += (AttributeError,)
 
 # A pool child waits up to 30 s for its parent to take its last result while shutting down; 5 s is plenty.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 50
+
+
+class Channel(kombu.transport.redis.Channel):
+    """Kombu's channel, which would end the worker over a message that is none; here it is dropped and logged."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        except (ValueError, KeyError, TypeError) as exc:
+            # The message has left the queue already. If it stood for a claim, the ingress misses it and sends another.
+            log.get_logger("worker").error("message_malformed", reason=f"{type(exc).__name__}: {exc}"[:200])
+            raise Empty from exc
+
+
+kombu.transport.redis.Transport.Channel = Channel
 
 
 class Dispatch(Celery):

@@ -8,6 +8,9 @@
     |- BrokerUnavailableError       Redis does not answer (exit 69)
     |- TaskError                    the service refuses, nothing changed
     |  |- InvalidInputError         400, the request is malformed or out of bounds
+    |  |- ForbiddenError            403, the service does not serve who asks
+    |  |- MethodNotAllowedError     405
+    |  |- SlowBodyError             408
     |  |- TooLargeError             413
     |  |- NotFoundError             404
     |  |- IllegalMoveError          409, the lifecycle does not allow it
@@ -77,6 +80,27 @@ class InvalidInputError(TaskError):
 
     code = "INVALID"
     http_status = 400
+
+
+class ForbiddenError(TaskError):
+    """The service does not serve who asks: a web page of another site, or a foreign Host."""
+
+    code = "FORBIDDEN"
+    http_status = 403
+
+
+class MethodNotAllowedError(TaskError):
+    """The path exists, but not for this method."""
+
+    code = "METHOD_NOT_ALLOWED"
+    http_status = 405
+
+
+class SlowBodyError(TaskError):
+    """The body of the request did not arrive in time."""
+
+    code = "TIMEOUT"
+    http_status = 408
 
 
 class TooLargeError(TaskError):

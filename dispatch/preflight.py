@@ -7,14 +7,12 @@ sentence before anything is claimed. ``dispatch doctor`` shows all checks.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,6 +21,8 @@ from redis.retry import Retry
 from dispatch.ats import choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
+from dispatch.broker import WORKER_KEY, redis_url, shown_url
+from dispatch.core.presence import WorkerPresence, parse_worker
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -31,18 +31,15 @@ from dispatch.errors import (
     GatewayError,
     GatewayUnavailableError,
 )
-from dispatch.settings import masked_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dispatch.settings import Broker, Settings
 
-PRESENCE_PREFIX: Final = "dispatch:worker:"
-"""Workers that live show themselves under keys that begin so; the value is a JSON object."""
-
 REDIS_VERSION_MIN: Final = (6, 2)
 DISK_BYTES_MIN: Final = 100 * 1024 * 1024
+_REDIS_CONFIG: Final = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode")
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
@@ -59,6 +56,8 @@ class Check:
     advice: str = ""
     kind: type[DispatchError] = ConfigurationError
     """What to raise for an error."""
+    extensions: frozenset[str] = frozenset()
+    """What the task service announces."""
 
     def error(self) -> DispatchError:
         """Return the error that this check amounts to."""
@@ -73,7 +72,7 @@ def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
     """
     found: list[Check] = []
     for name in need:
-        checks = _CHECKS[name](settings)
+        checks = _LOOKS[name](settings)
         for check in checks:
             if check.state == "error":
                 raise check.error()
@@ -96,7 +95,7 @@ def check_service(settings: Settings) -> list[Check]:
     with contextlib.closing(client):
         try:
             health = client.send(protocol.health(), deadline_s=_TIMEOUT_S)
-            is_fenced = choose.has_fencing(choose.extensions_of_health(health))
+            extensions = choose.extensions_of_health(health)
             client.send(protocol.list_tasks(limit=1, channel=ats.channels[0]), deadline_s=_TIMEOUT_S)
         except GatewayUnavailableError as exc:
             advice = "Start it with 'dispatch serve' or 'dispatch up', or set DISPATCH_ATS_URL."
@@ -109,35 +108,26 @@ def check_service(settings: Settings) -> list[Check]:
         except GatewayError as exc:
             advice = "Check DISPATCH_ATS_URL, DISPATCH_ATS_ORG and DISPATCH_ATS_PROJECT."
             return [Check("service", "error", f"The task service at {url} refuses to list tasks: {exc}", advice)]
-    if is_fenced:
-        return [Check("service", "ok", f"The task service at {url} answers and has fencing tokens.")]
+    if choose.has_fencing(extensions):
+        sentence = f"The task service at {url} answers and has fencing tokens."
+        return [Check("service", "ok", sentence, extensions=extensions)]
     advice = "Known limits are in docs/protocol.md. Set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS if it cannot renew."
-    return [Check("service", "warning", f"The task service at {url} answers, but has no fencing tokens.", advice)]
+    sentence = f"The task service at {url} answers, but has no fencing tokens."
+    return [Check("service", "warning", sentence, advice, extensions=extensions)]
 
 
 # --- Redis ----------------------------------------------------------------------------------------------------------
 
 
-def redis_url(url: str) -> str:
-    """Return a broker URL as redis-py takes it: Celery's ``redis+socket`` becomes ``unix``."""
-    parts = urlsplit(url)
-    if parts.scheme != "redis+socket":
-        return url
-    query = parse_qs(parts.query)
-    database = (query.get("virtual_host") or query.get("db") or ["0"])[0]
-    return f"unix://{parts.path}?db={database}"
-
-
-def open_redis(broker: Broker, *, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
-    """Return a client that gives up after ``timeout_s`` and tries nothing twice; the caller must close it."""
-    options: dict[str, Any] = {"password": broker.password.reveal()} if broker.password else {}
+def open_redis(broker: Broker) -> redis.Redis:
+    """Return a client that gives up soon and tries nothing twice; the caller must close it."""
     try:
         return redis.Redis.from_url(
-            redis_url(broker.url),
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            redis_url(broker),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            decode_responses=True,
             retry=Retry(NoBackoff(), 0),
-            **options,
         )
     except ValueError as exc:
         raise ConfigurationError(f"DISPATCH_REDIS_URL cannot be used: {exc}.") from exc
@@ -145,7 +135,7 @@ def open_redis(broker: Broker, *, timeout_s: float = _TIMEOUT_S) -> redis.Redis:
 
 def check_redis(settings: Settings) -> list[Check]:
     """Is Redis there, does it take our password and our writes, does it keep what it is given?"""
-    url = masked_url(settings.broker.url)
+    url = shown_url(settings.broker)
     advice = "Start Redis, or set DISPATCH_REDIS_URL; 'dispatch up' brings one of its own."
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
@@ -155,7 +145,7 @@ def check_redis(settings: Settings) -> list[Check]:
         return [Check("redis", "error", f"Redis at {url} refuses us: {exc}.", "Check DISPATCH_REDIS_PASSWORD_FILE.")]
     except (redis.ConnectionError, redis.TimeoutError) as exc:
         # The library's sentence may hold the URL; what happened to the socket is enough.
-        cause = _cause(exc)
+        cause = cause_of(exc)
         return [Check("redis", "error", f"Redis at {url} does not answer: {cause}.", advice, BrokerUnavailableError)]
     except redis.ResponseError as exc:
         return [Check("redis", "error", f"Redis at {url} takes no writes: {exc}.", "See its log; is its disk full?")]
@@ -163,8 +153,9 @@ def check_redis(settings: Settings) -> list[Check]:
         return [Check("redis", "error", str(exc))]
 
 
-def _cause(exc: BaseException) -> str:
-    inner = exc.__cause__ or exc.__context__ or exc
+def cause_of(exc: redis.RedisError) -> str:
+    """Say in a few words why Redis gave no answer."""
+    inner: BaseException = exc.__cause__ or exc.__context__ or exc
     if isinstance(inner, TimeoutError):
         return "the time was up"
     if isinstance(inner, OSError) and inner.errno and inner.errno > 0:
@@ -181,9 +172,7 @@ def _redis_state(client: redis.Redis, url: str) -> list[Check]:
         return [Check("redis", "error", f"Redis at {url} is version {shown}.", f"Install Redis {wanted} or newer.")]
     checks = [Check("redis", "ok", f"Redis {shown} at {url} answers and takes writes.")]
     try:
-        found: dict[str, str] = client.config_get(
-            "maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode"
-        )
+        found = {name: str(client.config_get(name).get(name, "")) for name in _REDIS_CONFIG}
         has_password = bool(client.config_get("requirepass").get("requirepass"))
     except redis.RedisError:
         sentence = "Redis does not let us see its configuration."
@@ -202,8 +191,8 @@ def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
     if found.get("appendonly", "yes") != "yes":
         sentence = "Redis has appendonly no: after a crash the queues are rebuilt from the task service."
         checks.append(Check("redis", "warning", sentence, "Set appendonly yes to lose less time."))
-    addresses = found.get("bind", "").replace("-", " ").split()
-    is_open = not addresses or any(a not in ("127.0.0.1", "::1", "::*", "*") or a in ("*", "::*") for a in addresses)
+    addresses = {address.removeprefix("-") for address in found.get("bind", "").split()}
+    is_open = not addresses <= {"127.0.0.1", "::1", "localhost"} or not addresses
     if is_open and not has_password and found.get("protected-mode") == "no":
         sentence = (
             "Redis listens beyond this machine without a password: whoever reaches it can give orders to workers."
@@ -212,19 +201,12 @@ def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
     return checks
 
 
-def workers_seen(client: redis.Redis) -> list[dict[str, Any]]:
-    """Return what live workers say about themselves, by name; what cannot be read is left out.
-
-    Raises redis.RedisError.
-    """
-    keys = sorted(client.scan_iter(match=f"{PRESENCE_PREFIX}*", count=500))
-    found = []
-    for key, value in zip(keys, client.mget(keys) if keys else [], strict=True):
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
-            body = json.loads(value)
-            if isinstance(body, dict):
-                found.append({"name": key.decode("utf-8", "replace").removeprefix(PRESENCE_PREFIX), **body})
-    return found
+def workers_seen(client: redis.Redis) -> list[WorkerPresence]:
+    """Return the workers that show themselves. Raises redis.RedisError."""
+    keys = sorted(client.scan_iter(match=f"{WORKER_KEY}*", count=500))
+    values: Any = client.mget(keys) if keys else []
+    found = [parse_worker(text) for text in values]
+    return [worker for worker in found if worker is not None]
 
 
 def check_workers(settings: Settings) -> list[Check]:
@@ -285,7 +267,7 @@ def check_data_dir(settings: Settings) -> list[Check]:
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
 
 
-_CHECKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
+_LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "service": check_service,
     "redis": check_redis,
     "executor": check_executor,
@@ -295,4 +277,4 @@ _CHECKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
 
 def check_all(settings: Settings) -> list[Check]:
     """Make every check."""
-    return [check for look in (*_CHECKS.values(), check_workers) for check in look(settings)]
+    return [check for look in (*_LOOKS.values(), check_workers) for check in look(settings)]

@@ -242,7 +242,10 @@ class Ingress:
     """Admission and reconciling."""
 
     credit: int = setting(
-        "credit", 2, _whole(0, 1000), "tasks claimed beyond the free slots, so that a slot never waits for a claim"
+        "credit",
+        2,
+        _whole(0, 1000),
+        "tasks claimed beyond the free slots, so that no slot waits for a claim; grows while tasks are short; 0: none",
     )
     reconcile_s: float = setting(
         "reconcile_s", 30, _seconds(0.1, 3600), "how often the ingress compares itself with the service, seconds"

@@ -13,7 +13,6 @@ import random
 import socket
 import sys
 import threading
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from celery import signals
 from dispatch import __version__
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
-from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.choose import has_fencing
 from dispatch.ats.client import Client
 from dispatch.ats.fenced import FencedGateway
 from dispatch.ats.model import Actor
@@ -32,7 +31,7 @@ from dispatch.broker import connect
 from dispatch.core.presence import WorkerPresence
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
-from dispatch.runner import spool, tree
+from dispatch.runner import janitor, spool, tree
 from dispatch.runner.execution import RunnerContext, execute
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
@@ -99,11 +98,6 @@ def _gateway(settings: Settings, *, fenced: bool) -> TaskGateway:
     return PlainGateway(client, connect(settings.broker), lease_s=execution.lease_s, actor_name=ats.actor_name)
 
 
-def _is_fenced(settings: Settings) -> bool:
-    with closing(Client(_endpoint(settings), Actor("agent", settings.ats.actor_id, settings.ats.actor_name))) as client:
-        return has_fencing(extensions_of_health(client.send(protocol.health())))
-
-
 def _exit_with(exc: DispatchError) -> None:
     log.critical("worker_cannot_start", reason=str(exc))
     sys.stderr.write(f"{exc}\n")
@@ -127,10 +121,11 @@ def _start_main(sender: Any, **_: Any) -> None:
     try:
         settings = load()
         logging_setup.configure(settings.local.log_level)
-        for check in preflight(settings, ("executor", "data_dir", "service", "redis")):
+        checks = preflight(settings, ("executor", "data_dir", "service", "redis"))
+        for check in checks:
             if check.state == "warning":
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
-        fenced = _is_fenced(settings)
+        fenced = any(has_fencing(check.extensions) for check in checks)
     except DispatchError as exc:
         _exit_with(exc)
         return
@@ -178,7 +173,7 @@ def _start_slot(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def _show(sender: Any, **_: Any) -> None:
-    """When the worker consumes: show it, and deliver reports that an earlier worker left behind."""
+    """When the worker consumes: show it, deliver reports and clear directories that an earlier worker left behind."""
     if _main is None:
         return
     presence = WorkerPresence(
@@ -192,11 +187,12 @@ def _show(sender: Any, **_: Any) -> None:
     )
     _main.presence = PresenceThread(_main.settings.broker, presence, log)
     _main.presence.start()
-    threading.Thread(target=_replay_spool, args=(_main,), name="spool", daemon=True).start()
+    threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
 
 
-def _replay_spool(main: Main) -> None:
+def _tidy(main: Main) -> None:
+    janitor.clear_directories(main.settings.local.data_dir / "work")
     gateway = _gateway(main.settings, fenced=main.fenced)
     spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
 

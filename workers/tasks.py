@@ -7,7 +7,7 @@ from celery.exceptions import Ignore
 from dispatch.ats.gateway import AttemptRef
 from dispatch.celery import EXECUTE, app
 from dispatch.core.retry import EndReason
-from workers import lifecycle
+from workers.lifecycle import log, slot
 
 
 @app.task(name=EXECUTE, ignore_result=True)
@@ -18,9 +18,9 @@ def execute(task_id: str, attempt: int, token: int, actor_id: str) -> str | None
     no attempt is dropped, and one that names an old one is refused by the service.
     """
     if not (_is_name(task_id) and _is_name(actor_id) and _is_count(attempt) and _is_count(token)):
-        lifecycle.log.error("message_malformed")
+        log.error("message_malformed")
         raise Ignore
-    end = lifecycle.slot().run(AttemptRef(task_id, attempt, token, actor_id))
+    end = slot().run(AttemptRef(task_id, attempt, token, actor_id))
     if end is None or end is EndReason.SHUTDOWN:
         raise Ignore
     return end.value

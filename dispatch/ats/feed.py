@@ -147,10 +147,10 @@ class Feed:
         """Subscribe, then yield Connected and events until the connection ends."""
         extensions, early = await self._greet(socket)
         since = self.last_seq
-        frame = frames.subscribe_frame(
+        subscription = frames.subscribe_frame(
             self._channels, verbs=self._verbs, extensions=extensions, since=since, thin=not self._whole
         )
-        await socket.send(frame)
+        await socket.send(subscription)
         seq, more = await self._confirm(socket, announced=bool(extensions))
         self._failures = 0
         if seq is not None and (since is None or seq < since or "events.since" not in extensions):

@@ -172,6 +172,12 @@ def claim(task_id: str, *, lease_s: float | None = None, claim_id: str | None = 
     return Request("POST", _task(task_id, "claim"), body=body, scoped=True)
 
 
+def claim_many(task_ids: Sequence[int], *, lease_s: float, claim_id: str) -> Request:
+    """Try to claim several tasks at once; ids are numbers. May be repeated and gives the same grants."""
+    body = {"ids": list(task_ids), "lease_duration": _ms(lease_s), "claim_id": claim_id}
+    return Request("POST", "/tasks/claim", body=body, scoped=True)
+
+
 def complete(task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None) -> Request:
     """Report success. ``outputs`` is always sent as a list."""
     body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token)

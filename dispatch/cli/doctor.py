@@ -20,9 +20,10 @@ _SIGNS = {"ok": "ok", "warning": "warning", "error": "error"}
 @common_options
 @click.pass_obj
 def doctor(state: State) -> int:
-    """Check settings, task service, Redis, executor, data directory and workers.
+    """Check that everything is there and set up safely.
 
-    Exits 0 unless something is wrong; warnings are no failure.
+    Looks at settings, task service, Redis, executor, data directory and
+    workers. Exits 0 unless something is wrong; warnings are no failure.
 
     \b
     Examples:
@@ -48,7 +49,7 @@ def doctor(state: State) -> int:
 def run_checks(state: State) -> list[Check]:
     """Make all checks; without usable settings the first one says so and is the only one."""
     try:
-        settings = state.settings
+        settings = state.seen_settings
     except ConfigurationError as exc:
         return [Check("settings", "error", str(exc))]
     return [Check("settings", "ok", "The settings are consistent."), *check_all(settings)]

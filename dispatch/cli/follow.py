@@ -33,7 +33,9 @@ LOOK_S: Final = 5.0
 @common_options
 @click.pass_obj
 def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | None) -> None:
-    """Show what happens to tasks, as it happens, on all channels unless --channel names some. Ctrl-C ends it.
+    """Show what happens to tasks, as it happens.
+
+    On all channels, unless --channel names some. Ctrl-C ends it.
 
     \b
     Examples:

@@ -24,6 +24,7 @@ EXIT_BROKEN_PIPE: Final = 141
 COMMANDS: Final = {
     "Processes": {
         "up": "dispatch.cli.processes:up",
+        "demo": "dispatch.cli.processes:demo",
         "serve": "dispatch.cli.processes:serve",
         "ingress": "dispatch.cli.processes:ingress",
         "worker": "dispatch.cli.processes:worker",

@@ -105,7 +105,9 @@ def reject(state: State, task_ids: Sequence[str], reason: str | None) -> None:
 @common_options
 @click.pass_obj
 def reopen(state: State, task_ids: Sequence[str], reason: str | None) -> None:
-    """Bring ended tasks back to pending, with all attempts ahead of them.
+    """Bring ended tasks back to pending.
+
+    They have all their attempts ahead of them again.
 
     \b
     Examples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.settings import Settings
 
+    # Generic for type checkers; at run time only since a late release of click.
+    _TextType = click.ParamType[str]
+    _NumberType = click.ParamType[int]
+else:
+    _TextType = _NumberType = click.ParamType
+
 F = TypeVar("F", bound="Callable[..., Any]")
 
 PRIORITY_WORDS: Final = {"urgent": 9, "high": 7, "medium": 5, "low": 3, "none": 1}
@@ -36,12 +42,26 @@ class State:
 
     overrides: dict[str, Any] = field(default_factory=dict)
     """Setting name -> raw value, from options."""
+    token_file: Path | None = None
     is_json: bool = False
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, options included."""
         return settings_module.load(overrides=self.overrides)
+
+    @cached_property
+    def seen_settings(self) -> Settings:
+        """The settings for looking: where no Redis is configured and 'dispatch up' runs, its own Redis is meant."""
+        found = self.settings
+        if found.broker.url != settings_module.SETTINGS["redis_url"][1].metadata["default"]:
+            return found
+        from dispatch.embedded import EmbeddedRedis, answers_ping
+
+        embedded = EmbeddedRedis(found.local.data_dir / "redis")
+        if not embedded.socket_path.exists() or not answers_ping(embedded.socket_path):
+            return found
+        return replace(found, broker=replace(found.broker, url=settings_module.Url(embedded.url)))
 
     @cached_property
     def output(self) -> Output:
@@ -78,8 +98,15 @@ class State:
         return self.settings.ats.channels if "channel" in self.overrides else None
 
     def environment(self) -> dict[str, str]:
-        """Return the overrides as environment variables, for a program that takes this one's place."""
-        return {f"DISPATCH_{name.upper()}": str(value) for name, value in self.overrides.items() if name != "ats_token"}
+        """Return the environment with the options in it, for processes that this one starts or becomes."""
+        given = {
+            f"DISPATCH_{name.upper()}": str(value) for name, value in self.overrides.items() if name != "ats_token"
+        }
+        inherited = dict(os.environ)
+        if self.token_file is not None:
+            given["DISPATCH_ATS_TOKEN_FILE"] = str(self.token_file)
+            inherited.pop("DISPATCH_ATS_TOKEN", None)
+        return inherited | given
 
 
 def _user_name() -> str:
@@ -104,8 +131,8 @@ def _keep_token(ctx: click.Context, _: click.Parameter, value: str | None) -> No
         token = Path(value).expanduser().read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"--token-file names {value}, which cannot be read: {exc}.") from exc
-    overrides = ctx.ensure_object(State).overrides
-    overrides["ats_token"], overrides["ats_token_file"] = token, str(Path(value).expanduser().absolute())
+    state = ctx.ensure_object(State)
+    state.overrides["ats_token"], state.token_file = token, Path(value).expanduser().absolute()
 
 
 def _keep_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
@@ -145,7 +172,7 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-class TaskId(click.ParamType):
+class TaskId(_TextType):
     """A task's number or UUID; a leading # is allowed."""
 
     name = "id"
@@ -158,7 +185,7 @@ class TaskId(click.ParamType):
         return text
 
 
-class Priority(click.ParamType):
+class Priority(_NumberType):
     """1 to 10, or a word."""
 
     name = "1-10|word"
@@ -168,6 +195,6 @@ class Priority(click.ParamType):
         text = str(value).lower()
         if text in PRIORITY_WORDS:
             return PRIORITY_WORDS[text]
-        if text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 10:
-            return int(text)
-        self.fail(f"{value!r} is neither a number from 1 to 10 nor one of {', '.join(PRIORITY_WORDS)}.", param, ctx)
+        if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 10):
+            self.fail(f"{value!r} is neither a number from 1 to 10 nor one of {', '.join(PRIORITY_WORDS)}.", param, ctx)
+        return int(text)

@@ -38,7 +38,7 @@ LIST_FIELDS: Final = (
 @click.option("--wait", is_flag=True, help="Wait for the end and print the response; exit 0 only if it completed.")
 @common_options
 @click.pass_obj
-def create(state: State, title: str, **given: Any) -> int:
+def create(state: State, /, title: str, **given: Any) -> int:
     """Create a task and print its id.
 
     \b
@@ -152,8 +152,10 @@ def _statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) ->
 @click.option("--asc", is_flag=True, help="Oldest, least or first first.")
 @common_options
 @click.pass_obj
-def list_(state: State, **given: Any) -> None:
-    """List tasks, the newest first, on all channels unless --channel names some.
+def list_(state: State, /, **given: Any) -> None:
+    """List tasks, the newest first.
+
+    Tasks of all channels, unless --channel names some.
 
     \b
     Examples:
@@ -186,13 +188,14 @@ def list_(state: State, **given: Any) -> None:
         state.output.json([task.raw for task in tasks])
         return
     is_terminal = state.output.is_terminal
+    if not tasks and is_terminal:
+        state.output.line("No tasks.")
+        return
     state.output.table(
         ["ID", "STATUS", "PRIO", "CHANNEL", "CREATED", "TITLE"],
         [_row(task, people=is_terminal) for task in tasks],
         styled=1,
     )
-    if not tasks and is_terminal:
-        state.output.note("No tasks.")
     if len(tasks) == given["limit"]:
         state.output.note(f"There may be more: --offset {(given['offset'] or 0) + len(tasks)} shows the next.")
 
@@ -214,7 +217,7 @@ def _row(task: Task, *, people: bool) -> tuple[Any, ...]:
 @common_options
 @click.pass_obj
 def show(state: State, task_id: str) -> None:
-    """Show all about a task: fields, lease, attempts, thread, response.
+    """Show all about a task: fields, lease, thread, response.
 
     \b
     Examples:

@@ -9,6 +9,7 @@ I/O, no clock; times are readings of the caller's monotonic clock in seconds.
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +25,38 @@ def free_window(*, slots: int, credit: int, own_in_flight: int, others_in_flight
     if slots <= 0:
         return 0
     return max(0, slots + credit - own_in_flight - others_in_flight)
+
+
+_PACE_MEMORY_S: Final = 0.5
+LEAD_S: Final = 0.1
+CREDIT_MAX: Final = 64
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast slots fall free: a rate per second that forgets within about half a second."""
+
+    _rate: float = 0.0
+    _at: float = 0.0
+
+    def ended(self, now: float) -> None:
+        """Count one attempt that ended."""
+        self._rate = self.rate(now) + 1.0 / _PACE_MEMORY_S
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        """Return the present rate per second."""
+        return self._rate * math.exp(-max(0.0, now - self._at) / _PACE_MEMORY_S)
+
+
+def credit_for(rate: float, base: int) -> int:
+    """Return how many tasks to claim beyond the free slots.
+
+    Claiming ahead by what is used up within LEAD_S keeps slots from waiting for
+    claims when tasks are short (Little's law); when they are long the rate is
+    about zero and only ``base`` is claimed ahead.
+    """
+    return min(base + math.ceil(rate * LEAD_S), max(CREDIT_MAX, base)) if base else 0
 
 
 def _order(task_id: str) -> tuple[int, str]:

@@ -12,22 +12,26 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.admission import Backlog, free_window
+from dispatch.core.admission import Backlog, credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
-from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError, GatewayUnavailableError
+from dispatch.errors import GatewayError, GatewayRejectedError
 from dispatch.ingress.enqueuer import EnqueueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from dispatch.ingress.claims import Claim, Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.ledger import Ledger
 
-CLAIMS_AT_ONCE_MAX: Final = 32
+CLAIMS_A_CALL_MAX: Final = 64
+CLAIM_CALLS_AT_ONCE: Final = 2
+"""More would only make the calls smaller: what frees up while two are under way shares the next one."""
+_DRAIN_S: Final = 10.0
 _PAUSE_FIRST_S: Final = 0.5
 _PAUSE_MAX_S: Final = 15.0
 _NOT_READY_DEFAULT_S: Final = 1.0
+_REASON_CHARS_MAX: Final = 4_000
 
 
 @dataclass(slots=True)
@@ -74,7 +78,8 @@ class Claimer:
         self._log = log
         self._refill = refill
         self._wake = asyncio.Event()
-        self._admissions: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = 0
         self._paused_until = 0.0
         self._pauses = 0
         self._draining = False
@@ -85,15 +90,15 @@ class Claimer:
 
     def free(self) -> int:
         """Return how many tasks may be claimed now."""
-        if self._draining or not self.capacity.redis_ok:
+        if self._draining or not self.capacity.redis_ok or self._calls >= CLAIM_CALLS_AT_ONCE:
             return 0
         window = free_window(
             slots=self.capacity.slots,
-            credit=self._limits.credit,
+            credit=credit_for(self._ledger.pace.rate(time.monotonic()), self._limits.credit),
             own_in_flight=len(self._ledger),
             others_in_flight=self.capacity.others_in_flight,
         )
-        return min(window, CLAIMS_AT_ONCE_MAX - len(self._admissions))
+        return min(window, CLAIMS_A_CALL_MAX)
 
     async def run(self) -> None:
         """Claim until cancelled."""
@@ -109,8 +114,9 @@ class Claimer:
     async def drain(self) -> None:
         """Claim nothing more and wait until the claims under way are enqueued or given back."""
         self._draining = True
-        if self._admissions:
-            await asyncio.wait(self._admissions, timeout=10.0)
+        deadline = time.monotonic() + _DRAIN_S
+        while self._tasks and time.monotonic() < deadline:
+            await asyncio.wait(self._tasks, timeout=deadline - time.monotonic())
 
     def _patience_s(self) -> float | None:
         """Return how long to sleep when nothing happens; None for ever."""
@@ -124,43 +130,56 @@ class Claimer:
         now = time.monotonic()
         if now < self._paused_until:
             return
-        for _ in range(max(0, self.free())):
+        batch: dict[str, int] = {}
+        for _ in range(self.free()):
             candidate = self._backlog.pop(now)
             if candidate is None:
                 if self._backlog.truncated:
                     self._refill()
-                return
+                break
             task_id, priority = candidate
-            if task_id in self._ledger:
-                continue
-            self._ledger.reserve(task_id, priority)
-            admission = asyncio.create_task(self._admit(task_id, priority))
-            self._admissions.add(admission)
-            admission.add_done_callback(self._admitted)
+            if task_id not in self._ledger:
+                self._ledger.reserve(task_id, priority)
+                batch[task_id] = priority
+        if batch:
+            self._calls += 1
+            self._spawn(self._claim(batch))
 
-    def _admitted(self, admission: asyncio.Task[None]) -> None:
-        self._admissions.discard(admission)
-        if not admission.cancelled() and (error := admission.exception()):
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
             self._log.error("admission_broken", error=repr(error))
         self.kick()
 
-    async def _admit(self, task_id: str, priority: int) -> None:
+    async def _claim(self, batch: dict[str, int]) -> None:
+        """Claim what was taken from the backlog, in one call; what frees up meanwhile goes into the next one."""
         try:
-            claim = await self._claims.claim(task_id)
-        except GatewayRejectedError as exc:
-            self._ledger.drop(task_id)
-            self._refused(task_id, priority, exc)
-            return
-        except (GatewayUnavailableError, AuthenticationError) as exc:
-            self._ledger.drop(task_id)
-            self._backlog.add(task_id, priority)
+            results = await self._claims.claim(list(batch))
+        except BaseException as exc:
+            for task_id, priority in batch.items():
+                self._ledger.drop(task_id)
+                self._backlog.add(task_id, priority)
+            if not isinstance(exc, GatewayError):
+                raise
             self._pause(exc)
             return
-        except BaseException:
-            self._ledger.drop(task_id)
-            raise
+        finally:
+            self._calls -= 1
         self._pauses = 0
-        self._ledger.granted(claim.ref, sent_at=claim.sent_at, lease_s=claim.lease_s)
+        for (task_id, priority), result in zip(batch.items(), results, strict=True):
+            if isinstance(result, GatewayRejectedError):
+                self._ledger.drop(task_id)
+                self._refused(task_id, priority, result)
+            else:
+                self._ledger.granted(result.ref, sent_at=result.sent_at, lease_s=result.lease_s)
+                self._spawn(self._admit(result))
+
+    async def _admit(self, claim: Claim) -> None:
         if is_poison(
             claim.task.attempts,
             claim.task.lease_losses,
@@ -168,8 +187,8 @@ class Claimer:
             max_lease_losses=self._limits.max_lease_losses,
         ):
             await self._fail_poison(claim)
-            return
-        await self._enqueue(claim)
+        else:
+            await self._enqueue(claim)
 
     async def _enqueue(self, claim: Claim) -> None:
         ref = claim.ref
@@ -190,10 +209,10 @@ class Claimer:
     async def _fail_poison(self, claim: Claim) -> None:
         ref = claim.ref
         reason = poison_reason(self._limits.max_attempts)
-        if last := (claim.task.reason or ""):
-            reason = f"{reason}: {last}"
         self._ledger.drop(ref.task_id)
         try:
+            if last := await self._claims.last_reason(ref.task_id):
+                reason = f"{reason}: {last}"[:_REASON_CHARS_MAX]
             await self._claims.fail(ref, reason)
         except GatewayError as exc:
             # The lease runs out and the task comes by here again.

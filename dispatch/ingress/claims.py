@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor, Task, parse_task
-from dispatch.errors import GatewayUnavailableError
+from dispatch.errors import GatewayRejectedError, GatewayUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,12 @@ class Claim:
 class Claims(Protocol):
     """Calls of the ingress. All raise the GatewayError family."""
 
-    async def claim(self, task_id: str) -> Claim:
-        """Claim a pending task. GatewayRejectedError: somebody else was faster, or it may not be claimed."""
+    async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
+        """Try to claim pending tasks, one answer each, in order.
+
+        A refusal means that somebody else was faster, or that the task may not be
+        claimed (code NOT_READY: not yet).
+        """
         ...
 
     async def renew(self, ref: AttemptRef) -> float:
@@ -52,6 +56,10 @@ class Claims(Protocol):
 
     async def fail(self, ref: AttemptRef, reason: str) -> None:
         """Fail a claimed task for good."""
+        ...
+
+    async def last_reason(self, task_id: str) -> str:
+        """Return why the task failed or was released last, "" when nobody said."""
         ...
 
     async def refresh(self, refs: Sequence[AttemptRef]) -> dict[str, Task]:
@@ -67,9 +75,11 @@ class FencedClaims:
         self._actor = actor
         self._lease_s = lease_s
 
-    async def claim(self, task_id: str) -> Claim:
+    async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Claim with a claim id of its own, so that a lost answer can be asked for again."""
-        request = protocol.claim(task_id, lease_s=self._lease_s, claim_id=uuid4().hex)
+        request = protocol.claim_many(
+            [int(task_id) for task_id in task_ids], lease_s=self._lease_s, claim_id=uuid4().hex
+        )
         for tries_left in reversed(range(_CLAIM_TRIES)):
             sent_at = time.monotonic()
             try:
@@ -78,7 +88,18 @@ class FencedClaims:
             except GatewayUnavailableError:
                 if not tries_left:
                     raise
-        task = parse_task(answer, keep_raw=False)
+        rows = answer.get("claims") if isinstance(answer, dict) else None
+        if not isinstance(rows, list) or len(rows) != len(task_ids):
+            raise GatewayUnavailableError("The task service answered something that is not a list of claims.")
+        return [self._result(row, sent_at) for row in rows]
+
+    def _result(self, row: Any, sent_at: float) -> Claim | GatewayRejectedError:
+        if not isinstance(row, dict) or "task" not in row:
+            facts = row if isinstance(row, dict) else {}
+            return GatewayRejectedError(
+                str(facts.get("error", "")), status=409, code=str(facts.get("code", "")), facts=facts
+            )
+        task = parse_task(row, keep_raw=False)
         if task.fencing_token is None:
             raise GatewayUnavailableError("The task service granted a claim without a fencing token.")
         ref = AttemptRef(task.id, task.attempts + 1, task.fencing_token, self._actor.id)
@@ -96,6 +117,10 @@ class FencedClaims:
     async def fail(self, ref: AttemptRef, reason: str) -> None:
         """Fail by token."""
         await self._client.send(protocol.fail(ref.task_id, reason, token=ref.token))
+
+    async def last_reason(self, task_id: str) -> str:
+        """Ask the task."""
+        return parse_task(await self._client.send(protocol.get(task_id)), keep_raw=False).reason or ""
 
     async def refresh(self, refs: Sequence[AttemptRef]) -> dict[str, Task]:
         """Ask for all of them at once."""

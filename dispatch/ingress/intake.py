@@ -83,13 +83,13 @@ class Intake:
             return
         self._backlog.discard(task.id)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):
-            self._ledger.drop(task.id)
+            self._ledger.ended(task.id, time.monotonic())
 
     def _on_pending(self, task: Task) -> None:
         if task.id in self._ledger:
             if not self._ledger.concerns(task.id, task.fencing_token):
                 return
-            self._ledger.drop(task.id)
+            self._ledger.ended(task.id, time.monotonic())
         self._backlog.add(task.id, task.priority, self._due(task))
 
     def _due(self, task: Task) -> float:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dispatch.core.admission import Pace
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -32,8 +34,9 @@ class Flight:
 
 @dataclass(slots=True)
 class Ledger:
-    """All flights, by task id."""
+    """All flights, by task id; ``pace`` is how fast they end."""
 
+    pace: Pace = field(default_factory=Pace)
     _flights: dict[str, Flight] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -84,6 +87,11 @@ class Ledger:
     def drop(self, task_id: str) -> Flight | None:
         """Forget a flight and return it."""
         return self._flights.pop(task_id, None)
+
+    def ended(self, task_id: str, now: float) -> None:
+        """Forget a flight whose attempt has ended: its slot is free."""
+        if self.drop(task_id) is not None:
+            self.pace.ended(now)
 
     def concerns(self, task_id: str, token: int | None) -> bool:
         """Say whether news about ``task_id`` under ``token`` is about the present flight.

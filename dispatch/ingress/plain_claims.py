@@ -41,8 +41,18 @@ class PlainClaims:
         self._lease_s = lease_s
         self._url = client.endpoint.base_url
 
-    async def claim(self, task_id: str) -> Claim:
-        """Claim, then take the next token. A task that waits out a backoff is refused as NOT_READY."""
+    async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
+        """Claim one by one. A task that waits out a backoff is refused as NOT_READY."""
+        return list(await asyncio.gather(*(self._try(task_id) for task_id in task_ids)))
+
+    async def _try(self, task_id: str) -> Claim | GatewayRejectedError:
+        try:
+            return await self._claim(task_id)
+        except GatewayRejectedError as refusal:
+            return refusal
+
+    async def _claim(self, task_id: str) -> Claim:
+        """Claim, then take the next token."""
         try:
             wait_ms = await self._redis.pttl(fences.not_before_key(self._url, task_id))
             if wait_ms > 0:
@@ -86,6 +96,10 @@ class PlainClaims:
         await self._client.send(protocol.fail(ref.task_id, reason))
         with contextlib.suppress(RedisError, OSError):
             await self._redis.delete(fences.attempts_key(self._url, ref.task_id))
+
+    async def last_reason(self, task_id: str) -> str:  # noqa: ARG002 - the plain protocol does not tell
+        """Return nothing."""
+        return ""
 
     async def refresh(self, refs: Sequence[AttemptRef]) -> dict[str, Task]:
         """Read the tasks one by one, and from Redis who started them."""

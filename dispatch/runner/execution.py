@@ -37,6 +37,8 @@ START_PATIENCE_S: Final = 10.0
 """How long ``start`` is tried while the service does not answer; afterwards the lease brings the task back."""
 REPORT_PATIENCE_S: Final = 3_600.0
 """How long a slot waits with a report that nobody takes; afterwards the spool keeps it."""
+DRAIN_PATIENCE_S: Final = 10.0
+"""The same while the worker drains, at most."""
 _START_PAUSE_S: Final = 0.2
 STARTED_MESSAGE: Final = "Agent processing started"
 
@@ -257,7 +259,7 @@ class _Execution:
             self._start_keeper()
             now = tree.boottime()
             if self._child.stopping(self._ctx.stop_fd):
-                give_up_at = min(give_up_at, now + self._ctx.execution.drain_s)
+                give_up_at = min(give_up_at, now + min(self._ctx.execution.drain_s, DRAIN_PATIENCE_S))
             if self._lease is not None and self._lease.refused:
                 return False
             if now >= give_up_at:

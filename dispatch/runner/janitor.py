@@ -5,7 +5,9 @@ The standard library only: the warden imports this module.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -49,3 +51,22 @@ def stale_directories(work_root: Path) -> list[Path]:
         if is_old or (f"{boot}-{namespace}" == host and not tree.alive(process)):
             found.append(path)
     return found
+
+
+def clear_directories(work_root: Path) -> int:
+    """Remove stale work directories; return how many. Call it once when a worker starts."""
+    stale = stale_directories(work_root)
+    for path in stale:
+        remove_tree(str(path))
+    return len(stale)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all that is in it; what cannot be removed is left to the next start of a worker."""
+    try:
+        os.rmdir(path)  # noqa: PTH106 - mostly empty, and on the hot path of every attempt
+    except OSError:
+        with contextlib.suppress(OSError):
+            for directory, _, _ in os.walk(path):
+                os.chmod(directory, 0o700)  # noqa: PTH101 - the child may have closed it to everybody
+        shutil.rmtree(path, ignore_errors=True)

@@ -182,7 +182,9 @@ class LeaseKeeper:
 
     def _turn(self) -> None:
         watch = self._watch
-        woken = self._wait(watch)
+        # A renewal that is due comes first: asking a wake source may take as long as its connection's timeouts.
+        woken = watch is not None and self._clock() >= watch.renew_at
+        woken = woken or self._wait(watch)
         watch = self._watch
         if watch is None:
             return

@@ -82,11 +82,13 @@ class Owner:
         return _MARK_BASE | host << 44 | (self.pid & 0x3FFFFF) << 22 | (self.starttime & 0x3FFFFF)
 
     def set_mark(self) -> bool:
-        """Put the mark on this process, so that it is inherited; False where the hard limit forbids it."""
-        _, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
-        if hard != resource.RLIM_INFINITY:
+        """Put the mark on this process, so that it is inherited; False where the system does not allow it."""
+        try:
+            _, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+            resource.setrlimit(resource.RLIMIT_RTTIME, (self.mark, hard))
+        except (OSError, ValueError):
+            # A finite hard limit, or a sandbox without this limit: the tag in the environment remains.
             return False
-        resource.setrlimit(resource.RLIMIT_RTTIME, (self.mark, hard))
         return True
 
     def owns(self, pid: int) -> bool:
@@ -136,6 +138,16 @@ def mark_of(pid: int) -> int | None:
     return number if number & _MARK_BASE else None
 
 
+def is_orphan(pid: int) -> bool:
+    """Say whether a process, alive or dead, was started by a pool child and is none itself."""
+    mark = mark_of(pid)
+    return mark is not None and _pid_in(mark) != pid & 0x3FFFFF
+
+
+def _pid_in(mark: int) -> int:
+    return (mark >> 22) & 0x3FFFFF
+
+
 def owner_dead(pid: int, host: str) -> bool:
     """Say whether a process carries a mark of an owner on this host that no longer lives."""
     parts = tag_of(pid).split(":", 3)
@@ -144,7 +156,7 @@ def owner_dead(pid: int, host: str) -> bool:
     mark = mark_of(pid)
     if mark is None or (mark >> 44) & 0xFFFF != zlib.crc32(host.encode()) & 0xFFFF:
         return False
-    owner_pid = (mark >> 22) & 0x3FFFFF
+    owner_pid = _pid_in(mark)
     if owner_pid == pid:
         return False
     found = tree.stat(owner_pid)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dispatch.runner import tree
+from dispatch.runner import janitor, tree
 from dispatch.runner.lease_keeper import LeaseKeeper
 from dispatch.runner.owner import Owner
 from dispatch.runner.process import SpawnError
@@ -18,6 +16,7 @@ from dispatch.runner.signals import Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from dispatch.ats.gateway import TaskGateway
     from dispatch.runner.lease_keeper import WakeSource
@@ -86,18 +85,7 @@ class PoolChild:
         try:
             yield path
         finally:
-            remove_tree(path)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a directory with all that is in it; what cannot be removed is left to the janitor."""
-    try:
-        os.rmdir(path)  # noqa: PTH106 - mostly empty, and on the hot path
-    except OSError:
-        with contextlib.suppress(OSError):
-            for directory, _, _ in os.walk(path):
-                Path(directory).chmod(0o700)
-        shutil.rmtree(path, ignore_errors=True)
+            janitor.remove_tree(path)
 
 
 _current: PoolChild | None = None

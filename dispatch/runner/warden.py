@@ -283,15 +283,17 @@ class Warden:
         if ward.connection is not None:
             # Said before the kill, so that the child never takes the death of its leader for a failure.
             try:
-                ward.connection.send(json.dumps({"killed": "lease", "token": begun["token"]}).encode())
+                ward.connection.send(
+                    json.dumps({"killed": "lease", "task": begun["task"], "token": begun["token"]}).encode()
+                )
             except OSError:
                 self._log("warning", "warden_child_unreachable", pid=ward.owner.pid)
         self._kill(ward.owner, "lease", begun)
 
     def _kill(self, owner: Owner, why: str, begun: dict[str, Any] | None = None) -> None:
         killed, left = tree.kill_all(owner.everything)
-        # In a container the worker main may be the one that dead orphans are given to.
-        self._tell_main({"reap": [process.pid for process in killed]})
+        # Orphans are given to the worker main, which then has to collect them.
+        self._tell_main({"reap": True})
         begun = begun or {}
         self._log(
             "warning",

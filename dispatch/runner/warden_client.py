@@ -69,7 +69,7 @@ class WardenClient:
                 self._send({"op": "end", "token": begun["token"]})
 
     def read(self) -> list[dict[str, Any]]:
-        """Return what the warden sent, without blocking; connects again when it is gone."""
+        """Return what the warden sent about the running attempt, without blocking; connects again when it is gone."""
         messages: list[dict[str, Any]] = []
         with self._lock:
             while self._socket is not None:
@@ -84,7 +84,8 @@ class WardenClient:
                     break
                 with contextlib.suppress(ValueError):
                     message = json.loads(data)
-                    if isinstance(message, dict):
+                    # A word about an attempt that is over must not hit the next one.
+                    if self._begun is not None and _names(message) == _names(self._begun):
                         messages.append(message)
         return messages
 
@@ -122,6 +123,10 @@ class WardenClient:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _names(message: Any) -> tuple[Any, Any] | None:
+    return (message.get("task"), message.get("token")) if isinstance(message, dict) else None
 
 
 def _packed(message: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.runner import tree
+from dispatch.runner.owner import is_orphan
 from dispatch.runner.warden import IGNORED
 
 if TYPE_CHECKING:
@@ -186,7 +187,11 @@ class WardenProcess:
             os.close(pidfd)
 
     def _hear(self, life: socket.socket) -> bool:
-        """Take a message of the warden: it is ready, or killed what may have been given to us. False at the end."""
+        """Take a message of the warden: it is ready, or orphans of a pool child are to be collected. False at the end.
+
+        The worker main gets them when it is a subreaper or the first process of a
+        container. Pool children themselves are the pool's to collect.
+        """
         try:
             data = life.recv(_MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -199,8 +204,8 @@ class WardenProcess:
             message = json.loads(data)
             if message.get("ready"):
                 self._log.info("warden_ready")
-            ours = set(tree.children(os.getpid()))
-            tree.reap(pid for pid in message.get("reap", ()) if pid in ours)
+            if message.get("reap"):
+                tree.reap(pid for pid in tree.children(os.getpid()) if is_orphan(pid))
         return True
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.routing import Mount, WebSocketRoute
+from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
 from dispatch.service.expiry import Expiry
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
     from dispatch.service.store import Store
 
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceApp:
     """The application, and the part of it that must be told before the service goes away."""
 
-    asgi: Starlette
+    asgi: Asgi
     feed: Feed
 
 
@@ -44,5 +47,13 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
             await expiry.close()
 
     rest = RestFace(Context(store, default_lease_ms))
-    asgi = Starlette(routes=[WebSocketRoute("/ws", feed), Mount("/", app=rest)], lifespan=lifespan)
+    starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
+    # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
+    starlette.router.default = rest
+    starlette.router.redirect_slashes = False
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
+        await (rest if scope["type"] == "http" else starlette)(scope, receive, send)
+
     return ServiceApp(asgi, feed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from dispatch.ats.model import Actor
-from dispatch.errors import InvalidInputError, TaskError
+from dispatch.errors import ForbiddenError, InvalidInputError, TaskError
 from dispatch.service import wire
 
 if TYPE_CHECKING:
@@ -20,13 +20,6 @@ ACTOR_TYPES: Final = ("agent", "human", "system")
 _CHARS_MAX: Final = 255
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|\[?::1\]?", re.IGNORECASE | re.ASCII)
-
-
-class ForbiddenError(TaskError):
-    """The request comes from a place that the service does not serve."""
-
-    code = "FORBIDDEN"
-    http_status = 403
 
 
 def is_loopback(host: str) -> bool:

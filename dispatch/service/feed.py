@@ -34,6 +34,8 @@ FRAMES_MAX: Final = 2_000
 CHARS_MAX: Final = 16_777_216
 _PAGE: Final = 200
 _CLOSE_S: Final = 5.0
+_LINGER_S: Final = 30.0
+"""How long a client that does not read may take to make room for its close frame."""
 _RETRY_S: Final = 1.0
 TRY_AGAIN_LATER: Final = 1013
 GOING_AWAY: Final = 1001
@@ -161,7 +163,7 @@ class _Connection:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._stop.is_set():
                 with contextlib.suppress(Exception):
-                    async with asyncio.timeout(_CLOSE_S):
+                    async with asyncio.timeout(_LINGER_S):
                         await self._send({"type": "websocket.close", "code": self._code})
             self.ended.set()
 

@@ -27,6 +27,7 @@ THREAD_MAX: Final = 1_000
 
 SMALL_BYTES_MAX: Final = 65_536
 TASK_BYTES_MAX: Final = 2_097_152
+CLAIMS_MAX: Final = 100
 OUTPUTS_BODY_BYTES_MAX: Final = 8_388_608
 
 
@@ -47,6 +48,11 @@ CREATE: Final = {
 }
 PATCH: Final = {**CREATE, "status": strict.one_of(STATUS_OF_ATS_WORD)}
 CLAIM: Final = {"lease_duration": _lease, "claim_id": strict.text(255, chars_min=1, nullable=True)}
+CLAIM_MANY: Final = {
+    "ids": strict.each(strict.whole(1, strict.INTEGER_MAX), CLAIMS_MAX),
+    "lease_duration": _lease,
+    "claim_id": strict.text(255, chars_min=1),
+}
 START: Final = {
     "fencing_token": _fence,
     "runner": strict.text(255, chars_min=1),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
-from dispatch.errors import InvalidInputError, NotFoundError, TooLargeError
+from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
 from dispatch.service.rows import Ref, Scope, fetch
 
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.store import Store, Tx
 
-EXTENSIONS: Final = ("fencing", "start", "renew", "release", "not_before", "events.since", "events.thin", "fields")
+EXTENSIONS: Final = (
+    "fencing",
+    "start",
+    "renew",
+    "release",
+    "claim.many",
+    "not_before",
+    "events.since",
+    "events.thin",
+    "fields",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +169,25 @@ async def claim(call: Call) -> Answer:
         lambda tx: leases.claim(tx, ref, call.actor, lease_ms=lease_ms, claim_id=found.get("claim_id"))
     )
     return _granted(granted, call.store.clock.now_ms())
+
+
+async def claim_many(call: Call) -> Answer:
+    """POST T/claim: the fleet's bulk form; tasks come thin, refusals stand in their place."""
+    found = strict.parse_object(call.body, fields.CLAIM_MANY, required=("ids", "claim_id"))
+    ids = found["ids"]
+    lease_ms = found.get("lease_duration") or call.context.default_lease_ms
+    refs = [Ref(ident, call.scope) for ident in ids]
+    results = await call.store.write(
+        lambda tx: leases.claim_many(tx, refs, call.actor, lease_ms=lease_ms, claim_id=found["claim_id"])
+    )
+    return 200, f'{{"claims":[{",".join(map(_claimed, ids, results))}]}}'
+
+
+def _claimed(ident: int, result: leases.Granted | TaskError) -> str:
+    if isinstance(result, TaskError):
+        return wire.dumps({"id": ident, **result.as_body()})
+    lease = f'{{"fencing_token":{result.task.fencing_token},"ttl_ms":{result.ttl_ms}}}'
+    return f'{{"id":{ident},"task":{wire.thin_task_json(result.task)},"lease":{lease}}}'
 
 
 async def start(call: Call) -> Answer:
@@ -325,6 +354,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("health",): {"GET": (health, 0)},
     ("tasks", "stats"): {"GET": (stats, 0)},
     ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
+    ("tasks", "claim"): _post(claim_many),
     ("tasks", "*"): {"GET": (get, 0), "PATCH": (patch, fields.TASK_BYTES_MAX)},
     ("tasks", "*", "claim"): _post(claim),
     ("tasks", "*", "start"): _post(start),

@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Integer, and_, bindparam, case, cast, exists,
 
 from dispatch.ats.model import Actor
 from dispatch.core.lifecycle import FINISHED, Status, Verb, path
-from dispatch.errors import LeaseHeldError, NotReadyError, StaleLeaseError
+from dispatch.errors import LeaseHeldError, NotReadyError, StaleLeaseError, TaskError
 from dispatch.service import wire
 from dispatch.service.messages import append_text
 from dispatch.service.rows import ALL, Ref, lock, settle
@@ -23,6 +23,8 @@ from dispatch.service.rows import locate as find
 from dispatch.service.schema import task_dependencies, tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dispatch.service.store import Tx
 
 SERVICE_ACTOR: Final = Actor("system", "dispatch-service", "dispatch")
@@ -209,6 +211,17 @@ def claim(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int, claim_id: str | None
         return _claim_again(tx, ref, actor, lease_ms, claim_id)
     tx.emit("task.claimed", row, actor, moved=(Status.TODO, Status.IN_PROGRESS))
     return _granted(tx, row)
+
+
+def claim_many(tx: Tx, refs: Sequence[Ref], actor: Actor, *, lease_ms: int, claim_id: str) -> list[Granted | TaskError]:
+    """Try to claim each task; one that is refused changes nothing and does not hinder the others."""
+    found: list[Granted | TaskError] = []
+    for ref in refs:
+        try:
+            found.append(claim(tx, ref, actor, lease_ms=lease_ms, claim_id=claim_id))
+        except TaskError as refusal:
+            found.append(refusal)
+    return found
 
 
 def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int, claim_id: str | None) -> Granted:

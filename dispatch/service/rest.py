@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
-from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch.errors import (
+    InvalidInputError,
+    MethodNotAllowedError,
+    NotFoundError,
+    SlowBodyError,
+    TaskError,
+    TooLargeError,
+)
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
 from dispatch.service.caller import read_headers, refuse_socket
@@ -28,20 +35,6 @@ if TYPE_CHECKING:
 _BODY_TIMEOUT_S: Final = 30.0
 _QUERY_FIELDS_MAX: Final = 64
 _log: Final = get_logger("service")
-
-
-class MethodError(TaskError):
-    """The path exists, but not for this method."""
-
-    code = "METHOD_NOT_ALLOWED"
-    http_status = 405
-
-
-class TimeoutInputError(TaskError):
-    """The body did not arrive in time."""
-
-    code = "TIMEOUT"
-    http_status = 408
 
 
 class _GoneError(Exception):
@@ -85,6 +78,11 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
 
 
 async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
+    """Return the body, or refuse it as soon as it is known to be too large.
+
+    What was not read then is thrown away by the server as it comes: closing
+    at once would reset the connection before the client saw the answer.
+    """
     if announced is not None and announced > bytes_max:
         raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
     message = await receive()
@@ -105,7 +103,7 @@ async def _read_body(receive: Receive, announced: int | None, bytes_max: int) ->
                     if size > bytes_max:
                         raise TooLargeError(f"The body has more than {bytes_max} bytes, the most allowed here.")
         except TimeoutError:
-            raise TimeoutInputError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} seconds.") from None
+            raise SlowBodyError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} seconds.") from None
         body = b"".join(chunks)
     if len(body) > bytes_max:
         raise TooLargeError(f"The body has {len(body)} bytes; at most {bytes_max} are allowed here.")
@@ -142,7 +140,7 @@ class RestFace:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
-            close = isinstance(exc, TooLargeError | TimeoutInputError)
+            close = isinstance(exc, SlowBodyError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             status = 500
@@ -162,7 +160,9 @@ class RestFace:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         found = match.methods.get(method)
         if found is None:
-            raise MethodError(f"{scope['method']} is not possible here; possible: {', '.join(sorted(match.methods))}.")
+            raise MethodNotAllowedError(
+                f"{scope['method']} is not possible here; possible: {', '.join(sorted(match.methods))}."
+            )
         handler, bytes_max = found
         body: Any = {}
         if method != "GET":

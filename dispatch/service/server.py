@@ -107,14 +107,11 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _NoTraceback(logging.Filter):
-    """What a client sends wrongly is no error of ours: one line without a traceback."""
+class _NotOurs(logging.Filter):
+    """Keeps out of the log what uvicorn takes for errors: bad UTF-8 of a client, and a handshake that we refused."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "UTF-8" in record.getMessage():
-            record.exc_info = None
-            record.levelno, record.levelname = logging.WARNING, "WARNING"
-        return True
+        return not record.getMessage().startswith(("Invalid UTF-8 sequence", "ASGI callable returned without"))
 
 
 async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
@@ -146,13 +143,15 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
         ws_per_message_deflate=False,
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         log_config=None,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GOODBYE_S,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_NoTraceback())
+    # uvicorn's warnings are about what clients send; they have their answer already.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(_NotOurs())
 
     def ready() -> None:
         url = _url_of(sock)

@@ -84,7 +84,7 @@ class SqliteStore:
         self._path = path
         self._busy_ms = busy_ms
         self._closed = False
-        self._queue: queue.Queue[_Job | None] = queue.Queue(_QUEUE_MAX)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._engine = create_engine(
             URL.create("sqlite", database=str(path)),
             isolation_level="AUTOCOMMIT",
@@ -154,12 +154,10 @@ class SqliteStore:
     def write(self, work: Callable[[Tx], T]) -> asyncio.Future[T]:
         """Queue ``work`` for the writer; the future is done once the transaction is durable."""
         future: asyncio.Future[T] = self._loop.create_future()
-        try:
-            if self._closed:
-                raise queue.Full
-            self._queue.put_nowait(_Job(work, future))
-        except queue.Full:
+        if self._closed or self._queue.qsize() >= _QUEUE_MAX:
             future.set_exception(OverloadedError("The service has too many requests waiting; try again."))
+        else:
+            self._queue.put(_Job(work, future))
         return future
 
     def read(self, work: Callable[[Tx], T]) -> asyncio.Future[T]:
@@ -181,7 +179,7 @@ class SqliteStore:
         """Finish what waits, then close."""
         self._closed = True
         if self._writer is not None:
-            await asyncio.to_thread(self._queue.put, None)
+            self._queue.put(None)
             await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)
         for connection in self._opened:
@@ -226,8 +224,17 @@ class SqliteStore:
         """Run every job in one transaction; every one of them then has its result or its error."""
         try:
             raw.execute("BEGIN IMMEDIATE")
+            if len(jobs) == 1:
+                self._run_one(connection, jobs[0])
+                raw.execute("ROLLBACK" if jobs[0].error is not None else "COMMIT")
+                return
             for job in jobs:
-                self._run_one(connection, raw, job)
+                # In a savepoint, so that its failure undoes only itself.
+                raw.execute("SAVEPOINT job")
+                self._run_one(connection, job)
+                if job.error is not None:
+                    raw.execute("ROLLBACK TO job")
+                raw.execute("RELEASE job")
             raw.execute("COMMIT")
         except (sqlite3.Error, DBAPIError) as exc:
             cause = exc.orig if isinstance(exc, DBAPIError) else exc
@@ -239,10 +246,9 @@ class SqliteStore:
                 job.expires_ms = None
                 job.error = OverloadedError(f"The database cannot do it now ({cause}); nothing was changed, try again.")
 
-    def _run_one(self, connection: Connection, raw: sqlite3.Connection, job: _Job) -> None:
-        """Run one job in a savepoint, so that its failure undoes only itself. Raises database errors."""
+    def _run_one(self, connection: Connection, job: _Job) -> None:
+        """Run one job; it then has its result or its error. Raises database errors."""
         tx = Tx(connection, self.clock.now_ms())
-        raw.execute("SAVEPOINT job")
         try:
             job.result = job.work(tx)
             job.events = tx.events
@@ -253,6 +259,3 @@ class SqliteStore:
             raise
         except Exception as exc:  # noqa: BLE001 - a mistake in one request must not end the writer
             job.error = exc
-        if job.error is not None:
-            raw.execute("ROLLBACK TO job")
-        raw.execute("RELEASE job")

@@ -214,6 +214,18 @@ def array(name: str, value: Any) -> list[Any]:
     return value
 
 
+def each(item: Callable[[str, Any], Any], count_max: int) -> Callable[[str, Any], Any]:
+    """Read an array of one kind of value, without repetition, in order."""
+
+    def parse(name: str, value: Any) -> tuple[Any, ...]:
+        found = array(name, value)
+        if not 1 <= len(found) <= count_max:
+            raise InvalidInputError(f"{name} must have 1 to {count_max} elements; it has {len(found)}.")
+        return tuple(dict.fromkeys(item(f"{name}[{at}]", each_value) for at, each_value in enumerate(found)))
+
+    return parse
+
+
 def slug(name: str, value: Any) -> str:
     """Accept a name that may stand in a path."""
     if not isinstance(value, str) or not _SLUG.fullmatch(value):

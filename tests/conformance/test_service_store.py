@@ -255,7 +255,7 @@ async def test_start_happens_once_per_grant(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("counted", [False, True])
-async def test_release_gives_back_and_counts_only_when_told(bench: Bench, counted: bool) -> None:
+async def test_release_gives_back_and_counts_only_when_told(bench: Bench, *, counted: bool) -> None:
     """A release keeps or takes back the started attempt, delays the next claim, and may be repeated."""
     ref = await bench.started()
     for _ in range(2):
@@ -465,11 +465,15 @@ async def test_a_project_hides_the_tasks_of_others(bench: Bench) -> None:
         await bench.store.write(lambda tx: tenants.create_project(tx, "o", "p", "P", ""))
     new = tasks.NewTask("t")
     row = await bench.store.write(lambda tx: tasks.create(tx, Scope("o", "p"), ANN, new))
+
+    def find(ident: int | str, scope: Scope | None) -> Any:
+        return bench.store.read(lambda tx: fetch(tx, Ref(ident, scope)))
+
     for ident in (row.id, row.uuid):
         for scope in (None, Scope("o", "p")):
-            assert (await bench.store.read(lambda tx, r=Ref(ident, scope): fetch(tx, r))).id == row.id
+            assert (await find(ident, scope)).id == row.id
         with pytest.raises(NotFoundError):
-            await bench.store.read(lambda tx, r=Ref(ident, Scope("o", "q")): fetch(tx, r))
+            await find(ident, Scope("o", "q"))
 
 
 async def test_list_filters_sorts_and_pages(bench: Bench) -> None:

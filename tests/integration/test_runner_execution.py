@@ -7,13 +7,15 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.children import command
 from tests.support.runner_driver import Worker, dead_within, eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Start = Callable[..., Worker]
 
@@ -34,7 +36,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def work_left(worker: Worker) -> list[str]:
     """Return the work directories that are left."""
-    return os.listdir(worker.directory / "data" / "work")
+    return [path.name for path in (worker.directory / "data" / "work").iterdir()]
 
 
 def test_success_reports_stdout_as_the_response(start: Start) -> None:
@@ -53,33 +55,38 @@ def test_success_reports_stdout_as_the_response(start: Start) -> None:
     assert not (worker.directory / "data" / "spool").exists()
 
 
-@pytest.mark.parametrize(
-    ("argv", "reason", "exit_code", "number", "detail", "counted"),
-    [
-        (["sh", "-c", "echo why >&2; exit 1"], "exit", 1, None, "exit code 1: why", True),
-        (["sh", "-c", "exit 125"], "exit", 125, None, "exit code 125", True),
-        (["sh", "-c", "exit 126"], "exit", 126, None, "exit code 126", True),
-        (["sh", "-c", "exit 127"], "exit", 127, None, "exit code 127", True),
-        (["sh", "-c", "exit 139"], "exit", 139, None, "exit code 139", True),
-        (["sh", "-c", "exit 255"], "exit", 255, None, "exit code 255", True),
-        (["sh", "-c", "echo limit >&2; exit 75"], "tempfail", 75, None, "not now (exit code 75): limit", False),
-        (command("die", 15), "signal", None, 15, "ended by signal 15 (SIGTERM)", True),
-        (command("die", 9), "signal", None, 9, "ended by signal 9 (SIGKILL)", True),
-        (command("die", 11), "signal", None, 11, "ended by signal 11 (SIGSEGV)", True),
-        (command("die", 6), "signal", None, 6, "ended by signal 6 (SIGABRT)", True),
-    ],
-)
-def test_every_end_is_recorded_exactly(
-    start: Start, argv: list[str], reason: str, exit_code: int | None, number: int | None, detail: str, counted: bool
-) -> None:
+ENDS: list[tuple[list[str], str, int | None, int | None, str, bool]] = [
+    (["sh", "-c", "echo why >&2; exit 1"], "exit", 1, None, "exit code 1: why", True),
+    (["sh", "-c", "exit 125"], "exit", 125, None, "exit code 125", True),
+    (["sh", "-c", "exit 126"], "exit", 126, None, "exit code 126", True),
+    (["sh", "-c", "exit 127"], "exit", 127, None, "exit code 127", True),
+    (["sh", "-c", "exit 139"], "exit", 139, None, "exit code 139", True),
+    (["sh", "-c", "exit 255"], "exit", 255, None, "exit code 255", True),
+    (["sh", "-c", "echo limit >&2; exit 75"], "tempfail", 75, None, "not now (exit code 75): limit", False),
+    (command("die", 15), "signal", None, 15, "ended by signal 15 (SIGTERM)", True),
+    (command("die", 9), "signal", None, 9, "ended by signal 9 (SIGKILL)", True),
+    (command("die", 11), "signal", None, 11, "ended by signal 11 (SIGSEGV)", True),
+    (command("die", 6), "signal", None, 6, "ended by signal 6 (SIGABRT)", True),
+]
+
+
+def ends_of(start: Start, commands: list[list[str]], **config: Any) -> tuple[Worker, list[Any]]:
+    """Run several commands as attempts of one process; return how they ended."""
+    worker = start(commands[0], commands=commands, **config)
+    results = eventually(lambda: len(found := worker.lines("results.jsonl")) == len(commands) and found, 15)
+    return worker, results
+
+
+def test_every_end_is_recorded_exactly(start: Start) -> None:
     """S8: exit codes and signals are told apart, one report is made, and only exit 75 does not count."""
-    worker = start(argv)
-    result = worker.result()
-    assert (result["reason"], result["exit_code"], result["signal"]) == (reason, exit_code, number)
-    assert result["detail"] == detail
-    (report,) = worker.reports()
-    assert (report["op"], report["counted"], report["reason"]) == ("release", counted, detail)
-    assert counted or 30 <= report["delay_s"] <= 60
+    worker, results = ends_of(start, [case[0] for case in ENDS])
+    assert len(worker.reports()) == len(ENDS)
+    for case, result, report in zip(ENDS, results, worker.reports(), strict=True):
+        _, reason, exit_code, number, detail, counted = case
+        assert (result["reason"], result["exit_code"], result["signal"]) == (reason, exit_code, number), case
+        assert result["detail"] == detail
+        assert (report["op"], report["counted"], report["reason"]) == ("release", counted, detail)
+        assert counted or 30 <= report["delay_s"] <= 60
 
 
 def test_the_last_attempt_fails_for_good(start: Start) -> None:
@@ -168,8 +175,11 @@ def test_daemon_that_closed_everything_is_found(start: Start, tmp_path: Path) ->
 
 def test_a_chain_of_forks_is_caught(start: Start, tmp_path: Path) -> None:
     """Processes that fork faster than one can look at them do not get away."""
-    worker = start(command("forker", tmp_path / "pid", 100_000), execution={"timeout_s": 0.4, "grace_s": 0.05})
-    assert worker.result()["reason"] in ("timeout", "success")
+    worker = start(command("forker", tmp_path / "pid", 100_000))
+    worker.pid("child")
+    result = worker.result()
+    assert (result["reason"], result["flags"]) == ("success", ["leftovers_killed"])
+    assert worker.strays() == []
 
 
 @pytest.mark.parametrize(("stream", "kept"), [("out", "stdout"), ("err", "stderr"), ("both", "stdout")])
@@ -189,54 +199,45 @@ def test_a_gibibyte_goes_through(start: Start, stream: str, kept: str) -> None:
         assert f"[... {left_out} bytes of output are left out here ...]" in output["response"]
 
 
-@pytest.mark.parametrize(
-    ("raw", "text", "binary"),
-    [
-        ("c3a9e4bda0f09f9880", "\u00e9\u4f60\U0001f600", False),
-        ("610d0a1b5b33316d62e2808f", "a\r\n\x1b[31mb\u200f", False),
-        ("6100620063", "abc", True),
-        ("61ff62c3", "a\ufffdb\ufffd", True),
-        ("eda080", "\ufffd\ufffd\ufffd", True),
-        ("efbfbd", "\ufffd", False),
-    ],
-)
-def test_odd_bytes_become_sound_text(start: Start, raw: str, text: str, binary: bool) -> None:
+ODD = [
+    ("c3a9e4bda0f09f9880", "\u00e9\u4f60\U0001f600", False),
+    ("610d0a1b5b33316d62e2808f", "a\r\n\x1b[31mb\u200f", False),
+    ("6100620063", "abc", True),
+    ("61ff62c3", "a\ufffdb\ufffd", True),
+    ("eda080", "\ufffd\ufffd\ufffd", True),
+    ("efbfbd", "\ufffd", False),
+]
+
+
+def test_odd_bytes_become_sound_text(start: Start) -> None:
     """S5: characters split at every border are whole, invalid bytes replaced, NULs gone, and that is flagged."""
-    worker = start(command("raw", raw, 0.001))
-    result = worker.result()
-    assert (result["stdout"], result["stdout_binary"]) == (text, binary)
+    _, results = ends_of(start, [command("raw", raw, 0.001) for raw, _, _ in ODD])
+    assert [(result["stdout"], result["stdout_binary"]) for result in results] == [case[1:] for case in ODD]
 
 
-@pytest.mark.parametrize("child", [command("deaf"), command("deaf", 0.2), ["true"], command("echo")])
-def test_a_large_prompt_never_hangs(start: Start, child: list[str]) -> None:
+def test_a_large_prompt_never_hangs(start: Start) -> None:
     """S6: 5 MB of prompt to a child that exits, closes stdin, or reads slowly while writing back."""
-    result = start(child, prompt_bytes=5_000_000).result()
-    assert result["reason"] == "success"
-    if child == command("echo"):
-        assert result["stdout_bytes"] > 5_000_000
+    children = [command("deaf"), command("deaf", 0.2), ["true"], command("echo")]
+    _, results = ends_of(start, children, prompt_bytes=5_000_000)
+    assert [result["reason"] for result in results] == ["success"] * 4
+    assert results[3]["stdout_bytes"] > 5_000_000
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda d: [str(d / "missing")], "was not found"),
-        (lambda d: [script(d / "plain", "#!/bin/sh\n", 0o644)], "not an executable file"),
-        (lambda d: [script(d / "lost", "#!/no/such/interpreter\n", 0o755)], "its interpreter does not"),
-        (lambda d: [script(d / "noise", "\x7fnot a program", 0o755)], "neither a program"),
-        (lambda d: [str(d)], "not an executable file"),
-        (lambda _: ["true", "E2BIG"], "too long"),
-    ],
-)
-def test_a_command_that_cannot_start_is_explained(
-    start: Start, tmp_path: Path, make: Callable[[Path], list[str]], words: str
-) -> None:
+def test_a_command_that_cannot_start_is_explained(start: Start, tmp_path: Path) -> None:
     """S7: each reason has its sentence, the attempt counts, and the next attempt of the process runs."""
-    worker = start(make(tmp_path))
-    result = worker.result()
-    assert result["reason"] == "spawn_error"
-    assert words in result["detail"]
-    (report,) = worker.reports()
-    assert (report["op"], report["counted"]) == ("release", True)
+    cases = [
+        ([str(tmp_path / "missing")], "was not found"),
+        ([script(tmp_path / "plain", "#!/bin/sh\n", 0o644)], "not an executable file"),
+        ([script(tmp_path / "lost", "#!/no/such/interpreter\n", 0o755)], "its interpreter does not"),
+        ([script(tmp_path / "noise", "\x7fnot a program", 0o755)], "neither a program"),
+        ([str(tmp_path)], "not an executable file"),
+        (["true", "E2BIG"], "too long"),
+    ]
+    worker, results = ends_of(start, [argv for argv, _ in cases])
+    for (_, words), result, report in zip(cases, results, worker.reports(), strict=True):
+        assert result["reason"] == "spawn_error"
+        assert words in result["detail"]
+        assert (report["op"], report["counted"]) == ("release", True)
     worker.wait()
     assert work_left(worker) == []
 
@@ -312,8 +313,8 @@ def test_no_signal_is_ignored_in_the_child(start: Start) -> None:
 
 def test_exit_0_just_before_the_timeout_is_success(start: Start) -> None:
     """Exit 0 and the time limit at nearly the same moment, many times: one outcome, one report, never both."""
-    worker = start(["sleep", "0.1"], attempts=20, execution={"timeout_s": 0.102, "grace_s": 1.0, "max_attempts": 3})
-    eventually(lambda: len(worker.lines("results.jsonl")) == 20, 15, worker.log())
+    worker = start(["sleep", "0.1"], attempts=12, execution={"timeout_s": 0.102, "grace_s": 1.0, "max_attempts": 3})
+    eventually(lambda: len(worker.lines("results.jsonl")) == 12, 15, worker.log())
     results = worker.lines("results.jsonl")
     assert {result["reason"] for result in results} <= {"success", "timeout"}
     expected = ["complete" if result["reason"] == "success" else "release" for result in results]

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from dispatch.runner import janitor, owner, pool_child, tree
+from dispatch.runner import janitor, owner, tree
 from tests.support.children import command
 from tests.support.runner_driver import Worker, dead_within
 
@@ -30,8 +30,9 @@ def test_orphans_of_a_dead_worker_are_killed(tmp_path: Path) -> None:
         janitor.kill_orphans()
         dead_within(family, 0.0)
         assert tree.alive(other[0])
-        assert [path.name.split("-")[2] for path in janitor.stale_directories(dead.directory / "data" / "work")]
-        assert janitor.stale_directories(alive.directory / "data" / "work") == []
+        assert janitor.clear_directories(dead.directory / "data" / "work") == 1
+        assert list((dead.directory / "data" / "work").iterdir()) == []
+        assert janitor.clear_directories(alive.directory / "data" / "work") == 0
     finally:
         dead.close()
         alive.close()
@@ -60,5 +61,5 @@ def test_a_directory_that_resists_is_removed(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "file").write_text("x")
     (tmp_path / "a" / "b").chmod(0o000)
     (tmp_path / "a").chmod(0o500)
-    pool_child.remove_tree(str(tmp_path / "a"))
+    janitor.remove_tree(str(tmp_path / "a"))
     assert not (tmp_path / "a").exists()

@@ -65,6 +65,8 @@ def test_killed_pool_child_takes_its_tree_along_and_gives_the_task_back(
     assert request["headers"]["Authorization"] == "Bearer s3cret-t0ken"
     assert (request["headers"]["X-Actor-ID"], request["headers"]["X-Actor-Type"]) == ("actor-1", "agent")
     assert worker.reports() == []
+    main = worker.pid("main")
+    eventually(lambda: tree.children(main) == [worker.pid("warden")], 2.0, "no zombies are left with the worker main")
 
 
 def test_a_release_is_tried_until_the_service_answers(start: Start, service: FakeService, tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_a_release_is_tried_until_the_service_answers(start: Start, service: Fak
 
 
 def test_killed_worker_main_takes_everything_along(start: Start, service: FakeService, tmp_path: Path) -> None:
-    """F2: kill -9 of the worker main: pool child and tree gone within 1 s, task released, and then the warden leaves."""
+    """F2: kill -9 of the worker main: all gone within 1 s, task released, and then the warden leaves."""
     worker = start(command("family", tmp_path / "pids", "ignore"))
     family = family_of(worker)
     warden = tree.Process(worker.pid("warden"), tree.starttime(worker.pid("warden")) or 0)
@@ -101,7 +103,7 @@ def test_killed_warden_is_replaced_and_the_attempt_goes_on(start: Start, service
     # The new one must have heard of the attempt before it can be tested.
     replacement = worker.events("warden_started")[1]["pid"]
     eventually(lambda: len(tree.read_proc(replacement, "cmdline")) > 0)
-    eventually(lambda: len(os.listdir(f"/proc/{replacement}/fd")) >= 8, 5.0, "its connections")
+    eventually(lambda: len(list(Path(f"/proc/{replacement}/fd").iterdir())) >= 8, 5.0, "its connections")
     worker.signal("child", signal.SIGKILL)
     dead_within(family, 1.0)
     eventually(lambda: service.requests, 2.0)
@@ -137,7 +139,7 @@ def test_success_that_the_frost_hid_is_not_reported(start: Start, tmp_path: Path
 
 def test_frozen_worker_main_changes_nothing(start: Start, tmp_path: Path) -> None:
     """A frozen worker main does not stop renewals of its pool child's attempt."""
-    worker = start(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 2; echo ok"], lease_s=0.8)
+    worker = start(["sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 1.2; echo ok"], lease_s=0.6)
     worker.noted("../pid", 1)
     worker.signal("main", signal.SIGSTOP)
     try:
@@ -164,7 +166,8 @@ def test_stop_pipe_drains(start: Start, tmp_path: Path) -> None:
     family = family_of(worker)
     worker.signal("main", signal.SIGTERM)
     result = worker.result(3)
-    assert (result["reason"], result["detail"]) == ("shutdown", "the worker shut down: ")[:1] + (result["detail"],)
+    assert result["reason"] == "shutdown"
+    assert result["detail"].startswith("the worker shut down")
     (report,) = worker.reports()
     assert (report["op"], report["counted"]) == ("release", False)
     dead_within(family, 0.0)

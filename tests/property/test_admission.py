@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.admission import Backlog, free_window
+from dispatch.core.admission import CREDIT_MAX, Backlog, Pace, credit_for, free_window
 
 _ids = st.integers(1, 30).map(str)
 _steps = st.lists(
@@ -63,3 +63,21 @@ def test_window_never_exceeds_slots_and_credit(slots, credit, own, others):
     assert free >= 0
     assert slots > 0 or free == 0
     assert free == 0 or own + others + free == slots + credit
+
+
+@given(st.floats(0, 10_000), st.integers(0, 1000))
+def test_credit_is_bounded_and_zero_stays_zero(rate, base):
+    """Credit is at least the base, at most the larger of base and CREDIT_MAX, and none at all when none is wanted."""
+    credit = credit_for(rate, base)
+    assert credit == 0 if base == 0 else base <= credit <= max(base, CREDIT_MAX)
+
+
+@given(st.floats(1, 500), st.integers(20, 400))
+def test_pace_follows_a_steady_stream_and_forgets_it(rate, count):
+    """After two seconds of a steady stream the pace is about its rate; five seconds later it is about zero."""
+    pace, now = Pace(), 0.0
+    for _ in range(max(count, int(2 * rate))):
+        now += 1 / rate
+        pace.ended(now)
+    assert 0.6 * rate <= pace.rate(now) <= 1.4 * rate + 2
+    assert pace.rate(now + 5) < 0.05 * rate + 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
             lines = [e for e in self._read(lambda tx, ref=ref: history.of_task(tx, ref)) if e.to_status]
             grants = [e.token for e in lines if e.type == "task.claimed"]
             assert grants == list(range(1, model.token + 1))
-            for before, after in zip(lines, lines[1:], strict=False):
+            for before, after in pairwise(lines):
                 assert before.to_status == after.from_status
                 if before.to_status in FINISHED:
                     assert after.type == "task.reopened"
@@ -116,6 +117,12 @@ class StoreMachine(RuleBasedStateMachine):
         if expected:
             model.expires = self.now + LEASE_S
 
+    @rule(at=refs, actor=actors)
+    def claim_and_start(self, at: int, actor: Actor) -> None:
+        """The two in a row, with the right token."""
+        self.claim(at, actor)
+        self.start(at, self.models[at].token, "r1")
+
     @rule(at=refs, token=tokens, runner=st.sampled_from(["r1", "r2"]))
     def start(self, at: int, token: int, runner: str) -> None:
         """A start needs the current token and no other runner."""
@@ -137,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
             model.expires = self.now + LEASE_S
 
     @rule(at=refs, token=tokens, counted=st.booleans())
-    def release(self, at: int, token: int, counted: bool) -> None:
+    def release(self, at: int, token: int, *, counted: bool) -> None:
         """A release needs the current token; repeating it changes nothing."""
         model = self.models[at]
         report = ("release", counted, token)
@@ -193,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._back(model)
             model.attempts, model.losses, model.result = 0, 0, None
 
-    @rule(seconds=st.sampled_from([1, 30, LEASE_S, LEASE_S + REGRANT_S]))
+    @rule(seconds=st.sampled_from([1, LEASE_S, LEASE_S + REGRANT_S - 1, LEASE_S + REGRANT_S]))
     def time_passes(self, seconds: int) -> None:
         """Leases that ran out at least the regrant delay ago are taken back."""
         self.clock.step(seconds)

@@ -95,8 +95,11 @@ def family(path: str, term: str = "") -> None:
 
 
 def forker(path: str, count: str = "200") -> None:
-    """Fork without end, each process living for a moment and leaving a successor: hard to catch for a killer."""
+    """Fork without end, each living for a moment in a session of its own, pipes let go: hard to catch for a killer."""
     note(path)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     for _ in range(int(count)):
         pid = os.fork()
         if pid:
@@ -122,9 +125,9 @@ def polite(path: str, code: str) -> None:
 def surroundings() -> None:
     """Print what was inherited as JSON: environment, open fds, ignored signals, session, directory."""
     fds = []
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            fds.append([int(name), os.readlink(f"/proc/self/fd/{name}")])
+            fds.append([int(path.name), str(path.readlink())])
         except OSError:
             continue
     status = Path("/proc/self/status").read_text("ascii")
@@ -141,8 +144,8 @@ def surroundings() -> None:
                 "ignored": masks["SigIgn"],
                 "blocked": masks["SigBlk"],
                 "leader": os.getsid(0) == os.getpid(),
-                "cwd": os.getcwd(),
-                "mode": os.stat(".").st_mode & 0o777,
+                "cwd": str(Path.cwd()),
+                "mode": Path().stat().st_mode & 0o777,
             }
         )
     )

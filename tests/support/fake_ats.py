@@ -351,7 +351,7 @@ class FakeAts:
 
     async def _expire(self) -> None:
         for task in self.tasks.values():
-            if task["status"] == "in_progress" and task.get("_until", self.now()) < self.now():
+            if task["status"] == "in_progress" and task.get("_until", float("inf")) < self.now():
                 self._free(task, "pending")
                 await self._emit("lease_expired", task)
 

@@ -130,6 +130,10 @@ class Worker:
         """Wait for the host to exit by itself."""
         return self._popen.wait(timeout_s)
 
+    def strays(self) -> list[tree.Process]:
+        """Return the processes that attempts of the pool child have left."""
+        return [stray for owner in self._owners for stray in owner.everything()]
+
     def close(self) -> list[tree.Process]:
         """End whatever is left of the host; return processes of attempts that had outlived it."""
         if self._popen.poll() is None:

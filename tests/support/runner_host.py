@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from dispatch.errors import (
     UnknownTaskError,
 )
 from dispatch.runner.execution import RunnerContext, execute
-from dispatch.runner.tree import boottime
+from dispatch.runner.tree import boottime, set_child_subreaper
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import Execution
@@ -101,20 +102,25 @@ class ScriptedGateway:
         return Grant(task, ref.token, self._lease_s)
 
     def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
+        """Begin."""
         self._call("start", runner=runner, message=message, token=ref.token)
         return self._grant(ref)
 
     def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
+        """Extend."""
         self._call("renew", message=message, token=ref.token)
         return self._grant(ref)
 
     def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
+        """Take a success."""
         self._call("complete", outputs=outputs, token=ref.token)
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Take a failure."""
         self._call("fail", reason=reason, token=ref.token)
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
+        """Take a task back."""
         self._call("release", counted=counted, delay_s=delay_s, reason=reason, token=ref.token)
 
 
@@ -125,23 +131,30 @@ class FileWake:
         self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
     def fileno(self) -> int:
+        """Return the FIFO."""
         return self._fd
 
     def read(self) -> set[str] | None:
+        """Return the ids that were written."""
         try:
             return set(os.read(self._fd, 65_536).decode().split())
         except BlockingIOError:
             return set()
 
     def check(self, task_id: str, token: int) -> bool:
+        """Nothing is ever left behind in a FIFO."""
         return False
+
+
+def words(argv: list[str]) -> tuple[str, ...]:
+    """Return an argv; the word E2BIG stands for one that no kernel takes."""
+    return tuple("x" * 3_000_000 if word == "E2BIG" else word for word in argv)
 
 
 def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes | None) -> RunnerContext:
     """Build the context of the process under test."""
     directory = Path(config["directory"])
-    argv = ["x" * 3_000_000 if word == "E2BIG" else word for word in config["command"]]
-    execution = {"command": tuple(argv), "lease_s": config.get("lease_s", 120.0), "retry_backoff_s": 0.0}
+    execution = {"command": words(config["command"]), "lease_s": config.get("lease_s", 120.0), "retry_backoff_s": 0.0}
     return RunnerContext(
         gateway=ScriptedGateway(directory, config),
         execution=Execution(**(execution | config.get("execution", {}))),
@@ -161,7 +174,7 @@ def starved(*, apply: bool) -> Iterator[None]:
     """Leave this process only a few file descriptors for a while."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if apply:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 4, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -169,9 +182,11 @@ def starved(*, apply: bool) -> Iterator[None]:
 def run_attempts(config: dict[str, Any], *, stop_fd: int | None, address: bytes | None) -> None:
     """Be a pool child: run the attempts one after another and write down how they ended."""
     directory = Path(config["directory"])
-    context = make_context(config, stop_fd=stop_fd, address=address)
     (directory / "child.pid").write_text(str(os.getpid()))
-    for number in range(config.get("attempts", 1)):
+    first = make_context(config, stop_fd=stop_fd, address=address)
+    commands = config.get("commands") or [config["command"]] * config.get("attempts", 1)
+    for number, argv in enumerate(commands):
+        context = replace(first, execution=replace(first.execution, command=words(argv)))
         ref = AttemptRef("7", config.get("attempt", 1), number + 5, "actor-1")
         with starved(apply=bool(config.get("starve")) and number == 0):
             end = execute(ref, context)
@@ -193,7 +208,7 @@ def run_attempts(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
                 "detail": end.detail,
             }
         append(directory / "results.jsonl", result)
-    left = {"fds": sorted(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+    left = {"fds": sorted(path.name for path in Path("/proc/self/fd").iterdir()), "threads": threading.active_count()}
     append(directory / "left.jsonl", left)
 
 
@@ -202,6 +217,7 @@ def run_main(config: dict[str, Any]) -> None:
     directory = Path(config["directory"])
     warden = WardenProcess(tasks_url=config.get("tasks_url"), token="s3cret-t0ken", log=log.get_logger("worker"))
     warden.start()
+    set_child_subreaper()
     stop_r, stop_w = os.pipe()
     main_pid = os.getpid()
     pid = os.fork()

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from dispatch.service import tenants
@@ -100,7 +100,7 @@ class ServiceProcess:
         self.url = ""
         self._clients: list[Client] = []
 
-    def start(self) -> ServiceProcess:
+    def start(self) -> Self:
         """Start it and wait until it serves. A second start takes the same port."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCH_")}
         env |= {"DISPATCH_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT), **self._settings}
@@ -114,6 +114,12 @@ class ServiceProcess:
         self._settings["DISPATCH_BIND"] = self.url.removeprefix("http://")
         return self
 
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def client(self, actor: str = "worker-1", kind: str = "agent") -> Client:
         """Return a client, closed with the service."""
         self._clients.append(Client(self.url, actor, kind))
@@ -122,6 +128,7 @@ class ServiceProcess:
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.process.kill()
+        self.process.stop()
         self._close_clients()
 
     def stop(self) -> int:

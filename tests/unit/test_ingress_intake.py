@@ -32,12 +32,14 @@ class Bench:
         )
 
     def hear(self, verb: str, status: str | None, *, token: int = 0, actor: str = "x", **fields) -> None:
+        """Let an event arrive."""
         task = None
         if status is not None:
             task = Task(id="7", status=status, channel="default", fencing_token=token, **fields)
         self.intake.on_event(Event(verb, "7", task, "default", None, actor))
 
     def claim(self, token: int) -> AttemptRef:
+        """Have the task in flight."""
         ref = AttemptRef("7", 1, token, ME)
         self.ledger.reserve("7", 5)
         self.ledger.granted(ref, sent_at=1.0, lease_s=120.0)
@@ -47,6 +49,7 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Bench:
+    """An intake that knows nothing yet."""
     return Bench()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,26 +27,37 @@ HOSTILE = [
 ]
 
 
+class Output:
+    """What was written to file descriptor 1 since the beginning."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+        self._seen = ""
+
+    def getvalue(self) -> str:
+        """Return all of it."""
+        self._seen += self._capture.readouterr().out
+        return self._seen
+
+
 @pytest.fixture
-def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Configure logging onto a buffer in place of stdout, and put everything back."""
+def output(capfd: pytest.CaptureFixture[str]) -> Iterator[Output]:
+    """Configure logging, and put everything back."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    with io.StringIO() as buffer:
-        monkeypatch.setattr(sys, "stdout", buffer)
-        log.configure("debug")
-        yield buffer
+    log.configure("debug")
+    yield Output(capfd)
     root.handlers[:], root.level = handlers, level
     structlog.reset_defaults()
 
 
-def lines(output: io.StringIO) -> list[str]:
+def lines(output: Output) -> list[str]:
     """What was written, one entry a line as any reader of lines would see it."""
     return output.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_one_event_is_one_printable_line(text: str, output: io.StringIO) -> None:
+def test_one_event_is_one_printable_line(text: str, output: Output) -> None:
     """Line breaks, escapes, separators and lone surrogates come out escaped, and come back unchanged."""
     log.get_logger("test").info("task_claimed", title=text, nested={"deep": [text]})
     (line,) = lines(output)
@@ -60,7 +69,7 @@ def test_one_event_is_one_printable_line(text: str, output: io.StringIO) -> None
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_library_loggers_obey_the_same(text: str, output: io.StringIO) -> None:
+def test_library_loggers_obey_the_same(text: str, output: Output) -> None:
     """What a library logs through the standard module is one such line too."""
     logging.getLogger("some.library").warning("said %s", text)
     (line,) = lines(output)
@@ -69,7 +78,7 @@ def test_library_loggers_obey_the_same(text: str, output: io.StringIO) -> None:
     assert json.loads(line)["event"] == f"said {text}"
 
 
-def test_an_event_has_its_four_fields(output: io.StringIO) -> None:
+def test_an_event_has_its_four_fields(output: Output) -> None:
     """Time in UTC, level, name and component are always there."""
     log.get_logger("ingress").warning("feed_lost", attempt=2)
     event = json.loads(lines(output)[0])
@@ -77,7 +86,7 @@ def test_an_event_has_its_four_fields(output: io.StringIO) -> None:
     assert event == {"level": "warning", "event": "feed_lost", "component": "ingress", "attempt": 2}
 
 
-def test_long_values_are_cut(output: io.StringIO) -> None:
+def test_long_values_are_cut(output: Output) -> None:
     """A megabyte of title makes a short line."""
     log.get_logger("test").info("task_claimed", title="x" * 1_000_000)
     (line,) = lines(output)
@@ -87,7 +96,7 @@ def test_long_values_are_cut(output: io.StringIO) -> None:
     assert len(line) < log.VALUE_CHARS_MAX + 500
 
 
-def test_a_traceback_is_one_line(output: io.StringIO) -> None:
+def test_a_traceback_is_one_line(output: Output) -> None:
     """An exception is a field of its event, not lines of its own."""
     try:
         raise ValueError("bad\nnews")
@@ -98,7 +107,7 @@ def test_a_traceback_is_one_line(output: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"\xff", float("nan"), Secret("hunter2"), [Secret("hunter2")]])
-def test_anything_can_be_logged(value: Any, output: io.StringIO) -> None:
+def test_anything_can_be_logged(value: Any, output: Output) -> None:
     """A value that JSON does not know is shown as text, a secret as stars."""
     log.get_logger("test").info("event", value=value)
     (line,) = lines(output)
@@ -106,9 +115,8 @@ def test_anything_can_be_logged(value: Any, output: io.StringIO) -> None:
     assert json.loads(line)["event"] == "event"
 
 
-def test_the_level_is_respected(output: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_level_is_respected(output: Output) -> None:
     """Below the configured level nothing is written."""
-    monkeypatch.setattr(sys, "stdout", output)
     log.configure("warning")
     log.get_logger("test").info("quiet")
     log.get_logger("test").warning("loud")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from dispatch.runner.output import HeadTail
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 REF = AttemptRef("7", 2, 5, "actor")
 
@@ -100,7 +100,7 @@ def test_environment_is_an_allow_list() -> None:
 @pytest.mark.parametrize("what", ["ATS_TASK_ID", "prompt"])
 def test_text_that_no_process_can_carry_is_a_spawn_error(tmp_path: Path, what: str) -> None:
     """A NUL in an environment variable is refused with a sentence, not an exception of the library; fds are closed."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     env = {"PATH": "/bin:/usr/bin", "ATS_TASK_ID": "a\0b" if what == "ATS_TASK_ID" else "\udcff"}
     if what == "prompt":
         child = process.spawn(["true"], prompt=b"a\0b", cwd=str(tmp_path), env=env)
@@ -109,7 +109,7 @@ def test_text_that_no_process_can_carry_is_a_spawn_error(tmp_path: Path, what: s
     else:
         with pytest.raises(process.SpawnError, match="a NUL"):
             process.spawn(["true"], prompt=b"", cwd=str(tmp_path), env=env)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_missing_work_directory_is_named(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatch.errors import InvalidInputError
-from dispatch.service.caller import ForbiddenError, read_headers
+from dispatch.errors import ForbiddenError, InvalidInputError
+from dispatch.service.caller import read_headers
 
 
 def _headers(**values: bytes) -> list[tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -31,10 +32,8 @@ def test_ordinary_json_is_read_as_it_is(value: object) -> None:
 @given(st.binary(max_size=40) | st.text('[]{}",:0123456789eE.-\\unatrfl', max_size=40).map(str.encode))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """No input raises anything but the refusal."""
-    try:
+    with contextlib.suppress(InvalidInputError):
         strict.parse_json(body)
-    except InvalidInputError as exc:
-        assert str(exc).endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,306 @@
+"""How the command line behaves: exit codes, signals, pipes, terminals, hostile text."""
+
+from __future__ import annotations
+
+import re
+import signal
+import stat
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.fake_ats import FakeAts
+from tests.support.processes import eventually
+from tests.support.redis import RedisServer, free_port
+
+HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x07bell \u202eright\u2066 a\rb\x9b2J \u2028end"
+
+
+@pytest.fixture
+def ats():
+    """A fake ATS with the extensions."""
+    with FakeAts(fencing=True) as fake:
+        yield fake
+
+
+@pytest.fixture
+def cli(ats, tmp_path):
+    """The command line, set up for that service and for no Redis."""
+    env = {"DISPATCH_ATS_URL": ats.url, "DISPATCH_REDIS_URL": f"redis://:pw@127.0.0.1:{free_port()}/0"}
+    made = Cli(tmp_path, {**env, "DISPATCH_COMMAND": "/bin/true", "DISPATCH_DATA_DIR": str(tmp_path / "data")})
+    yield made
+    made.close()
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("lsit", "list"), ("creat", "create"), ("statsu", "status"), ("xyzzy", "dispatch --help")]
+)
+def test_unknown_command_is_wrong_usage_with_a_suggestion(cli, typed, meant):
+    """D2: a mistyped command does nothing but name the nearest one."""
+    ended = cli(typed)
+    assert ended.code == 2
+    assert meant in ended.err
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize("args", [["create"], ["show", "7/../8"], ["cancel"], ["list", "--nonsense"], ["show", "x y"]])
+def test_wrong_usage_is_exit_2(ats, cli, args):
+    """What cannot be done as typed is refused before anything is sent."""
+    assert cli(*args).code == 2
+    assert ats.calls == []
+
+
+def test_unknown_task_is_exit_1(cli):
+    """The service's refusal is the sentence on stderr."""
+    ended = cli("show", "7")
+    assert (ended.code, ended.out, ended.err) == (1, "", "dispatch: There is no task 7.\n")
+
+
+def test_service_that_is_down_is_exit_69(ats, cli):
+    """Unreachable is one sentence with the address, for every command that needs the service."""
+    ats.stop()
+    for args in (["list"], ["create", "t"], ["watch"], ["logs", "7", "-f"]):
+        ended = cli(*args)
+        assert ended.code == 69
+        assert ended.err == f"dispatch: The task service at {ats.url} gave no answer: connection refused.\n"
+
+
+def test_busy_service_is_exit_75(ats, cli):
+    """A service that says when to come back is "try again later"."""
+    ats.fault("answer", status=429, body=b'{"error": "too many calls"}', headers={"Retry-After": "7"})
+    ended = cli("list", "--json")
+    assert (ended.code, ended.err) == (75, "dispatch: too many calls\n")
+
+
+def test_refused_key_is_exit_77(ats, cli):
+    """A key that may not do this is "not permitted"."""
+    ats.fault("answer", status=403, body=b'{"error": "read-only access"}')
+    ended = cli("create", "t")
+    assert (ended.code, ended.err) == (77, "dispatch: read-only access\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "word"),
+    [
+        ({"DISPATCH_CHANEL": "x"}, [], "DISPATCH_CHANNEL"),
+        ({"DISPATCH_LEASE_MS": "soon"}, [], "DISPATCH_LEASE_MS"),
+        ({}, ["--url", "ftp://x"], "ats_url"),
+        ({}, ["--token-file", "missing"], "missing"),
+        ({}, ["--org", "acme"], "DISPATCH_ATS_PROJECT"),
+    ],
+)
+def test_wrong_settings_are_exit_78(cli, env, args, word):
+    """A wrong setting is one sentence that names it."""
+    ended = cli("list", *args, env=env)
+    assert ended.code == 78
+    assert word in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_options_win_over_the_environment(ats, cli, tmp_path):
+    """--url, --token-file, --org, --project, --actor-id and --actor-name override settings, wherever they stand."""
+    (tmp_path / "token").write_text("s3cret\n")
+    env = {"DISPATCH_ATS_URL": "http://127.0.0.1:1", "DISPATCH_ATS_TOKEN": "old"}
+    ended = cli(
+        "--url", ats.url, "--org", "o", "list", "--project", "p", "--token-file", "token", "--actor-id", "bot", env=env
+    )
+    assert ended.code == 0, ended.err
+    _, path, headers, _ = ats.calls[-1]
+    assert path.startswith("/orgs/o/projects/p/tasks?")
+    assert (headers["Authorization"], headers["X-Actor-ID"], headers["X-Actor-Name"]) == ("Bearer s3cret", "bot", "bot")
+
+
+# --- signals, pipes, terminals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["watch"], ["watch", "--json"], ["create", "t", "--wait"], ["logs", "100", "-f"]])
+def test_interrupt_is_quiet_and_exit_130(ats, cli, args):
+    """Ctrl-C ends a command without a traceback."""
+    ats.add()
+    process = cli.start(*args)
+    eventually(lambda: ats.subscriptions, 20)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "Aborted" not in err
+
+
+def test_closed_pipe_is_quiet(ats, cli):
+    """A reader that goes away ends the command without a word."""
+    for _ in range(400):
+        ats.add(title="x" * 400)
+    process = cli.start("list", "--json", "--limit", "400")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(10) == 141
+
+
+def test_terminal_gets_tables_and_pipes_do_not(ats, cli):
+    """On a terminal there are headings, colours and times as people say them."""
+    ats.add(title="hello")
+    shown = cli.on_terminal("list")
+    assert shown.code == 0
+    assert "\x1b[" in shown.out
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.out)
+    assert re.search(r"ID +STATUS +PRIO +CHANNEL +CREATED +TITLE", plain)
+    assert re.search(r"100 +pending +5 +default +(now|\d+ s ago) +hello", plain)
+    assert "\x1b[" not in cli("list").out
+
+
+def test_watch_on_a_terminal_ends_with_ctrl_c(ats, cli):
+    """A person sees that it watches, and leaves with Ctrl-C."""
+    shown = cli.on_terminal("watch", interrupt_at="Watching.")
+    assert shown.code == 130
+    assert "Traceback" not in shown.out
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "100"], ["logs", "100"], ["show", "100", "--json"]])
+def test_text_of_tasks_cannot_drive_the_terminal(ats, cli, command):
+    """Control sequences, bells, reordering marks and fake lines in titles, threads and results never get through."""
+    ats.add(title=HOSTILE + "\n101  completed", description=HOSTILE, payload={"x": HOSTILE})
+    ats.tasks[100] |= {"outputs": [{"response": HOSTILE}], "status": "completed", "reason": HOSTILE}
+    ats.tasks[100]["messages"].append({"id": 1, "actor_name": HOSTILE, "parts": [{"type": "text", "content": HOSTILE}]})
+    shown = cli.on_terminal(*command).out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)  # the colours are ours: those of the title carry no marker
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", shown)
+    piped = cli(*command).out
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", piped)
+    if command == ["list"]:
+        assert len(piped.splitlines()) == 1
+
+
+def test_refusal_of_the_service_cannot_drive_the_terminal(ats, cli):
+    """The service's sentence is cleaned as well."""
+    ats.fault("answer", status=400, body=b'{"error": "a\\u001b[2J\\nb"}')
+    assert cli("list").err == "dispatch: a [2J b\n"
+
+
+# --- doctor and status ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory):
+    """A private Redis with a TCP port."""
+    with RedisServer(tmp_path_factory.mktemp("r"), tcp=True) as server:
+        yield server
+
+
+def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
+    """Everything there: exit 0; what could be better is a warning."""
+    ended = cli("doctor", "--json", env={"DISPATCH_REDIS_URL": redis_server.tcp_url})
+    assert ended.code == 0
+    assert [(check["name"], check["state"]) for check in ended.json] == [
+        ("settings", "ok"),
+        ("service", "ok"),
+        ("redis", "ok"),
+        ("executor", "ok"),
+        ("data_dir", "ok"),
+        ("workers", "warning"),
+    ]
+
+
+def test_doctor_names_everything_that_is_wrong_at_once(ats, cli, tmp_path):
+    """Each failing check has a sentence and advice; passwords are not shown."""
+    ats.stop()
+    (tmp_path / "data").mkdir(mode=0o755)
+    (tmp_path / "data").chmod(stat.S_IRWXU | stat.S_IROTH)
+    (tmp_path / "tool").write_text("")
+    ended = cli("doctor", env={"DISPATCH_COMMAND": str(tmp_path / "tool")})
+    assert ended.code == 78
+    assert "pw" not in ended.out
+    rows = {line.split("\t")[1]: line.split("\t") for line in ended.out.splitlines()}
+    assert [rows[name][0] for name in ("service", "redis", "executor", "data_dir")] == [
+        "error",
+        "error",
+        "error",
+        "warning",
+    ]
+    assert "chmod +x" in rows["executor"][3]
+    assert "chmod 700" in rows["data_dir"][3]
+    assert "dispatch serve" in rows["service"][3]
+
+
+def test_doctor_on_a_terminal(ats, cli):
+    """A person gets sentences with advice below."""
+    shown = cli.on_terminal("doctor").out
+    assert "The settings are consistent." in shown
+    assert "Start Redis, or set DISPATCH_REDIS_URL" in shown
+
+
+def test_doctor_with_broken_settings(cli):
+    """Settings that cannot be read are the one thing it says."""
+    ended = cli("doctor", "--json", env={"DISPATCH_LEASE_MS": "soon"})
+    assert ended.code == 78
+    assert [(check["name"], check["state"]) for check in ended.json] == [("settings", "error")]
+
+
+def test_foreign_service_is_a_warning(ats, cli, redis_server):
+    """A service without fencing tokens works, and the doctor says what that means."""
+    ats.switches.fencing = False
+    ended = cli("doctor", "--json", env={"DISPATCH_REDIS_URL": redis_server.tcp_url})
+    assert ended.code == 0
+    assert "no fencing tokens" in ended.json[1]["sentence"]
+
+
+def test_status_shows_counts_queue_and_workers(ats, cli, redis_server):
+    """Service, counts, oldest pending task, queue and workers on one screen."""
+    ats.add()
+    ats.add(status="failed")
+    with redis_server.client() as client:
+        client.rpush("dispatch", "a", "b")
+        worker = '{"node": "w1@h", "host": "h", "pid": 7, "slots": 4, "queues": ["dispatch"]}'
+        client.set("dispatch:worker:w1@h:7", worker)
+        client.set("dispatch:worker:odd", "[]")
+    env = {"DISPATCH_REDIS_URL": redis_server.tcp_url}
+    found = cli("status", "--json", env=env)
+    assert found.code == 0
+    assert (found.json["tasks"]["pending"], found.json["tasks"]["failed"]) == (1, 1)
+    assert found.json["tasks"]["oldest_pending"]["id"] == "100"
+    assert found.json["redis"]["queued"] == 2
+    assert [worker["node"] for worker in found.json["workers"]] == ["w1@h"]
+    out = cli("status", env=env).out
+    assert "tasks\t1 pending, 1 failed\n" in out
+    assert "w1@h\th\t7\t4\tok\t\tdispatch\n" in out
+
+
+def test_redis_of_dispatch_up_is_found(ats, cli, short_dir):
+    """Where nobody named a Redis, looking means the one that 'dispatch up' runs in the data directory."""
+    here = Cli(short_dir, {"DISPATCH_ATS_URL": ats.url, "DISPATCH_DATA_DIR": str(short_dir / "data")})
+    with RedisServer(short_dir / "data" / "redis"):
+        assert here("status", "--json").json["redis"]["reachable"] is True
+    here.close()
+
+
+def test_status_says_what_is_down(ats, cli):
+    """Without Redis or the service the rest is shown, and the exit code is 69."""
+    ended = cli("status", "--json")
+    assert ended.code == 69
+    assert (ended.json["service"]["reachable"], ended.json["redis"]["reachable"]) == (True, False)
+    ats.stop()
+    ended = cli("status")
+    assert ended.code == 69
+    assert "service\terror" in ended.out
+    assert "redis\terror" in ended.out
+
+
+def test_ingress_without_redis_claims_nothing_and_is_exit_69(ats, cli):
+    """Preflight: one sentence on stderr before anything is claimed, the password not in it."""
+    ats.add()
+    ended = cli("ingress")
+    assert ended.code == 69
+    assert ended.err.startswith("dispatch: Redis at redis://:***@127.0.0.1:")
+    assert not [call for call in ats.calls if call[0] == "POST"]
+
+
+def test_worker_takes_the_place_of_celery(cli):
+    """``dispatch worker`` ends in the same Celery command, its arguments untouched."""
+    ended = cli("worker", "--help")
+    assert "dispatch worker" in ended.out
+    ended = cli("--channel", "img", "worker", "--no-such-option")
+    assert ended.code == 2
+    assert "celery" in ended.err.lower() or "no such option" in ended.err.lower()

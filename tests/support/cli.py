@@ -1,0 +1,116 @@
+"""Runs ``python -m dispatch`` as people and scripts do: with pipes, or on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as JSON."""
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs commands against one service, with nothing of the caller's environment. Call ``close`` at the end."""
+
+    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+        self.home = home
+        self._started: list[subprocess.Popen[str]] = []
+        self.env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "USER": "tester",
+            "LOGNAME": "tester",
+            "TERM": "xterm-256color",
+            "COLUMNS": "140",
+            **env,
+        }
+
+    def close(self) -> None:
+        """Kill what still runs and close its pipes."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start a command with pipes."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dispatch", *args],
+            env={**self.env, **(env or {})},
+            cwd=self.home,
+            text=True,
+            **{**streams, **options},
+        )
+        self._started.append(process)
+        return process
+
+    def __call__(self, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Ended:
+        """Run a command to its end, its output in pipes."""
+        options = {} if stdin is None else {"stdin": subprocess.PIPE}
+        process = self.start(*args, env=env, **options)
+        out, err = process.communicate(stdin, timeout=30)
+        return Ended(process.returncode, out, err)
+
+    def on_terminal(self, *args: str, interrupt_at: str = "", timeout_s: float = 20.0) -> Ended:
+        """Run a command on a terminal of its own, stderr included in ``out``.
+
+        With ``interrupt_at``: presses Ctrl-C when that text has come.
+        """
+        pid, terminal = pty.fork()
+        if pid == 0:
+            try:
+                os.chdir(self.home)
+                os.execve(sys.executable, [sys.executable, "-m", "dispatch", *args], self.env)
+            finally:
+                os._exit(127)
+        out = b""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while time.monotonic() < deadline:
+                if select.select([terminal], [], [], 0.1)[0]:
+                    try:
+                        data = os.read(terminal, 65_536)
+                    except OSError:  # what Linux says when the other side has closed
+                        break
+                    if not data:
+                        break
+                    out += data
+                if interrupt_at and interrupt_at.encode() in out:
+                    interrupt_at = ""
+                    os.write(terminal, b"\x03")
+            else:
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            os.close(terminal)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return Ended(code, out.decode("utf-8", "replace").replace("\r\n", "\n"), "")

@@ -1,0 +1,159 @@
+"""What the checks before the start find, on real directories and a real Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatch import preflight, settings
+from dispatch.errors import (
+    AuthenticationError,
+    BrokerUnavailableError,
+    ConfigurationError,
+    GatewayUnavailableError,
+)
+from tests.support.fake_ats import FakeAts
+from tests.support.redis import RedisServer, free_port
+
+BOTH = ("service", "redis")
+ALL = ("executor", "data_dir", *BOTH)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    """A private Redis with a TCP port."""
+    with RedisServer(tmp_path_factory.mktemp("r"), tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def ats():
+    """A fake ATS with the extensions."""
+    with FakeAts(fencing=True) as fake:
+        yield fake
+
+
+@pytest.fixture
+def env(ats, redis_server, tmp_path):
+    """Settings under which everything is well."""
+    return {
+        "DISPATCH_ATS_URL": ats.url,
+        "DISPATCH_REDIS_URL": redis_server.tcp_url,
+        "DISPATCH_COMMAND": "/bin/true",
+        "DISPATCH_DATA_DIR": str(tmp_path),
+    }
+
+
+def test_preflight_returns_what_it_found(env, ats):
+    """The check of the service carries its extensions; a foreign one announces none, which is a warning."""
+    found = {check.name: check for check in preflight.preflight(settings.load(env), ALL)}
+    assert {check.state for check in found.values()} == {"ok"}
+    assert "fencing" in found["service"].extensions
+    ats.switches.fencing = False
+    [check] = preflight.preflight(settings.load(env), ["service"])
+    assert (check.state, check.extensions) == ("warning", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "code"),
+    [
+        ({"DISPATCH_COMMAND": "no-such-program -p"}, ConfigurationError, 78),
+        ({"DISPATCH_COMMAND": "/etc"}, ConfigurationError, 78),
+        ({"DISPATCH_DATA_DIR": "/etc/passwd/data"}, ConfigurationError, 78),
+        ({"DISPATCH_ATS_URL": f"http://127.0.0.1:{free_port()}"}, GatewayUnavailableError, 69),
+        ({"DISPATCH_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}, BrokerUnavailableError, 69),
+        ({"DISPATCH_REDIS_URL": "unix:///nowhere/redis.sock?db=0"}, BrokerUnavailableError, 69),
+    ],
+)
+def test_first_failure_is_raised_with_its_exit_code(env, change, kind, code):
+    """What is missing on this host or set wrongly is 78, what does not answer is 69."""
+    with pytest.raises(kind) as caught:
+        preflight.preflight(settings.load({**env, **change}), ALL)
+    assert type(caught.value).exit_code == code
+
+
+def test_executor_matters_only_to_who_runs_tasks(env):
+    """An ingress needs no executor on its host."""
+    preflight.preflight(settings.load({**env, "DISPATCH_COMMAND": "no-such-program"}), BOTH)
+
+
+def test_refused_key_is_not_permitted(env, ats):
+    """A key that may not list tasks is told apart from a service that is down."""
+    ats.fault("answer", "limit=1", status=401, body=b'{"error": "unknown key"}')
+    with pytest.raises(AuthenticationError, match="unknown key"):
+        preflight.preflight(settings.load(env), BOTH)
+
+
+def test_something_else_at_the_address(env, ats):
+    """A web server that is no task service is not claimed from."""
+    ats.fault("answer", "/health", status=200, body=b'{"hello": "world"}')
+    with pytest.raises(GatewayUnavailableError, match="not a task service"):
+        preflight.preflight(settings.load(env), BOTH)
+
+
+def test_redis_with_another_password(env, redis_server):
+    """R6: a wrong password is one sentence without the password, at once."""
+    with redis_server.client() as client:
+        client.config_set("requirepass", "right-one")
+    try:
+        found = settings.load({**env, "DISPATCH_REDIS_PASSWORD": "wr0ng"})
+        with pytest.raises(ConfigurationError) as caught:
+            preflight.preflight(found, BOTH)
+        assert "wr0ng" not in str(caught.value)
+        preflight.preflight(settings.load({**env, "DISPATCH_REDIS_PASSWORD": "right-one"}), BOTH)
+    finally:
+        with redis_server.client(password="right-one") as client:
+            client.config_set("requirepass", "")
+
+
+def test_redis_that_takes_no_writes(env, redis_server):
+    """R4: a Redis that refuses writes is found before a task is claimed for it."""
+    with redis_server.client() as client:
+        client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(ConfigurationError, match="takes no writes"):
+            preflight.preflight(settings.load(env), BOTH)
+    finally:
+        with redis_server.client() as client:
+            client.config_set("maxmemory", "0")
+
+
+SAFE = {
+    "maxmemory": "0",
+    "maxmemory-policy": "noeviction",
+    "appendonly": "yes",
+    "bind": "127.0.0.1",
+    "protected-mode": "yes",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "has_password", "states"),
+    [
+        ({}, False, []),
+        ({"maxmemory-policy": "allkeys-lru"}, False, ["warning"]),
+        ({"maxmemory-policy": "allkeys-lru", "maxmemory": "1000"}, False, ["error"]),
+        ({"appendonly": "no"}, False, ["warning"]),
+        ({"bind": "0.0.0.0", "protected-mode": "no"}, False, ["warning"]),
+        ({"bind": "* -::*", "protected-mode": "no"}, False, ["warning"]),
+        ({"bind": "", "protected-mode": "no"}, False, ["warning"]),
+        ({"bind": "0.0.0.0", "protected-mode": "no"}, True, []),
+        ({"bind": "127.0.0.1 -::1", "protected-mode": "no"}, False, []),
+    ],
+)
+def test_configuration_of_redis_is_judged(change, has_password, states):
+    """Throwing tasks away is an error, losing time or being open to the network a warning."""
+    found = preflight.redis_warnings({**SAFE, **change}, has_password=has_password)
+    assert [check.state for check in found] == states
+
+
+def test_data_directory_that_others_may_read(env, tmp_path):
+    """A directory open to others is a warning with the command that mends it; a missing one is fine."""
+    tmp_path.chmod(0o750)
+    [check] = preflight.check_data_dir(settings.load(env))
+    assert (check.state, check.advice) == ("warning", f"Try 'chmod 700 {tmp_path}'.")
+    tmp_path.chmod(0o700)
+    [check] = preflight.check_data_dir(settings.load(env))
+    assert check.state == "ok"
+    missing = {**env, "DISPATCH_DATA_DIR": str(tmp_path / "a" / "b")}
+    assert [check.state for check in preflight.check_data_dir(settings.load(missing))] == ["ok"]
+    assert list(tmp_path.iterdir()) == []
