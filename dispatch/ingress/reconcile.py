@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 PAGE: Final = 500
 QUEUED_AGE_MIN_S: Final = 1.0
 """A message younger than this may be between two hands; nobody asks for it yet."""
+POPPED_AGE_MAX_S: Final = 2.0
+"""A worker accepts what it popped in a moment. A message that stays popped was left behind by one that died
+or lost Redis in between: Celery brings it back after minutes, and until then its lease must not be renewed."""
 _REFRESH_AT_ONCE: Final = 200
 
 
@@ -64,6 +67,8 @@ class Reconciler:
         self._channels = channels
         self._lease_s = lease_s
         self._log = log
+        self._popped_at: dict[str, float] = {}
+        """When each message that is popped and not accepted was first seen so, by delivery."""
 
     async def with_service(self) -> None:
         """List what is pending and what is ours. Raises the GatewayError family."""
@@ -152,8 +157,9 @@ class Reconciler:
         """
         queued = list(self._ledger.queued(time.monotonic(), QUEUED_AGE_MIN_S))
         if not queued:
+            self._popped_at.clear()
             return
-        seen = await self._view.queued_ids()
+        seen = await self._messages_seen()
         missing: list[tuple[AttemptRef, Flight]] = []
         for ref, flight in queued:
             if f"{ref.task_id}.{ref.token}" in seen:
@@ -162,6 +168,15 @@ class Reconciler:
                 missing.append((ref, flight))
         for start in range(0, len(missing), _REFRESH_AT_ONCE):
             await self._resolve(missing[start : start + _REFRESH_AT_ONCE])
+
+    async def _messages_seen(self) -> set[str]:
+        """Return the ids of the messages that somebody will take: queued ones, and those popped just now."""
+        queued, unacked = await self._view.messages()
+        now = time.monotonic()
+        self._popped_at = {delivery: self._popped_at.get(delivery, now) for delivery in unacked}
+        return queued | {
+            ident for delivery, ident in unacked.items() if now - self._popped_at[delivery] < POPPED_AGE_MAX_S
+        }
 
     async def _renew_if_due(self, ref: AttemptRef, flight: Flight) -> None:
         sent_at = time.monotonic()

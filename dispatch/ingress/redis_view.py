@@ -68,13 +68,16 @@ class RedisView:
         """Stop showing this ingress."""
         await self._redis.delete(INGRESS_KEY + actor)
 
-    async def queued_ids(self) -> set[str]:
-        """Return the Celery ids of all messages in the queue and of those popped but not yet accepted."""
+    async def messages(self) -> tuple[set[str], dict[str, str]]:
+        """Return the Celery ids of the messages in the queue, and of those popped but not accepted, by delivery."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.lrange(KEY_PREFIX + self._queue, 0, -1)
-            pipe.hvals(KEY_PREFIX + "unacked")
+            pipe.hgetall(KEY_PREFIX + "unacked")
             queued, unacked = await pipe.execute()
-        return {ident for text in [*queued, *unacked] if (ident := message_id(text))}
+        return (
+            {ident for text in queued if (ident := message_id(text))},
+            {delivery: ident for delivery, text in unacked.items() if (ident := message_id(text))},
+        )
 
     async def wake(self, task_id: str) -> None:
         """Tell whoever runs ``task_id`` to ask the service at once whether it still may."""

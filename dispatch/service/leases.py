@@ -324,7 +324,8 @@ def give_back(
         result_hash=digest,
         reason=reason if reason is not None else row.reason,
     )
-    tx.emit("task.released", changed, actor, moved=(Status.IN_PROGRESS, Status.TODO), note=reason)
+    note = f"{'counted' if counted else 'not counted'}: {reason or 'no reason given'}"
+    tx.emit("task.released", changed, actor, moved=(Status.IN_PROGRESS, Status.TODO), note=note)
     return changed
 
 

@@ -24,19 +24,24 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tests.chaos.history import Event, Fault, FaultKind, FinalTask, History, Tick
+from tests.chaos.history import Creation, Event, Fault, FaultKind, FinalTask, History, Tick, end_of_grant
 from tests.chaos.verdict import Bounds, Recovery, Report, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "skipped"})
-ENDS_GRANT = frozenset(
-    {"task.completed", "task.failed", "task.cancelled", "task.rejected", "task.released", "task.lease_expired"}
-)
 FENCED = frozenset({"task.started", "task.completed", "task.failed", "task.released"})
 KILLS_ATTEMPTS = frozenset({FaultKind.POOL_CHILD, FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.WORKER_DRAIN})
 """Faults whose victims must run again; all others must disturb no running attempt."""
+NEEDED_TO_START = frozenset({FaultKind.REDIS, FaultKind.SERVICE})
+GAVE_UP = frozenset({69, 75, 78})
+"""Exit codes of a process whose preflight failed."""
+MAY_LEAVE_POPPED = frozenset({FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.REDIS, FaultKind.REDIS_EMPTIED})
+SLOTS_MAX = 4
+"""How many messages one such fault may leave: one for each slot of the fleet."""
+CONNECTS_AGAIN_S = 5.0
+"""How long after the return of service, ingress or Redis its clients may be without a connection."""
 
 
 class _Index:
@@ -51,26 +56,25 @@ class _Index:
         self.ticks: dict[tuple[str, int], list[Tick]] = defaultdict(list)
         for tick in sorted(history.ticks, key=lambda t: t.at):
             self.ticks[tick.task_id, tick.token].append(tick)
+        self.creations: dict[str, Creation] = {creation.title: creation for creation in history.creations}
         self.tokens: dict[str, list[int]] = defaultdict(list)
         for task_id, token in sorted(self.ticks):
             self.tokens[task_id].append(token)
 
     def end_of(self, task_id: str, token: int) -> Event | None:
-        """Return the event that ended a grant, if any: the first end after it was granted."""
-        granted = False
-        for event in self.events[task_id]:
-            if event.type == "task.claimed":
-                granted = event.token == token
-            elif granted and event.type in ENDS_GRANT:
-                return event
-        return None
+        """Return the event that ended a grant, if any."""
+        return end_of_grant(self.events[task_id], token)
+
+    def since(self, fault: Fault) -> float:
+        """Return from when the time to recover counts."""
+        return fault.up_at if fault.kind in self.bounds.from_up else fault.at
 
     def deadline(self, fault: Fault, overcome_at: float) -> float:
         """Return until when a fault must be overcome; faults that hit before it is overcome add their own time."""
-        deadline = fault.at + self.bounds.recovery_s[fault.kind]
+        deadline = self.since(fault) + self.bounds.recovery_s[fault.kind]
         for other in sorted(self.history.faults, key=lambda f: f.at):
-            if other is not fault and fault.at <= other.at <= min(deadline, overcome_at):
-                deadline += self.bounds.recovery_s[other.kind]
+            if other is not fault and fault.at <= other.up_at and other.at <= min(deadline, overcome_at):
+                deadline += self.bounds.recovery_s[other.kind] + self.since(other) - other.at
         return deadline
 
 
@@ -86,12 +90,16 @@ def check(history: History, bounds: Bounds | None = None) -> Report:
         violations += _alone(task.id, index)
         violations += _attempts(task, index)
         violations += _limit(task.id, index)
+        violations += _as_meant(task, index)
     violations += _stale_calls(history)
     violations += _recovered(index, recoveries)
     violations += _undisturbed(index)
+    violations += _ended_by_themselves(history)
     violations += _outlived(index)
     violations += _at_rest(history, index.bounds)
     counts["attempts"] = len(index.ticks)
+    counts["stale calls"] = sum(call.token < call.current_token for call in history.calls)
+    counts["repeats"] = sum(call.repeats for call in history.calls)
     counts["faults"] = len(history.faults)
     return Report(counts, tuple(recoveries), tuple(sorted(set(violations))))
 
@@ -240,6 +248,18 @@ def _limit(task_id: str, index: _Index) -> Iterator[Violation]:
             yield Violation("I9", task_id, f"attempt {attempt} ran, the limit is {limit}")
 
 
+def _as_meant(task: FinalTask, index: _Index) -> Iterator[Violation]:
+    """I9: a task ends as its child makes it end, or failed after as many attempts as there may be, never sooner."""
+    creation = index.creations.get(task.title)
+    if creation is None or not creation.ends or task.status not in TERMINAL or task.status == creation.ends:
+        return
+    bounds = index.bounds
+    exhausted = task.attempts >= bounds.max_attempts or task.lease_losses >= bounds.max_lease_losses
+    if task.status != "failed" or not exhausted:
+        sentence = f"ended {task.status} after {task.attempts} attempts, its child makes it end {creation.ends}"
+        yield Violation("I9", task.id, sentence)
+
+
 def _after_return(event: Event, possible: set[int]) -> set[int]:
     """Return the possible counts after a started attempt was given back or its lease ran out."""
     uncounted = {number - 1 for number in possible}
@@ -250,35 +270,50 @@ def _after_return(event: Event, possible: set[int]) -> set[int]:
 
 def _recovered(index: _Index, recoveries: list[Recovery]) -> Iterator[Violation]:
     """I10: what a fault hit runs again, or is settled, in time; after other faults what waits starts in time."""
-    begins = sorted((t.at, t.task_id, t.token) for t in index.history.ticks if t.kind == "begin" and t.role == "leader")
     for fault in index.history.faults:
-        overcome: dict[str, list[float]] = {}
-        for task_id, token in sorted(fault.victims):
-            again = [at for at, ident, new in begins if ident == task_id and new > token]
-            again += [e.at for e in index.events[task_id] if e.at >= fault.at and e.to_status in TERMINAL]
-            overcome[task_id] = again
-        if fault.kind not in KILLS_ATTEMPTS and (waiting := _waiting(index, fault)):
-            overcome[waiting] = [at for at, _, _ in begins if at > fault.at]
-        for task_id, again in overcome.items():
+        hit = dict(fault.victims) if fault.kind in KILLS_ATTEMPTS else dict(_in_flight(index, fault))
+        overcome = {task_id: _begins_or_ends(index, task_id, token, fault.at) for task_id, token in hit.items()}
+        if fault.kind not in KILLS_ATTEMPTS:
+            overcome |= _next_pickup(index, fault)
+        for task_id, again in sorted(overcome.items()):
             if not again:
                 yield Violation("I10", task_id, f"never ran again after {fault.kind}")
                 continue
-            took_s, bound_s = min(again) - fault.at, index.deadline(fault, min(again)) - fault.at
+            since = index.since(fault)
+            took_s, bound_s = max(0.0, min(again) - since), index.deadline(fault, min(again)) - since
             recoveries.append(Recovery(fault.kind, took_s, bound_s))
             if took_s > bound_s:
                 sentence = f"ran again only {took_s:.2f} s after {fault.kind}, bound {bound_s:g} s"
                 yield Violation("I10", task_id, sentence)
 
 
-def _waiting(index: _Index, fault: Fault) -> str:
-    """Return a task that was created before a fault and started or settled only after it, or ""."""
-    for creation in index.history.creations:
-        task_id = creation.task_id or ""
-        settled = [e.at for e in index.events[task_id] if e.to_status in TERMINAL]
-        begun = [index.ticks[task_id, token][0].at for token in index.tokens[task_id]]
-        if task_id and creation.at < fault.at and not any(at <= fault.at for at in settled + begun):
-            return task_id
-    return ""
+def _begins_or_ends(index: _Index, task_id: str, token: int, after: float) -> list[float]:
+    """Return when later attempts of a task began, and when it was settled for good."""
+    begins = [index.ticks[task_id, new][0].at for new in index.tokens[task_id] if new > token]
+    return begins + [e.at for e in index.events[task_id] if e.at >= after and e.to_status in TERMINAL]
+
+
+def _in_flight(index: _Index, fault: Fault) -> Iterator[tuple[str, int]]:
+    """Yield (task id, last token that had a life) of what was claimed at the time of a fault and not yet begun."""
+    for task_id, events in index.events.items():
+        before = [event for event in events if event.at < fault.at]
+        grants = [event.token or 0 for event in before if event.type == "task.claimed"]
+        if not grants or before[-1].type != "task.claimed":
+            continue
+        yield task_id, grants[-1] - 1
+
+
+def _next_pickup(index: _Index, fault: Fault) -> dict[str, list[float]]:
+    """Return the task that was claimed and begun first of those that had waited unclaimed during a fault, if any."""
+    picked = []
+    for task_id, events in index.events.items():
+        if not events or events[0].at >= fault.up_at or events[-1].at <= fault.at:
+            continue
+        grants = [e for e in events if e.type == "task.claimed" and e.at > fault.at]
+        begun = [index.ticks[task_id, e.token or 0][0].at for e in grants if (task_id, e.token) in index.ticks]
+        if begun and grants[0].at == min(e.at for e in events if e.type == "task.claimed"):
+            picked.append((min(begun), task_id))
+    return {task_id: [at] for at, task_id in sorted(picked)[:1]}
 
 
 def _undisturbed(index: _Index) -> Iterator[Violation]:
@@ -298,6 +333,14 @@ def _undisturbed(index: _Index) -> Iterator[Violation]:
         yield Violation("I10", task_id, f"the attempt with token {token} was cut short, and {cause}")
 
 
+def _ended_by_themselves(history: History) -> Iterator[Violation]:
+    """I10: no process ends because another did; one that starts while what it needs is away may give up."""
+    for ended in history.exits:
+        away = [f for f in history.faults if f.kind in NEEDED_TO_START and f.at <= ended.at <= f.up_at + 1.0]
+        if not (ended.code in GAVE_UP and away):
+            yield Violation("I10", "-", f"{ended.name} ended by itself with exit code {ended.code}")
+
+
 def _outlived(index: _Index) -> Iterator[Violation]:
     """I11: ticks and sightings end within a second after the attempt's end, or after its holder was killed."""
     seen: dict[tuple[str, int], float] = {key: ticks[-1].at for key, ticks in index.ticks.items()}
@@ -312,19 +355,37 @@ def _outlived(index: _Index) -> Iterator[Violation]:
     }
     for (task_id, token), last in sorted(seen.items()):
         end = index.end_of(task_id, token)
-        if end is not None:
-            allowed = index.bounds.tree_dead_s + (index.bounds.grace_s if end.type == "task.cancelled" else 0.0)
-            if last > end.at + allowed:
-                yield Violation("I11", task_id, f"token {token} was alive {last - end.at:.2f} s after its {end.type}")
+        if end is not None and last > end.at + _may_outlive_s(index, end):
+            yield Violation("I11", task_id, f"token {token} was alive {last - end.at:.2f} s after its {end.type}")
         fault = killed.get((task_id, token))
         if fault is not None and last > fault.at + index.bounds.tree_dead_s:
             yield Violation("I11", task_id, f"token {token} was alive {last - fault.at:.2f} s after {fault.kind} died")
 
 
+def _may_outlive_s(index: _Index, end: Event) -> float:
+    """Return how long a tree may live after its attempt's end.
+
+    A cancel reaches its worker by the feed, an ingress and Redis; where one of
+    them was hit, the worker hears it with its next renewal.
+    """
+    bounds = index.bounds
+    if end.type != "task.cancelled":
+        return bounds.tree_dead_s
+    may_s = bounds.tree_dead_s + bounds.grace_s
+    late_s = [
+        max(0.0, fault.up_at - end.at) + bounds.renew_s
+        for fault in index.history.faults
+        if fault.kind not in KILLS_ATTEMPTS and fault.at - may_s < end.at < fault.up_at + CONNECTS_AGAIN_S
+    ]
+    return may_s + max(late_s, default=0.0)
+
+
 def _at_rest(history: History, bounds: Bounds) -> Iterator[Violation]:
     """I13: nothing is left that somebody would have to do."""
+    # What a killed worker, or one that lost Redis, had popped stays there until Celery restores it after minutes.
+    left_behind = sum(fault.kind in MAY_LEAVE_POPPED for fault in history.faults)
     for name, depth in history.queue_depths.items():
-        if depth:
+        if depth > (left_behind * SLOTS_MAX if name == "unacked" else 0):
             yield Violation("I13", "-", f"queue {name} still holds {depth} messages")
     for task in history.tasks:
         if task.status == "todo":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.chaos.history import Event, FinalTask, Sighting
+from tests.chaos.history import Event, Fault, FinalTask, Sighting, end_of_grant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import redis
 
@@ -45,11 +47,35 @@ def read_store(path: Path) -> tuple[tuple[Event, ...], tuple[FinalTask, ...]]:
 def _event(row: tuple) -> Event:
     seq, task_id, kind, came, went, at_ms, actor, token, note = row
     runner = (note or "") if kind == "task.started" else ""
-    return Event(seq, str(task_id), kind, came, went, at_ms / 1000, actor, token, runner)
+    counted = (note or "").startswith("counted") if kind == "task.released" else None
+    return Event(seq, str(task_id), kind, came, went, at_ms / 1000, actor, token, runner, counted)
 
 
 def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
+
+
+def with_victims(faults: Iterable[Fault], events: Iterable[Event]) -> tuple[Fault, ...]:
+    """Return the faults with the attempts that ran on what they killed: started there, and not ended before."""
+    of_task: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        of_task[event.task_id].append(event)
+    started = [event for events in of_task.values() for event in events if event.type == "task.started"]
+    found = []
+    for fault in faults:
+        hit = set()
+        for event in started:
+            if _pid_of(event.runner) in fault.pids:
+                end = end_of_grant(of_task[event.task_id], event.token or 0)
+                if end is None or end.at >= fault.at:
+                    hit.add((event.task_id, event.token or 0))
+        found.append(replace(fault, victims=frozenset(hit)))
+    return tuple(found)
+
+
+def _pid_of(runner: str) -> int:
+    """Return the pool child in the name of a runner, ``host/pid/nonce``."""
+    return int(runner.split("/")[1])
 
 
 def queue_depths(client: redis.Redis, queue: str, prefix: str = "dispatch:") -> dict[str, int]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -59,6 +59,8 @@ class Creation:
     at: float
     cut_short: bool = False
     """Its attempts end without saying so: a child that kills itself or its worker, or that runs into its time limit."""
+    ends: str = ""
+    """The status in which it ends unless too many of its attempts are hit; "" where anything goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,24 @@ class Fault:
     kind: FaultKind
     at: float
     victims: frozenset[tuple[str, int]] = frozenset()
+    pids: frozenset[int] = frozenset()
+    """The pool children that died."""
+    back_at: float | None = None
+    """When what was killed was ready again; None counts as at once."""
+
+    @property
+    def up_at(self) -> float:
+        """When it was over: ``back_at``, or when it happened."""
+        return self.at if self.back_at is None else self.back_at
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process that ended although nobody asked it to."""
+
+    name: str
+    code: int
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +154,25 @@ class History:
     calls: tuple[Call, ...] = ()
     faults: tuple[Fault, ...] = ()
     sightings: tuple[Sighting, ...] = ()
+    exits: tuple[Exit, ...] = ()
     queue_depths: Mapping[str, int] = field(default_factory=dict)
     ended_at: float = 0.0
+
+
+ENDS_GRANT = frozenset(
+    {"task.completed", "task.failed", "task.cancelled", "task.rejected", "task.released", "task.lease_expired"}
+)
+
+
+def end_of_grant(events: Iterable[Event], token: int) -> Event | None:
+    """Return the event that ended a grant, if any: the first end after it was granted. ``events`` are of one task."""
+    granted = False
+    for event in events:
+        if event.type == "task.claimed":
+            granted = event.token == token
+        elif granted and event.type in ENDS_GRANT:
+            return event
+    return None
 
 
 def read_ticks(directory: Path, wall_minus_boot_s: float) -> Iterator[Tick]:

@@ -8,6 +8,7 @@ believes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dispatch.broker import KEY_PREFIX, PRESENCE_CHANNEL, WORKER_KEY
+from dispatch.core.presence import PRESENCE_TTL_S, WorkerPresence, dump
 from tests.support.processes import children_of, eventually, is_running
 
 if TYPE_CHECKING:
@@ -153,6 +156,26 @@ def test_kill_ingress(stack):
     for task in [first, *queued, later]:
         assert assert_ended_once(stack, task["id"])["attempts"] == 1
     assert len(moves_of(stack, first["id"])) == len(set(moves_of(stack, first["id"])))
+
+
+def test_message_popped_by_a_worker_that_died(stack):
+    """A message that a worker popped and did not live to accept is enqueued again, not renewed for ever."""
+    stack.redis.start()
+    stack.start_service()
+    stack.start_ingress()
+    with closing(stack.redis.client(decode_responses=True)) as client:
+        ghost = WorkerPresence(node="ghost", host="here", pid=1, slots=1, queues=("dispatch",))
+        client.set(WORKER_KEY + "ghost", dump(ghost), ex=PRESENCE_TTL_S)
+        client.publish(PRESENCE_CHANNEL, "ghost")
+        task = stack.create(tick={"duration_s": 0.1})
+        message = eventually(lambda: client.rpop(KEY_PREFIX + "dispatch"), AGAIN_S, "the message")
+        # As kombu.transport.redis does when it pops.
+        client.zadd(KEY_PREFIX + "unacked_index", {"left-behind": time.time()})
+        client.hset(KEY_PREFIX + "unacked", "left-behind", json.dumps([json.loads(message), "", "dispatch"]))
+    stack.start_worker(1)
+    ended = stack.wait_task(task["id"], timeout_s=AGAIN_S)
+    assert ended["status"] == "completed"
+    assert ended["attempts"] == 1
 
 
 def test_kill_redis(stack):

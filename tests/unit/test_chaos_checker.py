@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.chaos.checker import check
+from tests.chaos.collect import with_victims
 from tests.chaos.history import (
     Call,
     Creation,
     Event,
+    Exit,
     Fault,
     FaultKind,
     FinalTask,
@@ -233,6 +235,16 @@ MUTANTS = [
     ),
     (
         "I9",
+        "a task that succeeds is failed before its attempts are used up",
+        replace(
+            with_event(7, type="task.failed", to_status="failed"),
+            creations=(Creation("one", "1", 0.0, ends="completed"), *RIGHT.creations[1:]),
+            tasks=(replace(RIGHT.tasks[0], status="failed"), *RIGHT.tasks[1:]),
+        ),
+        "ended failed after 1 attempts, its child makes it end completed",
+    ),
+    (
+        "I9",
         "one attempt too many runs",
         ticks_where(lambda t: replace(t, attempt=4) if (t.task_id, t.token) == ("2", 3) else t),
         "attempt 4 ran, the limit is 3",
@@ -258,12 +270,44 @@ MUTANTS = [
         "what waited for Redis starts late",
         replace(
             RIGHT,
-            creations=(*RIGHT.creations[:4], Creation("five", "5", 10.0), RIGHT.creations[5]),
-            faults=(*RIGHT.faults[:2], Fault(FaultKind.REDIS, 15.15)),
-            ticks=tuple(t for t in RIGHT.ticks if t.task_id != "4"),
-            events=tuple(e for e in RIGHT.events if e.task_id != "4" or e.seq < 30),
+            faults=(*RIGHT.faults[:2], Fault(FaultKind.REDIS, 14.5, back_at=15.0)),
+            ticks=tuple(t for t in TICKS if t.task_id != "4"),
+            events=tuple(replace(e, at=12.0) if e.seq == 33 else e for e in EVENTS if e.seq not in {30, 31}),
         ),
-        "ran again only 5.05 s after redis, bound 5 s",
+        "ran again only 5.20 s after redis, bound 5 s",
+    ),
+    (
+        "I10",
+        "what was queued when an ingress died starts late",
+        replace(
+            RIGHT,
+            faults=(*RIGHT.faults[:2], Fault(FaultKind.INGRESS, 9.5, back_at=11.0)),
+            events=tuple(replace(e, at=9.0) if e.seq in {33, 34} else e for e in EVENTS),
+        ),
+        "ran again only 10.70 s after ingress, bound 10 s",
+    ),
+    (
+        "I10",
+        "what was queued when an ingress died never runs",
+        replace(
+            RIGHT,
+            faults=(*RIGHT.faults, Fault(FaultKind.INGRESS, 20.05)),
+            events=tuple(e for e in EVENTS if e.seq < 35),
+            ticks=tuple(t for t in TICKS if t.task_id != "5"),
+        ),
+        "never ran again after ingress",
+    ),
+    (
+        "I10",
+        "a process ends by itself",
+        replace(RIGHT, exits=(Exit("worker-1", 1, 18.6),)),
+        "worker-1 ended by itself with exit code 1",
+    ),
+    (
+        "I10",
+        "a process gives up though nothing is away",
+        replace(RIGHT, exits=(Exit("worker-1", 69, 30.0),)),
+        "worker-1 ended by itself with exit code 69",
     ),
     (
         "I10",
@@ -304,11 +348,14 @@ def test_a_right_history_is_valid() -> None:
         "duplicated": 0,
         "recovered": 1,
         "attempts": 9,
+        "stale calls": 2,
+        "repeats": 1,
         "faults": 3,
     }
     assert [(r.kind.value, round(r.took_s, 2)) for r in report.recoveries] == [
         ("pool_child", 1.3),
         ("worker_frozen", 6.3),
+        ("redis", 1.7),
     ]
 
 
@@ -349,9 +396,10 @@ def test_the_text_is_for_people() -> None:
     """Counts, recovery times with their bounds, the violations, and the verdict in the last line."""
     text = check(RIGHT).text()
     assert text.splitlines()[0] == (
-        "tried 6  acknowledged 4  lost 0  unexpected 0  duplicated 0  recovered 1  attempts 9  faults 3"
+        "tried 6  acknowledged 4  lost 0  unexpected 0  duplicated 0  recovered 1  "
+        "attempts 9  stale calls 2  repeats 1  faults 3"
     )
-    assert "recovery after pool_child: 1 times, at worst 1.30 s of 10 s" in text
+    assert "recovery after pool_child: 1 times, median 1.30 s, at worst 1.30 s of 10 s" in text
     assert text.endswith("\nvalid")
     wrong = Report({}, (), (Violation("I5", "7", "was alive twice"),)).text()
     assert wrong.endswith("I5  task 7: was alive twice\nINVALID: 1 violations")
@@ -366,3 +414,19 @@ def test_ticks_are_read_as_written(tmp_path: Path) -> None:
     (tmp_path / "7.ticks").write_text('{"task": "7"')
     with pytest.raises(ValueError, match="delimiter"):
         list(read_ticks(tmp_path, 0.0))
+
+
+def test_victims_are_the_attempts_that_had_not_ended() -> None:
+    """An attempt is a victim if it was started by a pool child that died and the service had no end of it before."""
+    events = [
+        event(1, "1", "claimed", 0.1, 1),
+        event(2, "1", "started", 0.2, 1, runner="host/7/aa"),
+        event(3, "1", "completed", 0.9, 1),
+        event(4, "2", "claimed", 1.0, 1),
+        event(5, "2", "started", 1.1, 1, runner="host/7/bb"),
+        event(6, "2", "released", 2.1, 1),
+        event(7, "3", "claimed", 1.0, 1),
+        event(8, "3", "started", 1.1, 1, runner="host/8/cc"),
+    ]
+    (fault,) = with_victims([Fault(FaultKind.POOL_CHILD, 2.0, pids=frozenset({7}))], events)
+    assert fault.victims == {("2", 1)}
