@@ -144,7 +144,7 @@ def test_kill_warden(stack):
 
 
 def test_kill_ingress(stack):
-    """F4, A4: kill -9 of the ingress: what runs goes on, what is queued and new runs after its restart, nothing twice."""
+    """F4, A4: kill -9 of the ingress: what runs goes on, what is queued or new runs after its restart, once."""
     stack.start(slots=1)
     ingress = stack.processes[1]
     first = stack.create(tick={"duration_s": 2})
@@ -235,7 +235,7 @@ def test_kill_service(stack):
 
 
 def test_frozen_worker_completes_nothing(stack):
-    """F5, B7: a worker stopped past its lease loses its tree before the lease ends, and completes nothing when resumed."""
+    """F5, B7: a worker stopped past its lease loses its tree before that, and completes nothing when resumed."""
     stack.start(slots=1)
     worker = stack.processes[-1]
     task = stack.create(tick={"duration_s": 30, "output": "too late"})

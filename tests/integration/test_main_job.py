@@ -132,7 +132,7 @@ def test_a_gibibyte_of_output_costs_no_memory(make_stack: Callable[..., Stack]):
 
 
 def test_doubled_and_foreign_messages_start_nothing(make_stack: Callable[..., Stack]):
-    """R5, B9: a message twice, one with an old token, one for an unknown task and garbage: dropped, the worker lives."""
+    """R5, B9: a message twice, an old token, an unknown task and garbage are dropped, and the worker lives."""
     stack = make_stack().start(slots=1)
     first = stack.create(tick={"duration_s": 0.3})
     app = make_app(load(stack.env | {"DISPATCH_CONFIG": "/dev/null"}))
