@@ -83,7 +83,7 @@ class Report:
             middle = statistics.median(r.took_s for r in found)
             lines.append(
                 f"recovery after {kind}: {len(found)} times, median {middle:.2f} s, "
-                f"at worst {worst.took_s:.2f} s of {worst.bound_s:g} s"
+                f"at worst {worst.took_s:.2f} s of {worst.bound_s:.3g} s"
             )
         lines += [f"{v.invariant}  task {v.task_id}: {v.sentence}" for v in self.violations]
         lines.append("valid" if self.ok else f"INVALID: {len(self.violations)} violations")
