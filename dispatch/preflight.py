@@ -43,7 +43,7 @@ _REDIS_CONFIG: Final = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-Need = Literal["service", "redis", "executor", "data_dir"]
+Need = Literal["service", "redis", "executor", "data_dir", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def check_executor(settings: Settings) -> list[Check]:
     program = settings.execution.command[0]
     place = shutil.which(program)
     if place is not None:
-        return [Check("executor", "ok", f"The executor is {place}."), *_check_user()]
+        return [Check("executor", "ok", f"The executor is {place}.")]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
     path = Path(program).expanduser()
     if path.is_dir():
@@ -242,11 +242,12 @@ def check_executor(settings: Settings) -> list[Check]:
     return [Check("executor", "error", f"The executor {program} was not found{where}.", advice)]
 
 
-def _check_user() -> list[Check]:
+def check_user(_settings: Settings) -> list[Check]:
+    """Would tasks run as root?"""
     if os.geteuid() != 0:
-        return []
+        return [Check("user", "ok", "Tasks do not run as root.")]
     sentence = "Tasks run as root here: what they start may do anything to this host."
-    return [Check("executor", "warning", sentence, "Run workers as a user of their own.")]
+    return [Check("user", "warning", sentence, "Run workers as a user of their own.")]
 
 
 def check_data_dir(settings: Settings) -> list[Check]:
@@ -279,6 +280,7 @@ _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "redis": check_redis,
     "executor": check_executor,
     "data_dir": check_data_dir,
+    "user": check_user,
 }
 
 

@@ -121,7 +121,7 @@ def _start_main(sender: Any, **_: Any) -> None:
     try:
         settings = load()
         logging_setup.configure(settings.local.log_level)
-        checks = preflight(settings, ("executor", "data_dir", "service", "redis"))
+        checks = preflight(settings, ("executor", "user", "data_dir", "service", "redis"))
         for check in checks:
             if check.state == "warning":
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)

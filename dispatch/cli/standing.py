@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from dispatch.asynchronous import cancel_all
 from dispatch.embedded import EmbeddedRedis
 from dispatch.errors import ConfigurationError, DispatchError
 
@@ -210,9 +211,7 @@ class Standing:
         self._stopping = True
         for part in (self.ingress, self.worker, self.service):
             await self._stop_part(part)
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await cancel_all(self._keepers)
         if self.redis is not None:
             self.redis.stop()
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from redis.exceptions import RedisError
 
+from dispatch.asynchronous import cancel_all
 from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health, has_fencing
@@ -141,9 +142,7 @@ class Ingress:
             self._log.info("ingress_draining", in_flight=len(self._ledger))
             await self._claimer.drain()
         finally:
-            for task in (*loops, stopping):
-                task.cancel()
-            await asyncio.gather(*loops, stopping, return_exceptions=True)
+            await cancel_all([*loops, stopping])
             with contextlib.suppress(RedisError, OSError):
                 await self._view.leave(self._actor.id)
             await self._enqueuer.stop()

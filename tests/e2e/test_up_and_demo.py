@@ -77,7 +77,7 @@ def up(short_dir: Path) -> Iterator[Up]:
     finally:
         parts |= set(running.parts())
         running.process.stop(timeout_s=40)
-        eventually(lambda: not running.left() and not any(map(is_running, parts)), 10, f"the end of {running.left()}")
+        eventually(lambda: not running.left() and not any(map(is_running, parts)), 10, "the end of all parts")
 
 
 @pytest.mark.parametrize("part", ["dispatch serve", "dispatch ingress", "celery", "redis-server"])
@@ -106,7 +106,7 @@ def test_killing_up_itself_leaves_nothing(up: Up):
     parts = set(up.parts())
     assert len(parts) == 4
     up.process.kill()
-    eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, f"the end of {up.left()}")
+    eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, "the end of all parts")
 
 
 def test_up_refuses_to_start_on_a_taken_port(up: Up):

@@ -308,7 +308,8 @@ def test_nothing_but_the_allow_list_is_inherited(start: Start) -> None:
 def test_no_signal_is_ignored_in_the_child(start: Start) -> None:
     """SIGINT and SIGTERM that the pool child ignores, and Python's SIGPIPE, have their defaults in the child."""
     worker = start(["grep", "SigIgn", "/proc/self/status"], ignore_term=True)
-    assert int(worker.result()["stdout"].split()[1], 16) == 0
+    # Signals 32 and 33 belong to the C library; nobody but it can change them.
+    assert int(worker.result()["stdout"].split()[1], 16) & ~(0b11 << 31) == 0
 
 
 def test_exit_0_just_before_the_timeout_is_success(start: Start) -> None:
