@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import ATS_WORD, Status
@@ -62,6 +63,7 @@ def state_of(status: str) -> Status:
     return Status(status)
 
 
+@lru_cache(maxsize=1024)
 def iso(time_ms: int | None) -> str | None:
     """Write a stored time as ISO-8601 in UTC with milliseconds."""
     if time_ms is None:

@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=1000, help="tasks of a burst")
     parser.add_argument("--pickups", type=int, default=300, help="tasks of the latency measurement")
     parser.add_argument("--pending", type=int, default=50_000, help="pending tasks of the memory measurement")
-    parser.add_argument("--slots", type=int, default=4, help="slots of the throughput measurements")
+    parser.add_argument("--slots", type=int, default=8, help="slots of the throughput measurements")
     parser.add_argument("--only", help="one of latency, burst, slots, pending")
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"))
     options = parser.parse_args()
