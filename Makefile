@@ -30,7 +30,7 @@ format: $(STAMP)  ## Put the code into the one format
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
 
 test: $(STAMP)  ## Run the default tests (real processes, under six minutes on two cores)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 	@$(BIN)/python -m tests.bench

@@ -73,20 +73,27 @@ class Intake:
             self._wake(task.id)
         self.on_task(task)
 
-    def on_task(self, task: Task) -> None:
-        """Take the state of a task as some answer or event shows it."""
+    def on_task(self, task: Task, *, read_now: bool = False) -> None:
+        """Take the state of a task as some answer or event shows it.
+
+        ``read_now`` says that it was asked for because of news about this very task.
+        """
         if task.channel and task.channel not in self._channels:
             self._backlog.discard(task.id)
             return
         if task.status == PENDING:
-            self._on_pending(task)
+            self._on_pending(task, read_now=read_now)
             return
         self._backlog.discard(task.id)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):
             self._ledger.ended(task.id, time.monotonic())
 
-    def _on_pending(self, task: Task) -> None:
+    def _on_pending(self, task: Task, *, read_now: bool) -> None:
         if task.id in self._ledger:
+            if task.fencing_token is None and not read_now:
+                # Without tokens nobody can tell whether this was before or after our claim: look again.
+                self._look(task.id)
+                return
             if not self._ledger.concerns(task.id, task.fencing_token):
                 return
             self._ledger.ended(task.id, time.monotonic())

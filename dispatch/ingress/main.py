@@ -252,7 +252,7 @@ class Ingress:
                 if errand == "wake":
                     await self._view.wake(task_id)
                 else:
-                    self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))))
+                    self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))), read_now=True)
                     self._claimer.kick()
             except (RedisError, OSError, GatewayError) as exc:
                 self._log.warning("errand_failed", errand=errand, task=task_id, reason=str(exc))

@@ -110,7 +110,16 @@ class PlainClaims:
                 task = await self._read(ref.task_id)
                 key = fences.start_key(self._url, ref.task_id, ref.token)
                 runner = await self._redis.get(key)
-                return replace(task, id=ref.task_id, runner=str(runner) if runner else None) if task else None
+                token = await self._redis.get(fences.token_key(self._url, ref.task_id))
+                if task is None:
+                    return None
+                return replace(
+                    task,
+                    id=ref.task_id,
+                    runner=str(runner) if runner else None,
+                    # A higher one means that we have claimed again since; a lost one proves nothing.
+                    fencing_token=int(token) if token else None,
+                )
 
         found = await asyncio.gather(*(one(ref) for ref in refs))
         return {task.id: task for task in found if task is not None}

@@ -135,3 +135,16 @@ def test_a_task_in_backoff_waits(bench):
     assert bench.backlog.pop(0.0) is None
     assert len(bench.backlog) == 1
     assert bench.backlog.next_due() is not None
+
+
+def test_pending_without_tokens_is_looked_up_while_in_flight(bench):
+    """On a service without tokens an event or a list may show the time before our claim: only a fresh look counts."""
+    bench.claim(token=1)
+    stale = Task(id="7", status="pending", channel="default", fencing_token=None)
+    bench.intake.on_event(Event("lease_expired", "7", stale, "default", None, None))
+    bench.intake.on_task(stale)
+    assert "7" in bench.ledger
+    assert bench.looked == ["7", "7"]
+    bench.intake.on_task(stale, read_now=True)
+    assert "7" not in bench.ledger
+    assert bench.backlog.pop(0.0) == ("7", 5)

@@ -56,7 +56,7 @@ def lines(output: Output) -> list[str]:
     return output.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_one_event_is_one_printable_line(text: str, output: Output) -> None:
     """Line breaks, escapes, separators and lone surrogates come out escaped, and come back unchanged."""
     log.get_logger("test").info("task_claimed", title=text, nested={"deep": [text]})
@@ -68,7 +68,7 @@ def test_one_event_is_one_printable_line(text: str, output: Output) -> None:
     assert event["nested"] == {"deep": [text]}
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_library_loggers_obey_the_same(text: str, output: Output) -> None:
     """What a library logs through the standard module is one such line too."""
     logging.getLogger("some.library").warning("said %s", text)
