@@ -107,6 +107,12 @@ class Standing:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
+    def hurry(self) -> None:
+        """Have the worker stop its running attempts now instead of letting them finish; they go back uncounted."""
+        process = self.worker.process
+        if process is not None and process.returncode is None:
+            process.send_signal(signal.SIGQUIT)
+
     async def _start(self) -> None:
         if self.redis is not None:
             # From this thread: the kernel ends the server together with the thread that started it.

@@ -60,8 +60,6 @@ async def _run(settings: Settings, slots: int) -> None:
     lines = _Lines()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopping.set)
     standing = Standing(
         data_dir=settings.local.data_dir,
         environ=os.environ,
@@ -70,6 +68,15 @@ async def _run(settings: Settings, slots: int) -> None:
         redis_url=None if embedded_redis_wanted(settings) else settings.broker.url,
         on_line=lines,
     )
+
+    def stop() -> None:
+        if stopping.is_set():
+            lines.say("stopping at once: running attempts go back uncounted")
+            standing.hurry()
+        stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop)
     starting = asyncio.create_task(standing.__aenter__())
     stop_wait = asyncio.create_task(stopping.wait())
     failed_wait = asyncio.create_task(standing.failed.wait())
@@ -85,7 +92,7 @@ async def _run(settings: Settings, slots: int) -> None:
             f"\n[bold green]dispatch is up[/bold green]: service {standing.url}, {redis}, {slots} slots, "
             f"channel {', '.join(settings.ats.channels)}\n"
             f"Try in another terminal:  dispatch create 'Say hello' --wait\n"
-            "Ctrl-C drains and stops everything.\n"
+            "Ctrl-C drains and stops everything; a second one does not wait for running attempts.\n"
         )
         await asyncio.wait([stop_wait, failed_wait], return_when=asyncio.FIRST_COMPLETED)
         lines.say(f"\nstopping: running attempts have {settings.execution.drain_s:g} s to finish")

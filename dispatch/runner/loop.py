@@ -37,6 +37,7 @@ KEEPER_AFTER_S: Final = 0.1
 """Attempts shorter than this never pay for a lease keeper."""
 HOUSEKEEPING_S: Final = 10.0
 _STOP_POLL_S: Final = 0.02
+_ASKED_AGAIN_S: Final = 1.0
 _IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 
 
@@ -77,6 +78,7 @@ class AttemptLoop:
         self._stderr = HeadTail(attempt.STDERR_BYTES_MAX)
         self._returncode: int | None = None
         self._drain_until: float | None = None
+        self._terms_seen = 0
         self._stop_at_once = False
         self._keeper_at = self._started_at + KEEPER_AFTER_S
         self._housekeeping_at = self._started_at + HOUSEKEEPING_S
@@ -246,10 +248,15 @@ class AttemptLoop:
 
     def _note_terms(self) -> None:
         terms = self._wiring.inbox.terms
-        if terms >= 1:
-            self._begin_drain()
-        if terms >= 2:
+        if terms == self._terms_seen:
+            return
+        # Whoever asks again, well after the drain began, does not want to wait for its end. A signal to the
+        # whole group, which arrives together with the end of the stop pipe, asks only once.
+        began = math.inf if self._drain_until is None else self._drain_until - self._limits.drain_s
+        if terms >= 2 or self._clock() - began > _ASKED_AGAIN_S:
             self._stop_at_once = True
+        self._terms_seen = terms
+        self._begin_drain()
 
     def _next_timer(self) -> float:
         return min(

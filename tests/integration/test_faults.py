@@ -276,6 +276,25 @@ def test_drain(stack):
     assert assert_ended_once(stack, task["id"])["attempts"] == 1
 
 
+def test_asking_twice_does_not_wait_for_the_drain(make_stack):
+    """SIGQUIT during a long drain stops the attempt at once and gives it back uncounted."""
+    stack = make_stack(DISPATCH_DRAIN_S="60").start(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": 50})
+    first = running(stack, task["id"])
+    worker.signal(signal.SIGTERM)
+    worker.wait_event("worker_draining")
+    # The second wish counts as one only when it comes well after the first.
+    asked_at = time.monotonic()
+    eventually(lambda: time.monotonic() - asked_at > 1.5, 5, "a moment later")
+    assert is_running(first["pid"])
+    worker.signal(signal.SIGQUIT)
+    worker.wait(timeout_s=15)
+    assert not is_running(first["pid"])
+    back = stack.wait_task(task["id"], "pending")
+    assert (back["attempts"], back["fencing_token"]) == (0, 1)
+
+
 def test_drain_lets_short_work_finish(stack):
     """A drain lets an attempt finish that needs less than drain_s."""
     stack.start(slots=1)
