@@ -117,7 +117,6 @@ class Demo:
         self._early: list[Event] = []
         self._log: list[str] = []
         self._changed = asyncio.Event()
-        self._live: Live | None = None
 
     async def run(self) -> bool:
         """Run everything and say whether all went as it should."""
@@ -161,18 +160,22 @@ class Demo:
             listener = asyncio.create_task(self._listen(Feed(where, actor, [CHANNEL]), ready))
             try:
                 await asyncio.wait_for(ready.wait(), 15)
-                with Live(console=self._console, auto_refresh=False, transient=True) as live:
-                    self._live = live if self._console.is_terminal else None
+                with self._live():
                     chores = [asyncio.create_task(self._create(client, case)) for case in self._cases]
                     await asyncio.gather(*chores)
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._all_ended(), FINISH_TIMEOUT_S)
-                    self._live = None
             finally:
                 listener.cancel()
                 await asyncio.gather(listener, return_exceptions=True)
             for case in self._cases:
                 await self._read_result(client, case)
+
+    def _live(self) -> contextlib.AbstractContextManager[Any]:
+        """Show the table while it changes; drawn by the clock, because drawing at every event would delay them."""
+        if not self._console.is_terminal:
+            return contextlib.nullcontext()
+        return Live(console=self._console, get_renderable=self._table, refresh_per_second=8, transient=True)
 
     async def _create(self, client: AsyncClient, case: Case) -> None:
         answer = await client.send(protocol.create(case.title, channel=CHANNEL, payload=case.payload))
@@ -211,9 +214,7 @@ class Demo:
 
     def _show(self, case: Case, verb: str) -> None:
         self._changed.set()
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
-        elif not self._console.is_terminal and verb not in ("claimed", "message"):
+        if not self._console.is_terminal and verb not in ("claimed", "message"):
             self._console.print(f"task {case.task_id:>2} {verb:<10} {case.title}", highlight=False, soft_wrap=True)
 
     async def _all_ended(self) -> None:
