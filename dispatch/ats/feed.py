@@ -104,6 +104,7 @@ class Feed:
         self._verbs = None if verbs is None else tuple(verbs)
         self._timing = timing or FeedTiming()
         self._failures = 0
+        self._hurry = asyncio.Event()
 
     async def run(self) -> AsyncGenerator[Item]:
         """Yield what happens, for ever. Wrap it in ``contextlib.aclosing`` to end it cleanly.
@@ -121,14 +122,19 @@ class Feed:
             self._failures += 1
             yield Disconnected(reason or "the service closed the connection")
             timing = self._timing
-            await asyncio.sleep(
-                reconnect_delay_s(
-                    self._failures,
-                    random.random(),  # noqa: S311 - jitter, no secret
-                    timing.reconnect_first_s,
-                    timing.reconnect_max_s,
-                )
+            delay_s = reconnect_delay_s(
+                self._failures,
+                random.random(),  # noqa: S311 - jitter, no secret
+                timing.reconnect_first_s,
+                timing.reconnect_max_s,
             )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), delay_s)
+            self._hurry.clear()
+
+    def hurry(self) -> None:
+        """Try to connect now: the service has been seen alive. Only for a feed that is down."""
+        self._hurry.set()
 
     def _connect(self) -> connect:
         return connect(

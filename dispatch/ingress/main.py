@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 _REFILL_EVERY_S: Final = 0.25
 """Shortest time between two listings, whoever asks for them."""
+_AGAIN_S: Final = 2.0
+"""Between two listings while the service does not answer."""
 _REDIS_PAUSE_S: Final = 0.5
 _WAKES_WAITING_MAX: Final = 1_000
 
@@ -111,6 +113,8 @@ class Ingress:
             lease_s=settings.execution.lease_s,
             log=self._log,
         )
+        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
+        self._feed_is_up = True
         self._ready_logged = False
 
     def _make_claims(self, *, fenced: bool) -> Claims:
@@ -160,19 +164,22 @@ class Ingress:
             self._wakes.put_nowait((errand, task_id))
 
     async def _feed_loop(self) -> None:
-        feed = Feed(self._client.endpoint, self._actor, self._settings.ats.channels, verbs=EVENTS)
-        async for item in feed.run():
+        async for item in self._feed.run():
             if isinstance(item, Event):
                 self._intake.on_event(item)
                 self._claimer.kick()
             elif isinstance(item, Connected):
+                self._feed_is_up = True
                 self._log.info("feed_connected", extended=item.extended)
                 self._reconcile_now.set()
             elif isinstance(item, Disconnected):
+                self._feed_is_up = False
                 self._log.warning("feed_disconnected", reason=item.reason)
+                self._reconcile_now.set()
 
     async def _reconcile_loop(self) -> None:
-        period_s = self._settings.ingress.reconcile_s
+        usual_s = self._settings.ingress.reconcile_s
+        period_s = usual_s
         listed_at = -_REFILL_EVERY_S
         while True:
             jittered_s = period_s * random.uniform(0.8, 1.2)  # noqa: S311  Spreads load; not a secret.
@@ -183,8 +190,12 @@ class Ingress:
                 await self._reconciler.with_service()
             except GatewayError as exc:
                 self._log.warning("reconcile_failed", reason=str(exc))
-                await asyncio.sleep(min(1.0, period_s))
+                period_s = min(_AGAIN_S, usual_s)
                 continue
+            period_s = usual_s
+            # The service lives: a feed that waits to reconnect, for up to a minute, need not wait longer.
+            if not self._feed_is_up:
+                self._feed.hurry()
             self._claimer.kick()
             if not self._ready_logged:
                 self._ready_logged = True

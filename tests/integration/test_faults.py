@@ -234,6 +234,22 @@ def test_kill_service(stack):
     assert ended["outputs"][0]["response"].startswith("done")
 
 
+def test_service_back_after_a_while(make_stack):
+    """A service that was away so long that the feed waits long to reconnect is noticed within seconds of its return."""
+    stack = make_stack(DISPATCH_RECONCILE_S="30").start(slots=1)
+    service, ingress = stack.processes[0], stack.processes[1]
+    service.kill()
+    ingress.wait_event("feed_disconnected", timeout_s=40, count=4)
+    stack.start_service()
+    back_at = time.monotonic()
+    task = stack.create(tick={"duration_s": 0.1})
+    running(stack, task["id"])
+    assert time.monotonic() - back_at < AGAIN_S
+    assert_ended_once(stack, task["id"])
+    # The feed is up again, not only the timer: the next task comes by it.
+    ingress.wait_event("feed_connected", count=2)
+
+
 def test_frozen_worker_completes_nothing(stack):
     """F5, B7: a worker stopped past its lease loses its tree before that, and completes nothing when resumed."""
     stack.start(slots=1)
