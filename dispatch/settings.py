@@ -251,7 +251,7 @@ class Ingress:
         "reconcile_s", 30, _seconds(0.1, 3600), "how often the ingress compares itself with the service, seconds"
     )
     sweep_s: float = setting(
-        "sweep_s", 5, _seconds(0.1, 600), "how often the ingress looks for messages that Redis lost, seconds"
+        "sweep_s", 2, _seconds(0.1, 600), "how often the ingress looks for messages that Redis lost, seconds"
     )
 
 

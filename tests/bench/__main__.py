@@ -28,7 +28,7 @@ DEFAULTS = {
     "DISPATCH_DEFAULT_LEASE_MS": "60000",
     "DISPATCH_REGRANT_DELAY_S": "15",
     "DISPATCH_RECONCILE_S": "30",
-    "DISPATCH_SWEEP_S": "5",
+    "DISPATCH_SWEEP_S": "2",
     "DISPATCH_LOG_LEVEL": "info",
 }
 """The fleet's own defaults: the test stack's are shortened."""
