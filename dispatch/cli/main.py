@@ -134,7 +134,7 @@ def run(argv: Sequence[str]) -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except DispatchError as exc:
-        click.echo(f"dispatch: {_one_line(str(exc))}", err=True)
+        click.echo(f"dispatch: {_one_line(str(exc))}{_advice(exc)}", err=True)
         return _exit_code(exc)
     except BrokenPipeError:
         _forget_stdout()
@@ -151,6 +151,12 @@ def _exit_code(exc: DispatchError) -> int:
     if isinstance(exc, GatewayUnavailableError) and exc.retry_after_s is not None:
         return EXIT_TRY_AGAIN
     return exc.exit_code
+
+
+def _advice(exc: DispatchError) -> str:
+    if isinstance(exc, GatewayUnavailableError) and exc.retry_after_s is None and "dispatch serve" not in str(exc):
+        return " Start it with 'dispatch up' or 'dispatch serve', or set DISPATCH_ATS_URL; 'dispatch doctor' says more."
+    return ""
 
 
 def _one_line(text: str) -> str:

@@ -61,12 +61,14 @@ def test_unknown_task_is_exit_1(cli):
 
 
 def test_service_that_is_down_is_exit_69(ats, cli):
-    """Unreachable is one sentence with the address, for every command that needs the service."""
+    """Unreachable is one line with the address and what to do, for every command that needs the service."""
     ats.stop()
     for args in (["list"], ["create", "t"], ["watch"], ["logs", "7", "-f"]):
         ended = cli(*args)
         assert ended.code == 69
-        assert ended.err == f"dispatch: The task service at {ats.url} gave no answer: connection refused.\n"
+        begin = f"dispatch: The task service at {ats.url} gave no answer: connection refused. Start it with 'dispatch up'"
+        assert ended.err.startswith(begin)
+        assert ended.err.count("\n") == 1
 
 
 def test_busy_service_is_exit_75(ats, cli):

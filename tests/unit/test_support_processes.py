@@ -80,7 +80,8 @@ def test_leftovers_are_found_by_their_mark() -> None:
     process.kill()
     assert process.exit_code == -signal.SIGKILL
     try:
-        assert set(processes_with(f"{MARK}={mark}")) == {child}
+        # In the middle of its exec a process has no environment yet.
+        eventually(lambda: set(processes_with(f"{MARK}={mark}")) == {child}, 5.0, "the grandchild being found")
     finally:
         os.kill(child, signal.SIGKILL)
     eventually(lambda: not is_running(child))
