@@ -66,8 +66,8 @@ def test_service_that_is_down_is_exit_69(ats, cli):
     for args in (["list"], ["create", "t"], ["watch"], ["logs", "7", "-f"]):
         ended = cli(*args)
         assert ended.code == 69
-        begin = f"dispatch: The task service at {ats.url} gave no answer: connection refused. Start it with 'dispatch up'"
-        assert ended.err.startswith(begin)
+        sentence = f"dispatch: The task service at {ats.url} gave no answer: connection refused."
+        assert ended.err.startswith(f"{sentence} Start it with 'dispatch up'")
         assert ended.err.count("\n") == 1
 
 
