@@ -91,9 +91,9 @@ def shown_url(broker: Broker) -> str:
     return _joined(parts)
 
 
-def _options(url: str, retry: Callable[..., Any]) -> dict[str, Any]:
+def _options(url: str, retry: Callable[..., Any], timeout_s: float = SOCKET_TIMEOUT_S) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_timeout": timeout_s,
         "health_check_interval": 25,
         "decode_responses": True,
         # Every caller has its own next try; a client that waits and tries again only holds it up.
@@ -104,10 +104,10 @@ def _options(url: str, retry: Callable[..., Any]) -> dict[str, Any]:
     return options
 
 
-def connect(broker: Broker) -> redis.Redis:
-    """Return a synchronous client; nothing is sent yet."""
+def connect(broker: Broker, *, timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:
+    """Return a synchronous client whose answers may take ``timeout_s``; nothing is sent yet."""
     url = redis_url(broker)
-    return redis.Redis.from_url(url, **_options(url, Retry))
+    return redis.Redis.from_url(url, **_options(url, Retry, timeout_s))
 
 
 def connect_async(broker: Broker) -> redis.asyncio.Redis:

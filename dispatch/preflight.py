@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from dispatch.ats import choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
-from dispatch.broker import WORKER_KEY, redis_url, shown_url
+from dispatch.broker import WORKER_KEY, connect, shown_url
 from dispatch.core.presence import WorkerPresence, parse_worker
 from dispatch.errors import (
     AuthenticationError,
@@ -86,9 +84,8 @@ def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
 def check_service(settings: Settings) -> list[Check]:
     """Is the task service there, does it speak ATS, does it take our key, does it fence?"""
     ats = settings.ats
-    token = ats.token.reveal() if ats.token else None
     try:
-        client = Client(protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token), _DOCTOR)
+        client = Client(protocol.endpoint_of(ats), _DOCTOR)
     except ConfigurationError as exc:
         return [Check("service", "error", str(exc))]
     url = client.endpoint.base_url
@@ -122,13 +119,7 @@ def check_service(settings: Settings) -> list[Check]:
 def open_redis(broker: Broker) -> redis.Redis:
     """Return a client that gives up soon and tries nothing twice; the caller must close it."""
     try:
-        return redis.Redis.from_url(
-            redis_url(broker),
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            decode_responses=True,
-            retry=Retry(NoBackoff(), 0),
-        )
+        return connect(broker, timeout_s=_TIMEOUT_S)
     except ValueError as exc:
         raise ConfigurationError(f"DISPATCH_REDIS_URL cannot be used: {exc}.") from exc
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import signals
 
@@ -84,21 +84,15 @@ def slot() -> Slot:
     return _slot
 
 
-def _endpoint(settings: Settings) -> protocol.Endpoint:
-    ats = settings.ats
-    token = ats.token.reveal() if ats.token else None
-    return protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token)
-
-
 def _gateway(settings: Settings, *, fenced: bool) -> TaskGateway:
     ats, execution = settings.ats, settings.execution
-    client = Client(_endpoint(settings), Actor("agent", ats.actor_id, ats.actor_name))
+    client = Client(protocol.endpoint_of(ats), Actor("agent", ats.actor_id, ats.actor_name))
     if fenced:
         return FencedGateway(client, lease_s=execution.lease_s, actor_name=ats.actor_name)
     return PlainGateway(client, connect(settings.broker), lease_s=execution.lease_s, actor_name=ats.actor_name)
 
 
-def _exit_with(exc: DispatchError) -> None:
+def _exit_with(exc: DispatchError) -> NoReturn:
     log.critical("worker_cannot_start", reason=str(exc))
     sys.stderr.write(f"{exc}\n")
     sys.stderr.flush()
@@ -128,11 +122,10 @@ def _start_main(sender: Any, **_: Any) -> None:
         fenced = any(has_fencing(check.extensions) for check in checks)
     except DispatchError as exc:
         _exit_with(exc)
-        return
     # Orphans of a dead pool child come to this process, where the warden finds them.
     tree.set_child_subreaper()
     stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
-    where = _endpoint(settings)
+    where = protocol.endpoint_of(settings.ats)
     tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else None
     warden = WardenProcess(tasks_url=tasks_url, token=where.token, log=log)
     warden.start()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dispatch.ats.model import Actor
+    from dispatch.settings import Ats
 
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Longest answer that a client reads."""
@@ -97,6 +98,11 @@ def endpoint(url: str, *, org: str | None = None, project: str | None = None, to
         scope=scope,
         token=token or None,
     )
+
+
+def endpoint_of(ats: Ats) -> Endpoint:
+    """Return where the configured task service is. Raises ConfigurationError like ``endpoint``."""
+    return endpoint(ats.url, org=ats.org, project=ats.project, token=ats.token.reveal() if ats.token else None)
 
 
 def target(request: Request, where: Endpoint) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from dispatch import settings as settings_module
-from dispatch.ats.protocol import Endpoint, endpoint
+from dispatch.ats.protocol import Endpoint, endpoint_of
 from dispatch.cli.output import Output
 from dispatch.errors import ConfigurationError
 
@@ -80,8 +80,7 @@ class State:
     @cached_property
     def endpoint(self) -> Endpoint:
         """Where the task service is."""
-        ats = self.settings.ats
-        return endpoint(ats.url, org=ats.org, project=ats.project, token=ats.token.reveal() if ats.token else None)
+        return endpoint_of(self.settings.ats)
 
     @cached_property
     def client(self) -> Client:

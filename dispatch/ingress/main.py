@@ -277,9 +277,7 @@ class Ingress:
 
 def make_client(settings: Settings, actor: Actor) -> AsyncClient:
     """Return a client for the configured task service."""
-    ats = settings.ats
-    token = ats.token.reveal() if ats.token else None
-    return AsyncClient(protocol.endpoint(ats.url, org=ats.org, project=ats.project, token=token), actor)
+    return AsyncClient(protocol.endpoint_of(settings.ats), actor)
 
 
 async def _serve(settings: Settings, actor: Actor) -> None:
