@@ -48,7 +48,8 @@ lock: $(STAMP)  ## Resolve the dependencies anew into constraints.txt (fetches u
 	@$(PIP) install uv
 	@printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --all-extras \
-		--no-emit-package colorama --no-emit-package tzdata --output-file constraints.txt pyproject.toml -
+		--no-emit-package colorama --no-emit-package tzdata --no-emit-package pywin32 --no-emit-package httpx2-jsfetch \
+		--output-file constraints.txt pyproject.toml -
 	@echo "constraints.txt is written; read its difference before you commit it."
 
 clean:  ## Remove the virtual environment and all that tools leave behind

@@ -8,6 +8,7 @@
     |- BrokerUnavailableError       Redis does not answer (exit 69)
     |- TaskError                    the service refuses, nothing changed
     |  |- InvalidInputError         400, the request is malformed or out of bounds
+    |  |- UnauthorizedError         401, an API key is missing, wrong, expired or revoked
     |  |- ForbiddenError            403, the service does not serve who asks
     |  |- MethodNotAllowedError     405
     |  |- SlowBodyError             408
@@ -17,6 +18,7 @@
     |  |- LeaseHeldError            409, somebody else holds the task
     |  |- StaleLeaseError           409, the fencing token is not the current one
     |  |- NotReadyError             409, waits for a time or for dependencies
+    |  |- AssignedElsewhereError    409, it was given to another agent
     |  |- ConflictError             409, the name or id exists already
     |  `- OverloadedError           503, try again
     `- GatewayError                 a call to a task service did not succeed, seen from the client
@@ -65,14 +67,24 @@ class TaskError(DispatchError):
 
     code: ClassVar[str] = "REFUSED"
     http_status: ClassVar[int] = 400
+    why: ClassVar[str] = ""
+    """The rule behind every refusal with this code."""
+    advice: ClassVar[str] = ""
+    """What to do next, in general."""
 
-    def __init__(self, message: str, **facts: Any) -> None:
+    def __init__(self, message: str, *, next_step: str | None = None, **facts: Any) -> None:
+        """``next_step`` is better advice than the general one, for this very case."""
         super().__init__(message)
+        self.next_step = next_step or self.advice
         self.facts = facts
 
     def as_body(self) -> dict[str, Any]:
-        """Return the JSON body of the refusal: ``error`` (a sentence), ``code``, and the facts."""
-        return {"error": str(self), "code": self.code, **self.facts}
+        """Return the JSON body of the refusal: ``error`` (a sentence), ``code``, ``why``, ``next``, and the facts."""
+        return {"error": str(self), "code": self.code, "why": self.why, "next": self.next_step, **self.facts}
+
+    def as_text(self) -> str:
+        """Return the refusal as one text, for a reader who sees nothing else."""
+        return f"{self.code}: {self} {self.why} Next: {self.next_step}"
 
 
 class InvalidInputError(TaskError):
@@ -80,6 +92,17 @@ class InvalidInputError(TaskError):
 
     code = "INVALID"
     http_status = 400
+    why = "What comes from outside is read strictly; nothing is guessed and nothing was changed."
+    advice = "Correct what the sentence names and call again."
+
+
+class UnauthorizedError(TaskError):
+    """The service wants an API key, and the request has none that is good."""
+
+    code = "UNAUTHORIZED"
+    http_status = 401
+    why = "This service has API keys, and every request must carry a good one."
+    advice = "Send the header 'Authorization: Bearer KEY'; an operator makes keys with 'dispatch api-key create'."
 
 
 class ForbiddenError(TaskError):
@@ -87,6 +110,8 @@ class ForbiddenError(TaskError):
 
     code = "FORBIDDEN"
     http_status = 403
+    why = "Whoever asks may do only what the key, or the machine they call from, allows."
+    advice = "Use a key that allows it, or ask the operator for one."
 
 
 class MethodNotAllowedError(TaskError):
@@ -94,6 +119,8 @@ class MethodNotAllowedError(TaskError):
 
     code = "METHOD_NOT_ALLOWED"
     http_status = 405
+    why = "The path exists, but not for this method."
+    advice = "Use one of the methods that the sentence lists."
 
 
 class SlowBodyError(TaskError):
@@ -101,6 +128,8 @@ class SlowBodyError(TaskError):
 
     code = "TIMEOUT"
     http_status = 408
+    why = "A request must arrive within a bounded time."
+    advice = "Send it again over a connection that keeps up."
 
 
 class TooLargeError(TaskError):
@@ -108,6 +137,8 @@ class TooLargeError(TaskError):
 
     code = "TOO_LARGE"
     http_status = 413
+    why = "Every size has a limit, so that one request cannot starve the others."
+    advice = "Send less, or keep the data elsewhere and send a reference."
 
 
 class NotFoundError(TaskError):
@@ -115,6 +146,8 @@ class NotFoundError(TaskError):
 
     code = "NOT_FOUND"
     http_status = 404
+    why = "Nothing with this name can be seen by this caller."
+    advice = "Look the name up in a list, and mind the project."
 
 
 class IllegalMoveError(TaskError):
@@ -122,6 +155,8 @@ class IllegalMoveError(TaskError):
 
     code = "ILLEGAL_MOVE"
     http_status = 409
+    why = "The lifecycle allows 28 moves between its nine states, and this is none of them."
+    advice = "Make one of the allowed moves, or read the task again if its state surprises you."
 
     def __init__(self, *, current: str, target: str, allowed: list[str]) -> None:
         options = ", ".join(allowed) or "nothing"
@@ -137,6 +172,8 @@ class LeaseHeldError(TaskError):
 
     code = "LEASE_HELD"
     http_status = 409
+    why = "While a lock is live only its holder, or a person, may change or take the task."
+    advice = "Wait until the lock is released or runs out, or choose another task."
 
 
 class StaleLeaseError(TaskError):
@@ -144,6 +181,8 @@ class StaleLeaseError(TaskError):
 
     code = "STALE_LEASE"
     http_status = 409
+    why = "A newer grant or the end of the task made this fencing token void."
+    advice = "Stop working on the task; read it again before you do anything about it."
 
 
 class NotReadyError(TaskError):
@@ -151,6 +190,17 @@ class NotReadyError(TaskError):
 
     code = "NOT_READY"
     http_status = 409
+    why = "A task cannot be claimed before its time has come and its dependencies are completed."
+    advice = "Wait for what the sentence names, or choose another task."
+
+
+class AssignedElsewhereError(TaskError):
+    """The task was given to another agent."""
+
+    code = "ASSIGNED_ELSEWHERE"
+    http_status = 409
+    why = "A task with an assignee is kept for it."
+    advice = "Choose another task, or have it reassigned with core_update_task."
 
 
 class ConflictError(TaskError):
@@ -158,6 +208,8 @@ class ConflictError(TaskError):
 
     code = "CONFLICT"
     http_status = 409
+    why = "Names and ids are given once."
+    advice = "Choose another name, or read what exists and use it."
 
 
 class OverloadedError(TaskError):
@@ -165,6 +217,8 @@ class OverloadedError(TaskError):
 
     code = "UNAVAILABLE"
     http_status = 503
+    why = "The service or its database is busy or away for the moment."
+    advice = "Make the same call again in a second; a repeated report is answered as the first one was."
 
 
 class GatewayError(DispatchError):

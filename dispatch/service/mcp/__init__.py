@@ -1,0 +1,1 @@
+"""The Task Tools over the Model Context Protocol: streamable HTTP and stdio."""

@@ -1,0 +1,1 @@
+"""The Task Tools: one registry of tools, shown by REST and MCP alike."""
