@@ -124,14 +124,15 @@ tasks: Final = Table(
     _time("started_at"),
     _time("completed_at"),
     Index(None, "status", "channel", "priority", "id"),
-    Index("ix_tasks_list", "project_id", "status", "position", text("priority DESC"), "id"),
-    Index("ix_tasks_next", "status", "project_id", text("priority DESC"), "position", "id"),
     Index(None, "held", "lease_expires_at"),
     Index("ix_tasks_assigned", "assigned_to", "status"),
     Index(None, "parent_id"),
     Index(None, "updated_at"),
     sqlite_autoincrement=True,
 )
+
+Index("ix_tasks_list", tasks.c.project_id, tasks.c.status, tasks.c.position, tasks.c.priority.desc(), tasks.c.id)
+Index("ix_tasks_next", tasks.c.status, tasks.c.project_id, tasks.c.priority.desc(), tasks.c.position, tasks.c.id)
 
 task_dependencies: Final = Table(
     "task_dependencies",
