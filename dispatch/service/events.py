@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 STEP: Final = "task.step"
 """A move inside a longer one: it is in the history, nobody is told."""
 
-_EXTENDED: Final = {"task.started": None, "task.released": "task.updated"}
+_EXTENDED: Final = {
+    "task.started": None,
+    "task.locked": None,
+    "task.released": "task.updated",
+    "task.unlocked": "task.updated",
+    "task.recovered": "task.updated",
+}
 """Events that plain ATS does not know, and what a plain client gets instead, if anything."""
 
 
