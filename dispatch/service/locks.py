@@ -123,7 +123,7 @@ def take_and_start(
     return leases.granted(tx, changed), False
 
 
-def check_lock(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> bool:
+def check_lock(ref: Ref, row: Any, actor: Actor, token: int | None) -> bool:
     """Say whether the caller holds the task's lock, by the token or as the holder.
 
     A token that is not the live lock's raises StaleLeaseError.
@@ -137,7 +137,7 @@ def check_lock(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> b
 
 def touch(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> Any:
     """Extend the lock if the caller holds it, as every sign of life does. Return the row. Raises StaleLeaseError."""
-    if not check_lock(tx, ref, row, actor, token) or row.lease_expires_at is None:
+    if not check_lock(ref, row, actor, token) or row.lease_expires_at is None:
         return row
     changed = settle(tx, row, **_lasting(tx, row.lease_ms))
     leases.granted(tx, changed)
@@ -150,7 +150,7 @@ def drop(tx: Tx, ref: Ref, actor: Actor, *, note: str | None = None, token: int 
     Raises LeaseHeldError when it is another agent's, StaleLeaseError, NotFoundError.
     """
     row = lock(tx, ref)
-    ours = check_lock(tx, ref, row, actor, token)
+    ours = check_lock(ref, row, actor, token)
     if not row.held:
         return row, False
     if not ours and actor.type == "agent" and leases.is_live(tx, row):

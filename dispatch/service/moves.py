@@ -179,7 +179,7 @@ def transition(tx: Tx, ref: Ref, actor: Actor, wish: Wish) -> Any:
             status=ref.words[current],
         )
     check_move(current, target, ref.words)
-    ours = locks.check_lock(tx, ref, row, actor, wish.token)
+    ours = locks.check_lock(ref, row, actor, wish.token)
     if not ours and target is not Status.CANCELLED and actor.type == "agent" and leases.is_live(tx, row):
         raise leases.held_by_another(tx, ref, row)
     if target is Status.IN_PROGRESS:
