@@ -82,10 +82,14 @@ class Bus:
         """Call ``listener`` with every batch of events from now on. It must not block."""
         self._listeners.append(listener)
 
+    def forget(self, listener: Callable[[Sequence[Event]], None]) -> None:
+        """Stop calling ``listener``."""
+        self._listeners.remove(listener)
+
     def publish(self, events: Sequence[Event]) -> None:
         """Hand ``events``, committed and in order, to every listener."""
         if not events:
             return
         self.last_seq = events[-1].seq
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(events)

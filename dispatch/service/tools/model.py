@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatch.service.access import Access
+from dispatch.service.rows import OWN_WORDS, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from dispatch.ats.model import Actor
     from dispatch.service.access import Caller
     from dispatch.service.store import Store
 
@@ -29,6 +31,21 @@ class Call:
     caller: Caller
     arguments: dict[str, Any]
     progress: Callable[[float, float | None, str], Awaitable[None]] = no_progress
+    lock_ms: int = 3_600_000
+    """How long a lock lasts that names no length."""
+
+    def ref(self, name: str = "task_id") -> Ref:
+        """Return the task that an argument names."""
+        return Ref(self.arguments[name], within=self.caller.projects, words=OWN_WORDS)
+
+    def actor(self) -> Actor:
+        """Return whom the call acts as. Raises ForbiddenError."""
+        return self.caller.as_agent(self.arguments["agent_id"])
+
+    def lease_ms(self) -> int | None:
+        """Return the length of the lock that the call asks for; None never runs out."""
+        asked = self.arguments.get("lease_s", self.lock_ms / 1000)
+        return None if asked is None else round(asked * 1000)
 
 
 @dataclass(frozen=True, slots=True)
