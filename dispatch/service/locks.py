@@ -160,6 +160,13 @@ def drop(tx: Tx, ref: Ref, actor: Actor, *, note: str | None = None, token: int 
     return changed, True
 
 
+def give_up(tx: Tx, ref: Ref, actor: Actor, token: int, reason: str) -> None:
+    """Put back a task that was begun for a caller who is gone; nothing if the lock is another one by now."""
+    row = lock(tx, ref)
+    if row.held and row.fencing_token == token and row.status == Status.IN_PROGRESS:
+        leases.give_back(tx, row, actor, reason=reason)
+
+
 def recover(tx: Tx, ref: Ref, actor: Actor, *, target: Status, note: str) -> Any:
     """Put a stuck task into ``target`` (one of RECOVERABLE) from any state, and fence whoever held it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatch.service.access import Access
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.access import Caller
     from dispatch.service.store import Store
+    from dispatch.service.tools.news import News
 
 Progress = "Callable[[float, float | None, str], Awaitable[None]]"
 """Called with (seconds so far, seconds in all or None, what is going on); values rise."""
@@ -30,6 +31,7 @@ class Call:
     store: Store
     caller: Caller
     arguments: dict[str, Any]
+    news: News
     progress: Callable[[float, float | None, str], Awaitable[None]] = no_progress
     lock_ms: int = 3_600_000
     """How long a lock lasts that names no length."""
@@ -72,7 +74,6 @@ class Tool:
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
-    profiles: frozenset[str] = field(default_factory=lambda: frozenset({"default", "all"}))
 
 
 class Toolbox(Protocol):
