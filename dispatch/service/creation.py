@@ -41,6 +41,8 @@ class Plan:
     depends_on: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     key: str | None = None
+    name: str | None = None
+    """What the caller calls it in a graph."""
 
     def digest(self) -> str:
         """Return the fingerprint of the request."""
@@ -92,7 +94,9 @@ def create_graph(
     inside = {str(plan.task.uuid) for plan in plans}
     cycle = find_cycle({str(plan.task.uuid): [d for d in plan.depends_on if d in inside] for plan in plans})
     if cycle:
-        raise InvalidInputError(f"The tasks depend on each other in a circle: {' -> '.join(cycle)}.", cycle=cycle)
+        called = {plan.task.uuid: plan.name or str(plan.task.uuid) for plan in plans}
+        names = [called[uuid] for uuid in cycle]
+        raise InvalidInputError(f"The tasks depend on each other in a circle: {' -> '.join(names[:20])}.", cycle=names)
     outside = {
         name
         for plan in plans

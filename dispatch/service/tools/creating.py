@@ -109,6 +109,7 @@ def _plans(found: dict[str, Any], agent: str) -> list[creation.Plan]:
             parent=named(item["parent"], "parent") if "parent" in item else None,
             depends_on=tuple(dict.fromkeys(named(name, "depends_on") for name in item.get("depends_on", ()))),
             needs=item.get("needs", ()),
+            name=item["ref"],
         )
         for item in found["tasks"]
     ]

@@ -97,7 +97,8 @@ SUMMARY: Final = ("task_id", "title", "status", "priority", "assigned_to", "lock
 def task_output(*names: str) -> dict[str, Any]:
     """Return the output schema of a tool that answers with a task; it names these fields, or all."""
     shown = names or tuple(TASK_SCHEMA)
-    return {"type": "object", "properties": {name: TASK_SCHEMA[name] for name in shown}, "required": list(shown)}
+    required = list(names) or ["task_id", "status"]
+    return {"type": "object", "properties": {name: TASK_SCHEMA[name] for name in shown}, "required": required}
 
 
 def keys_of(tx: Tx, ids: Iterable[int]) -> dict[int, str]:
