@@ -141,6 +141,12 @@ the command line. This page is written by `make docs` from that table.
 stateDiagram-v2
 """
 
+LIFECYCLE_END = """
+`complete` stops in `in_review` when the task asks for review. `fail` also takes a task in `todo` when something that it
+depends on has ended without being completed. `core_recover_task` puts a task from any state into `todo`, `failed` or
+`in_review`; that is no move of the table, and it is recorded with its reason.
+"""
+
 TOOLS_HEAD = """\
 # The tools
 
@@ -162,13 +168,7 @@ def lifecycle_page() -> str:
     lines += ["", "What an ATS verb walks through:", "", "| verb | from | through |", "|---|---|---|"]
     for verb, current, steps in verbs():
         lines.append(f"| {verb} | {current} | {' → '.join(steps)} |")
-    lines += [
-        "",
-        "`complete` stops in `in_review` when the task asks for review. `fail` also takes a task in `todo` when something"
-        " that it depends on has ended without being completed. `core_recover_task` puts a task from any state into `todo`,"
-        " `failed` or `in_review`; that is no move of the table, and it is recorded with its reason.",
-    ]
-    return LIFECYCLE_HEAD + "\n".join(lines) + "\n"
+    return LIFECYCLE_HEAD + "\n".join(lines) + "\n" + LIFECYCLE_END
 
 
 def verbs() -> Iterator[tuple[Verb, Status, tuple[Status, ...]]]:
