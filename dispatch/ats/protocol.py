@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dispatch.ats.model import Actor
     from dispatch.settings import Ats
@@ -288,6 +288,19 @@ def release(
     """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
     body = _present(fencing_token=token, counted=counted, delay_ms=_ms(delay_s), reason=reason)
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
+
+
+# --- the Task Tools -------------------------------------------------------------------------------------------------
+
+
+def tools(profile: str) -> Request:
+    """Ask what tools there are in a profile."""
+    return Request("GET", "/tools", query=(("profile", profile),))
+
+
+def call_tool(name: str, arguments: Mapping[str, Any]) -> Request:
+    """Call a tool. It may wait for minutes, and it may change things each time it is called."""
+    return Request("POST", f"/tools/{_segment(name)}", body=dict(arguments), repeatable=False)
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------

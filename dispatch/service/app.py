@@ -11,30 +11,52 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
+from dispatch.service.access import Caller
+from dispatch.service.caller import read_headers
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
+from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.rest import RestFace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dispatch.service.store import Store
+    from dispatch.service.tools.model import Toolbox
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceApp:
-    """The application, and the part of it that must be told before the service goes away."""
+    """The application, and the parts of it that must be told before the service goes away."""
 
     asgi: Asgi
     feed: Feed
+    mcp: McpFace | None = None
+
+    async def say_goodbye(self) -> None:
+        """End what clients wait for: the service begins to stop."""
+        if self.mcp is not None:
+            self.mcp.stop()
+        await self.feed.close()
 
 
-def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms: int = 15_000) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases."""
+async def _caller_of(scope: Any) -> Caller:
+    actor, _ = read_headers(scope["headers"])
+    return Caller(actor)
+
+
+def create_app(
+    store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms: int = 15_000, toolbox: Toolbox | None = None
+) -> ServiceApp:
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases.
+
+    With a ``toolbox`` its tools are served over MCP.
+    """
     feed = Feed(store)
+    mcp = None if toolbox is None else McpFace(toolbox, _caller_of)
     expiry = Expiry(store, regrant_delay_ms)
 
     @contextlib.asynccontextmanager
@@ -44,6 +66,8 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
         try:
             yield
         finally:
+            if mcp is not None:
+                await mcp.close()
             await expiry.close()
 
     rest = RestFace(Context(store, default_lease_ms))
@@ -54,6 +78,11 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
-        await (rest if scope["type"] == "http" else starlette)(scope, receive, send)
+        if scope["type"] != "http":
+            await starlette(scope, receive, send)
+        elif mcp is not None and serves(scope["path"]):
+            await mcp(scope, receive, send)
+        else:
+            await rest(scope, receive, send)
 
-    return ServiceApp(asgi, feed)
+    return ServiceApp(asgi, feed, mcp)

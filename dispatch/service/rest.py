@@ -7,7 +7,6 @@ are a table keyed by the shape of the path, so that finding one costs a lookup.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -18,10 +17,10 @@ from dispatch.errors import (
     NotFoundError,
     SlowBodyError,
     TaskError,
-    TooLargeError,
 )
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
+from dispatch.service.body import GoneError, read_body
 from dispatch.service.caller import read_headers, refuse_socket
 from dispatch.service.handlers import ROUTES, Call, Context
 from dispatch.service.rows import Scope
@@ -32,13 +31,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Send
     from starlette.types import Scope as AsgiScope
 
-_BODY_TIMEOUT_S: Final = 30.0
 _QUERY_FIELDS_MAX: Final = 64
 _log: Final = get_logger("service")
-
-
-class _GoneError(Exception):
-    """The client went away before its request was complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +71,6 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
     return (exact,)
 
 
-async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
-    """Return the body, or refuse it as soon as it is known to be too large.
-
-    What was not read then is thrown away by the server as it comes: closing
-    at once would reset the connection before the client saw the answer.
-    """
-    if announced is not None and announced > bytes_max:
-        raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise _GoneError
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        chunks = [body]
-        size = len(body)
-        try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                while message.get("more_body"):
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > bytes_max:
-                        raise TooLargeError(f"The body has more than {bytes_max} bytes, the most allowed here.")
-        except TimeoutError:
-            raise SlowBodyError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} seconds.") from None
-        body = b"".join(chunks)
-    if len(body) > bytes_max:
-        raise TooLargeError(f"The body has {len(body)} bytes; at most {bytes_max} are allowed here.")
-    return body
-
-
 def _query(raw: bytes) -> list[tuple[str, str]]:
     if not raw:
         return []
@@ -136,7 +97,7 @@ class RestFace:
         close = False
         try:
             status, text = await self._answer(scope, receive)
-        except _GoneError:
+        except GoneError:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
@@ -166,7 +127,7 @@ class RestFace:
         handler, bytes_max = found
         body: Any = {}
         if method != "GET":
-            raw = await _read_body(receive, announced, bytes_max)
+            raw = await read_body(receive, announced, bytes_max)
             if raw.strip():
                 body = strict.parse_json(raw)
         query = _query(scope["query_string"])

@@ -33,9 +33,7 @@ def upgrade() -> None:
     )
     op.add_column(
         "tasks",
-        sa.Column(
-            "entered_at", sa.BigInteger(), server_default="0", nullable=False, comment="when it got its status"
-        ),
+        sa.Column("entered_at", sa.BigInteger(), server_default="0", nullable=False, comment="when it got its status"),
     )
     op.execute("UPDATE tasks SET entered_at = updated_at, held_since = CASE WHEN held THEN updated_at END")
     if op.get_bind().dialect.name == "postgresql":

@@ -1,0 +1,85 @@
+"""The tool calls that run in this process, so that they can be ended before their time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from dispatch.errors import OverloadedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+STOP_GRACE_S: Final = 0.5
+"""How long a call that runs when the service stops may go on: enough for all that do not wait for something."""
+
+Key = tuple[str, str | int]
+"""Session and request id: what a client names a call by when it cancels it."""
+
+
+class CancelledByClientError(Exception):
+    """The client took the call back."""
+
+
+class Calls:
+    """Knows what runs. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._running: dict[asyncio.Timeout, Key | None] = {}
+        self._cancelled: set[asyncio.Timeout] = set()
+        self._is_stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing runs."""
+        await self._idle.wait()
+
+    @contextlib.asynccontextmanager
+    async def running(self, key: Key | None) -> AsyncIterator[None]:
+        """Run a call inside. ``key`` names it for ``cancel``; None means that nobody can.
+
+        Raises CancelledByClientError when it was cancelled, OverloadedError when the process stops.
+        """
+        if self._is_stopping:
+            raise _stopping()
+        # A limit without a time: a cancel puts it to now.
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._running[limit] = key
+                self._idle.clear()
+                try:
+                    yield
+                finally:
+                    del self._running[limit]
+                    if not self._running:
+                        self._idle.set()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if limit in self._cancelled:
+                raise CancelledByClientError from None
+            raise _stopping() from None
+        finally:
+            self._cancelled.discard(limit)
+
+    def cancel(self, key: Key) -> None:
+        """Cancel the call with this key, if it runs here."""
+        for limit, name in self._running.items():
+            if name == key:
+                self._cancelled.add(limit)
+                limit.reschedule(asyncio.get_running_loop().time())
+
+    def stop(self) -> None:
+        """Refuse new calls, and end what still runs after STOP_GRACE_S with an answer."""
+        self._is_stopping = True
+        for limit in self._running:
+            limit.reschedule(asyncio.get_running_loop().time() + STOP_GRACE_S)
+
+
+def _stopping() -> OverloadedError:
+    return OverloadedError(
+        "The service is stopping.", next_step="Make the same call again in some seconds, when it has started again."
+    )
