@@ -13,6 +13,7 @@ from starlette.routing import WebSocketRoute
 from dispatch.service import tenants
 from dispatch.service.access import Caller
 from dispatch.service.caller import read_headers
+from dispatch.service.calls import Calls
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
@@ -34,12 +35,12 @@ class ServiceApp:
 
     asgi: Asgi
     feed: Feed
+    calls: Calls
     mcp: McpFace | None = None
 
     async def say_goodbye(self) -> None:
         """End what clients wait for: the service begins to stop."""
-        if self.mcp is not None:
-            self.mcp.stop()
+        self.calls.stop()
         await self.feed.close()
 
 
@@ -56,7 +57,8 @@ def create_app(
     With a ``toolbox`` its tools are served over MCP.
     """
     feed = Feed(store)
-    mcp = None if toolbox is None else McpFace(toolbox, _caller_of)
+    calls = Calls()
+    mcp = None if toolbox is None else McpFace(toolbox, _caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
 
     @contextlib.asynccontextmanager
@@ -85,4 +87,4 @@ def create_app(
         else:
             await rest(scope, receive, send)
 
-    return ServiceApp(asgi, feed, mcp)
+    return ServiceApp(asgi, feed, calls, mcp)

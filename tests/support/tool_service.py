@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch import log, settings
-from dispatch.errors import ForbiddenError, InvalidInputError, LeaseHeldError, NotFoundError, TaskError, UnauthorizedError
+from dispatch.errors import (
+    ForbiddenError,
+    InvalidInputError,
+    LeaseHeldError,
+    NotFoundError,
+    TaskError,
+    UnauthorizedError,
+)
 from dispatch.service.access import Caller
 from dispatch.service.app import ServiceApp, create_app
-from dispatch.service.body import read_body
+from dispatch.service.body import GoneError, read_body
 from dispatch.service.caller import read_headers
+from dispatch.service.calls import while_connected
 from dispatch.service.clock import Clock
 from dispatch.service.mcp.http import McpFace
 from dispatch.service.server import listen, open_store, serve_app
@@ -81,16 +89,7 @@ class SmallToolbox:
         progress: Callable[[float, float | None, str], Awaitable[None]] = no_progress,
     ) -> dict[str, Any]:
         """Run one."""
-        known = next((tool for tool in TOOLS if tool["name"] == name), None)
-        if known is None:
-            raise NotFoundError(f"There is no tool {name!r}.")
-        schema = known["inputSchema"]
-        for key in arguments:
-            if key not in schema["properties"]:
-                raise InvalidInputError(f"{name} has no parameter {key!r}.")
-        for key in schema["required"]:
-            if key not in arguments:
-                raise InvalidInputError(f"{name} needs {key!r}.")
+        _check(name, arguments)
         if name == "get":
             return {"task_id": arguments["task_id"], "assigned_to": None, "title": "Grüße, 世界"}
         if name == "claim":
@@ -102,6 +101,19 @@ class SmallToolbox:
         if name == "break":
             raise RuntimeError("a mistake in the tool")
         return await _wait(float(arguments["seconds"]), progress)
+
+
+def _check(name: str, arguments: Mapping[str, Any]) -> None:
+    known = next((tool for tool in TOOLS if tool["name"] == name), None)
+    if known is None:
+        raise NotFoundError(f"There is no tool {name!r}.")
+    schema = known["inputSchema"]
+    for key in arguments:
+        if key not in schema["properties"]:
+            raise InvalidInputError(f"{name} has no parameter {key!r}.")
+    for key in schema["required"]:
+        if key not in arguments:
+            raise InvalidInputError(f"{name} needs {key!r}.")
 
 
 async def _wait(seconds: float, progress: Callable[[float, float | None, str], Awaitable[None]]) -> dict[str, Any]:
@@ -143,13 +155,19 @@ def _with_rest(app: ServiceApp, toolbox: SmallToolbox) -> ServiceApp:
                 found = {"tools": await toolbox.definitions(profile)}
             else:
                 body = json.loads(await read_body(receive, None, 1_000_000))
-                found = await toolbox.call(scope["path"].removeprefix("/tools/"), body, Caller(actor))
+                call = toolbox.call(scope["path"].removeprefix("/tools/"), body, Caller(actor))
+                async with app.calls.running(None):
+                    found = await while_connected(receive, call)
+        except GoneError:
+            return
         except TaskError as exc:
             status, found = exc.http_status, exc.as_body()
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+        )
         await send({"type": "http.response.body", "body": json.dumps(found).encode()})
 
-    return ServiceApp(asgi, app.feed, app.mcp)
+    return ServiceApp(asgi, app.feed, app.calls, app.mcp)
 
 
 class ToolService(ServiceProcess):

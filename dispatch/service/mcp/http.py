@@ -29,7 +29,6 @@ from dispatch.errors import (
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
 from dispatch.service.body import GoneError, read_body
-from dispatch.service.mcp.calls import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from dispatch.service.access import Caller
+    from dispatch.service.calls import Calls
     from dispatch.service.mcp.server import Exchange
     from dispatch.service.tools.model import Toolbox
 
@@ -78,14 +78,14 @@ class McpFace:
     """The ASGI application; see the module.
 
     ``caller_of`` looks at the ASGI scope and says who calls; it raises TaskError
-    for whom it does not serve, a foreign Host or Origin included. Call ``stop``
-    when the service begins to stop and ``close`` at its end.
+    for whom it does not serve, a foreign Host or Origin included. Stop ``calls``
+    when the service begins to stop, and call ``close`` at its end.
     """
 
-    def __init__(self, toolbox: Toolbox, caller_of: Callable[[Any], Awaitable[Caller]]) -> None:
+    def __init__(self, toolbox: Toolbox, caller_of: Callable[[Any], Awaitable[Caller]], calls: Calls) -> None:
         self._toolbox = toolbox
         self._caller_of = caller_of
-        self._calls = Calls()
+        self._calls = calls
         self._engine: asyncio.Future[StreamableHTTPSessionManager] | None = None
         self._runner: asyncio.Task[None] | None = None
 
@@ -112,10 +112,6 @@ class McpFace:
             if started:
                 raise
             await _refuse(scope, sent, InternalError("The service made a mistake; its log says more."))
-
-    def stop(self) -> None:
-        """Answer what still runs after a moment, and refuse what comes."""
-        self._calls.stop()
 
     async def close(self) -> None:
         """End the SDK's part and whatever still hangs on it."""

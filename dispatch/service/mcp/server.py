@@ -17,7 +17,7 @@ import dispatch
 from dispatch.errors import InternalError, InvalidInputError, TaskError
 from dispatch.log import get_logger
 from dispatch.service import wire
-from dispatch.service.mcp.calls import CancelledByClientError
+from dispatch.service.calls import CancelledByClientError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mcp.types import CallToolRequestParams, PaginatedRequestParams
 
     from dispatch.service.access import Caller
-    from dispatch.service.mcp.calls import Calls, Key
+    from dispatch.service.calls import Calls, Key
     from dispatch.service.tools.model import Toolbox
 
 INSTRUCTIONS: Final = """\

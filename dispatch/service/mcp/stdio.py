@@ -8,12 +8,12 @@ import os
 import queue
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from mcp.server.stdio import stdio_server
 
 from dispatch.asynchronous import cancel_all
-from dispatch.service.mcp.calls import Calls
+from dispatch.service.calls import Calls
 from dispatch.service.mcp.server import Exchange, build_server
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class _Input:
     def __init__(self, descriptor: int, at_end: Callable[[], Any]) -> None:
         self._descriptor = descriptor
         self._at_end = at_end
+        self._is_ended = False
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | None] = asyncio.Queue(_LINES_AHEAD)
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
@@ -61,13 +62,21 @@ class _Input:
         if text is None or text.strip():
             asyncio.run_coroutine_threadsafe(self._lines.put(text), self._loop).result()
 
+    def end(self) -> None:
+        """Act as if the client had closed its side, and wait for nothing."""
+        self._is_ended = True
+        while not self._lines.empty():
+            self._lines.get_nowait()
+        self._lines.put_nowait(None)
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> str:
         line = await self._lines.get()
-        if line is None:
+        if line is None and not self._is_ended:
             await self._at_end()
+        if line is None or self._is_ended:
             raise StopAsyncIteration
         return line
 
@@ -119,12 +128,15 @@ async def serve(toolbox: Toolbox, caller: Caller, profile: str, wire: int) -> in
     """
     loop = asyncio.get_running_loop()
     calls = Calls()
+    stopping = asyncio.Event()
     code = 0
 
     def stop(exit_code: int) -> None:
         nonlocal code
         code = exit_code
-        serving.cancel()
+        # Not by cancelling: the SDK takes its own end by cancellation for an error.
+        lines.end()
+        stopping.set()
 
     async def at_end() -> None:
         # The last lines must first become calls, and the last result must become a line.
@@ -136,21 +148,23 @@ async def serve(toolbox: Toolbox, caller: Caller, profile: str, wire: int) -> in
 
     server = build_server(toolbox, lambda _: Exchange(caller, profile), calls)
     output = _Output(wire, lambda: stop(0))
-    lines: Any = _Input(0, at_end)
-    writer: Any = output
+    lines = _Input(0, at_end)
 
     async def run() -> None:
-        async with stdio_server(lines, writer) as (incoming, outgoing):
+        # Of a file, the SDK uses what these two have.
+        async with stdio_server(cast("Any", lines), cast("Any", output)) as (incoming, outgoing):
             await server.run(incoming, outgoing, server.create_initialization_options())
 
     serving = asyncio.create_task(run())
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
     loop.add_signal_handler(signal.SIGINT, stop, EXIT_INTERRUPTED)
+    told = asyncio.create_task(stopping.wait())
     try:
-        await asyncio.wait([serving])
+        await asyncio.wait([serving, told], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([serving], timeout=_FAREWELL_S)
     finally:
-        await cancel_all([serving])
+        await cancel_all([serving, told])
         output.close()
-    if not serving.cancelled() and (failure := serving.exception()) is not None:
+    if not stopping.is_set() and not serving.cancelled() and (failure := serving.exception()) is not None:
         raise failure
     return code

@@ -1,15 +1,27 @@
-"""The tool calls that run in this process, so that they can be ended before their time."""
+"""The tool calls that run in this process, so that they can be ended before their time.
+
+A tool may wait for minutes: for a task to claim, for a message. The wait ends
+early when the client takes the call back, when the client is gone, and when the
+service stops.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from dispatch.asynchronous import cancel_all
 from dispatch.errors import OverloadedError
+from dispatch.service.body import GoneError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
+    from typing import Any
+
+    from starlette.types import Receive
+
+T = TypeVar("T")
 
 STOP_GRACE_S: Final = 0.5
 """How long a call that runs when the service stops may go on: enough for all that do not wait for something."""
@@ -77,6 +89,27 @@ class Calls:
         self._is_stopping = True
         for limit in self._running:
             limit.reschedule(asyncio.get_running_loop().time() + STOP_GRACE_S)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` and return its result. Cancels it and raises GoneError when the client goes away.
+
+    The request's body must have been read from ``receive`` before.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise GoneError
+        return working.result()
+    finally:
+        await cancel_all([working, leaving])
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _stopping() -> OverloadedError:
