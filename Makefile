@@ -54,6 +54,7 @@ lock: $(STAMP)  ## Resolve the dependencies anew into constraints.txt (fetches u
 
 clean:  ## Remove the virtual environment and all that tools leave behind
 	@rm -rf $(VENV) build dist bench-results.json chaos-results *.egg-info
+	@rm -rf tests/npm/node_modules tests/npm/.lock
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -82,13 +82,18 @@ class Calls:
         for limit, name in self._running.items():
             if name == key:
                 self._cancelled.add(limit)
-                limit.reschedule(asyncio.get_running_loop().time())
+                _end_in(limit, 0.0)
 
     def stop(self) -> None:
         """Refuse new calls, and end what still runs after STOP_GRACE_S with an answer."""
         self._is_stopping = True
         for limit in self._running:
-            limit.reschedule(asyncio.get_running_loop().time() + STOP_GRACE_S)
+            _end_in(limit, STOP_GRACE_S)
+
+
+def _end_in(limit: asyncio.Timeout, delay_s: float) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time() + delay_s)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
