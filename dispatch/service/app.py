@@ -19,6 +19,7 @@ from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
 from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.rest import RestFace
+from dispatch.service.tools.registry import LocalToolbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ class ServiceApp:
     asgi: Asgi
     feed: Feed
     calls: Calls
-    mcp: McpFace | None = None
+    mcp: McpFace
 
     async def say_goodbye(self) -> None:
         """End what clients wait for: the service begins to stop."""
@@ -50,15 +51,21 @@ async def _caller_of(scope: Any) -> Caller:
 
 
 def create_app(
-    store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms: int = 15_000, toolbox: Toolbox | None = None
+    store: Store,
+    *,
+    default_lease_ms: int = 60_000,
+    lock_ms: int = 3_600_000,
+    regrant_delay_ms: int = 15_000,
+    toolbox: Toolbox | None = None,
 ) -> ServiceApp:
     """Build the application on a store that was started. Its lifespan runs the expiry of leases.
 
-    With a ``toolbox`` its tools are served over MCP.
+    ``toolbox`` stands in for the tools on the store, which REST and MCP show.
     """
+    toolbox = toolbox or LocalToolbox(store, lock_ms=lock_ms)
     feed = Feed(store)
     calls = Calls()
-    mcp = None if toolbox is None else McpFace(toolbox, _caller_of, calls)
+    mcp = McpFace(toolbox, _caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
 
     @contextlib.asynccontextmanager
@@ -68,11 +75,10 @@ def create_app(
         try:
             yield
         finally:
-            if mcp is not None:
-                await mcp.close()
+            await mcp.close()
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms))
+    rest = RestFace(Context(store, default_lease_ms, toolbox), calls)
     starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
     starlette.router.default = rest
@@ -82,7 +88,7 @@ def create_app(
         # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
         if scope["type"] != "http":
             await starlette(scope, receive, send)
-        elif mcp is not None and serves(scope["path"]):
+        elif serves(scope["path"]):
             await mcp(scope, receive, send)
         else:
             await rest(scope, receive, send)

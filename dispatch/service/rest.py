@@ -22,7 +22,8 @@ from dispatch.log import get_logger
 from dispatch.service import strict, wire
 from dispatch.service.body import GoneError, read_body
 from dispatch.service.caller import read_headers, refuse_socket
-from dispatch.service.handlers import ROUTES, Call, Context
+from dispatch.service.calls import while_connected
+from dispatch.service.handlers import ROUTES, Call, Context, call_tool
 from dispatch.service.rows import Scope
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Send
     from starlette.types import Scope as AsgiScope
+
+    from dispatch.service.calls import Calls
 
 _QUERY_FIELDS_MAX: Final = 64
 _log: Final = get_logger("service")
@@ -85,8 +88,9 @@ def _query(raw: bytes) -> list[tuple[str, str]]:
 class RestFace:
     """The ASGI application; see the module."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, calls: Calls) -> None:
         self._context = context
+        self._calls = calls
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -133,4 +137,8 @@ class RestFace:
         query = _query(scope["query_string"])
         if query and method != "GET":
             raise InvalidInputError("This call takes its values in the body, not in the query.")
-        return await handler(Call(self._context, actor, match.scope, match.names, body, query))
+        call = Call(self._context, actor, match.scope, match.names, body, query)
+        if handler is not call_tool:
+            return await handler(call)
+        async with self._calls.running(None):
+            return await while_connected(receive, call_tool(call))

@@ -159,6 +159,15 @@ idempotency_keys: Final = Table(
     _time("created_at", nullable=False),
 )
 
+listeners: Final = Table(
+    "listeners",
+    metadata,
+    Column("process", String(64), primary_key=True, comment="a process of the service"),
+    Column("channel", String(128), primary_key=True, comment="empty for those that listen to all"),
+    Column("count", Integer, nullable=False),
+    _time("seen_at", nullable=False),
+)
+
 messages: Final = Table(
     "messages",
     metadata,

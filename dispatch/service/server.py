@@ -127,6 +127,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
         app = create_app(
             store,
             default_lease_ms=round(settings.service.default_lease_s * 1000),
+            lock_ms=round(settings.service.lock_s * 1000),
             regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
         )
         await serve_app(app, sock, on_ready)

@@ -140,7 +140,7 @@ async def test_every_refusal_of_the_service_is_relayed_as_it_is(service: ToolSer
         wanted = InvalidInputError("get needs 'task_id'.")
         assert (found.value.as_body(), found.value.as_text()) == (wanted.as_body(), wanted.as_text())
         with pytest.raises(RelayedError) as found:
-            await toolbox.call("forbidden", {}, Caller(ACTOR))
+            await toolbox.call("forbid", {}, Caller(ACTOR))
         assert (found.value.status, found.value.as_body()["code"]) == (403, "FORBIDDEN")
 
 

@@ -8,7 +8,6 @@ that a test can see it from outside.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,16 +18,12 @@ from dispatch.errors import (
     InvalidInputError,
     LeaseHeldError,
     NotFoundError,
-    TaskError,
     UnauthorizedError,
 )
 from dispatch.service.access import Caller
-from dispatch.service.app import ServiceApp, create_app
-from dispatch.service.body import GoneError, read_body
+from dispatch.service.app import create_app
 from dispatch.service.caller import read_headers
-from dispatch.service.calls import while_connected
 from dispatch.service.clock import Clock
-from dispatch.service.mcp.http import McpFace
 from dispatch.service.server import listen, open_store, serve_app
 from dispatch.service.tools.model import no_progress
 from tests.support.service import ServiceProcess
@@ -68,6 +63,7 @@ TOOLS: Final = (
     _tool("wait", {"seconds": {"type": "number"}}, ["seconds"], {"waited_s": {"type": "number"}}),
     _tool("whoami", {}, [], {"type": _TEXT, "id": _TEXT, "name": _TEXT}),
     _tool("echo", {"value": {}}, ["value"], {"value": {}}),
+    _tool("forbid", {}, [], {"never": {"type": "boolean"}}),
     _tool("break", {}, [], {"never": {"type": "boolean"}}),
 )
 
@@ -98,6 +94,8 @@ class SmallToolbox:
             return {"type": caller.actor.type, "id": caller.actor.id, "name": caller.actor.name}
         if name == "echo":
             return {"value": arguments["value"]}
+        if name == "forbid":
+            raise ForbiddenError("The key may only read.")
         if name == "break":
             raise RuntimeError("a mistake in the tool")
         return await _wait(float(arguments["seconds"]), progress)
@@ -138,38 +136,6 @@ async def keyed_caller(scope: Any) -> Caller:
     return Caller(actor, is_keyed=True)
 
 
-def _with_rest(app: ServiceApp, toolbox: SmallToolbox) -> ServiceApp:
-    """Add ``GET /tools`` and ``POST /tools/{name}``, as the service has them."""
-
-    async def asgi(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/tools"):
-            await app.asgi(scope, receive, send)
-            return
-        status, found = 200, {}
-        try:
-            actor, _ = read_headers(scope["headers"])
-            if scope["path"] == "/tools/forbidden":
-                raise ForbiddenError("The key may only read.")
-            if scope["method"] == "GET":
-                profile = scope["query_string"].decode().partition("profile=")[2] or "default"
-                found = {"tools": await toolbox.definitions(profile)}
-            else:
-                body = json.loads(await read_body(receive, None, 1_000_000))
-                call = toolbox.call(scope["path"].removeprefix("/tools/"), body, Caller(actor))
-                async with app.calls.running(None):
-                    found = await while_connected(receive, call)
-        except GoneError:
-            return
-        except TaskError as exc:
-            status, found = exc.http_status, exc.as_body()
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-        )
-        await send({"type": "http.response.body", "body": json.dumps(found).encode()})
-
-    return ServiceApp(asgi, app.feed, app.calls, app.mcp)
-
-
 class ToolService(ServiceProcess):
     """The process. With ``keys`` every request to /mcp needs KEY, and any Host is served."""
 
@@ -184,14 +150,11 @@ async def _main(is_keyed: bool) -> None:
     sock = listen(found.service.bind)
     store = open_store(found.database_url, Clock())
     await store.start()
-    toolbox = SmallToolbox()
-    app = create_app(store, toolbox=toolbox)
+    app = create_app(store, toolbox=SmallToolbox())
     if is_keyed:
-        assert app.mcp is not None
         app.mcp._caller_of = keyed_caller
-    assert isinstance(app.mcp, McpFace)
     try:
-        await serve_app(_with_rest(app, toolbox), sock)
+        await serve_app(app, sock)
     finally:
         sock.close()
         await store.close()

@@ -59,3 +59,11 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("scope", "key", name=op.f("pk_idempotency_keys")),
     )
+    op.create_table(
+        "listeners",
+        sa.Column("process", sa.String(length=64), nullable=False, comment="a process of the service"),
+        sa.Column("channel", sa.String(length=128), nullable=False, comment="empty for those that listen to all"),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("seen_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("process", "channel", name=op.f("pk_listeners")),
+    )
