@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from dispatch.asynchronous import cancel_all
 from dispatch.errors import OverloadedError
+from dispatch.log import get_logger
 from dispatch.service.body import GoneError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 STOP_GRACE_S: Final = 0.5
 """How long a call that runs when the service stops may go on: enough for all that do not wait for something."""
+
+_log: Final = get_logger("service")
 
 Key = tuple[str, str | int]
 """Session and request id: what a client names a call by when it cancels it."""
@@ -72,8 +75,12 @@ class Calls:
             if not limit.expired():
                 raise
             if limit in self._cancelled:
+                _log.debug("call_cancelled")
                 raise CancelledByClientError from None
             raise _stopping() from None
+        except (asyncio.CancelledError, GoneError):
+            _log.debug("call_cancelled")
+            raise
         finally:
             self._cancelled.discard(limit)
 
