@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--profile", default="default", metavar="NAME", help="Which tools to list: default, page, worker or reader.")
+@click.option(
+    "--profile", default="default", metavar="NAME", help="Which tools to list: default, page, worker or reader."
+)
 @common_options
 @click.pass_obj
 def mcp(state: State, profile: str) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from dispatch.errors import (
+    InternalError,
     InvalidInputError,
     MethodNotAllowedError,
     NotFoundError,
@@ -108,8 +109,8 @@ class RestFace:
             close = isinstance(exc, SlowBodyError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
-            status = 500
-            text = '{"error":"The service made a mistake; its log says more.","code":"INTERNAL"}'
+            error = InternalError("The service made a mistake; its log says more.")
+            status, text = error.http_status, wire.dumps(error.as_body())
         body = text.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if close:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
@@ -176,6 +177,8 @@ class McpFace:
 
         from dispatch.service.mcp.server import build_server  # noqa: PLC0415 - the same
 
+        # Its warnings are about what clients send; they have their answer already.
+        logging.getLogger("mcp").setLevel(logging.ERROR)
         server = build_server(self._toolbox, _exchange_of, self._calls)
         # No settings of transport security: who may call was decided before.
         return StreamableHTTPSessionManager(server, stateless=True, max_request_body_size=BODY_BYTES_MAX)
