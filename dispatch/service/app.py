@@ -12,6 +12,7 @@ from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
 from dispatch.service.access import Caller
+from dispatch.service.audience import Audience
 from dispatch.service.caller import read_headers
 from dispatch.service.calls import Calls
 from dispatch.service.expiry import Expiry
@@ -67,15 +68,18 @@ def create_app(
     calls = Calls()
     mcp = McpFace(toolbox, _caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
+    audience = Audience(store, feed)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
+        audience.start()
         try:
             yield
         finally:
             await mcp.close()
+            await audience.close()
             await expiry.close()
 
     rest = RestFace(Context(store, default_lease_ms, toolbox), calls)

@@ -74,7 +74,7 @@ class RemoteToolbox:
         """Have the service run a tool; meanwhile say every few seconds that it still waits."""
         ticking = asyncio.create_task(self._tick(name, progress))
         try:
-            return await self._send(protocol.call_tool(name, arguments), CALL_DEADLINE_S)
+            return await self._send(protocol.tool(name, arguments), CALL_DEADLINE_S)
         finally:
             await cancel_all([ticking])
 
