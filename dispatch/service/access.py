@@ -33,6 +33,8 @@ class Caller:
     """Numbers of the projects that the key is for; None means all."""
     is_keyed: bool = False
     """An API key vouches for ``actor``."""
+    key_id: str = ""
+    """The public id of that key."""
 
     def require(self, access: Access) -> None:
         """Raise ForbiddenError unless the caller has at least this access."""
@@ -56,6 +58,10 @@ class Caller:
                 agent_id=agent_uuid(self.actor.type, self.actor.id),
             )
         return Actor("agent", agent_id, f"agent-{agent_id[:8]}")
+
+
+NOBODY: Final = Caller(Actor("agent", "anonymous", "anonymous"), Access.READ, frozenset())
+"""Whoever asks for what everybody may see."""
 
 
 @lru_cache(maxsize=4096)

@@ -32,9 +32,18 @@ class ServiceApp:
     feed: Feed
 
 
-def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms: int = 15_000) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases."""
-    feed = Feed(store)
+def create_app(
+    store: Store,
+    *,
+    default_lease_ms: int = 60_000,
+    regrant_delay_ms: int = 15_000,
+    origins: frozenset[str] = frozenset(),
+) -> ServiceApp:
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases.
+
+    ``origins`` are the web sites whose pages may call it, where there are keys.
+    """
+    feed = Feed(store, origins)
     expiry = Expiry(store, regrant_delay_ms)
 
     @contextlib.asynccontextmanager
@@ -46,7 +55,7 @@ def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms
         finally:
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms))
+    rest = RestFace(Context(store, default_lease_ms, origins))
     starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
     starlette.router.default = rest

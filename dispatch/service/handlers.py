@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
-from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
-from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
+from dispatch.errors import ForbiddenError, InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch.service import fields, keys, leases, messages, moves, strict, tasks, tenants, wire
+from dispatch.service.access import agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from dispatch.ats.model import Actor
+    from dispatch.service.access import Caller
     from dispatch.service.store import Store, Tx
 
 EXTENSIONS: Final = (
@@ -30,6 +32,7 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
+    "auth.me",
 )
 
 
@@ -39,6 +42,8 @@ class Context:
 
     store: Store
     default_lease_ms: int
+    origins: frozenset[str] = frozenset()
+    """Web sites whose pages may call, where there are keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,22 @@ class Call:
     """One request, read as far as every route needs it."""
 
     context: Context
-    actor: Actor
+    caller: Caller
     scope: Scope | None
     names: tuple[str, ...]
     """The variable parts of the path."""
     body: Any
     query: list[tuple[str, str]]
+
+    @property
+    def actor(self) -> Actor:
+        """Who does it."""
+        return self.caller.actor
+
+    @property
+    def within(self) -> frozenset[int] | None:
+        """The projects that the caller may see, None for all."""
+        return self.caller.projects
 
     @property
     def store(self) -> Store:
@@ -63,7 +78,7 @@ class Call:
         ident = strict.task_ident(self.names[0])
         if ident is None:
             raise NotFoundError(f"There is no task {self.names[0][:80]!r}; a task is named by its number or its UUID.")
-        return Ref(ident, self.scope)
+        return Ref(ident, self.scope, self.within)
 
 
 Answer = tuple[int, str]
@@ -94,7 +109,7 @@ async def health(call: Call) -> Answer:
 async def stats(call: Call) -> Answer:
     """GET /tasks/stats."""
     strict.parse_query(call.query, {})
-    return 200, wire.dumps({"stats": await call.store.read(tasks.stats)})
+    return 200, wire.dumps({"stats": await call.store.read(lambda tx: tasks.stats(tx, call.within))})
 
 
 async def create(call: Call) -> Answer:
@@ -102,7 +117,7 @@ async def create(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.CREATE, required=("title",))
     found["description"] = found.get("description") or ""
     new = tasks.NewTask(**found)
-    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new))
+    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new, call.within))
     return 201, _envelope(row, row.created_at)
 
 
@@ -116,7 +131,7 @@ async def list_tasks(call: Call) -> Answer:
         found["min_priority"] = found["max_priority"] = exact
     if "sort_dir" in found:
         found["descending"] = found.pop("sort_dir")
-    query = tasks.Query(scope=call.scope, **found)
+    query = tasks.Query(scope=call.scope, within=call.within, **found)
     now_ms = call.store.clock.now_ms()
 
     def work(tx: Tx) -> list[str]:
@@ -176,7 +191,7 @@ async def claim_many(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.CLAIM_MANY, required=("ids", "claim_id"))
     ids = found["ids"]
     lease_ms = found.get("lease_duration") or call.context.default_lease_ms
-    refs = [Ref(ident, call.scope) for ident in ids]
+    refs = [Ref(ident, call.scope, call.within) for ident in ids]
     results = await call.store.write(
         lambda tx: leases.claim_many(tx, refs, call.actor, lease_ms=lease_ms, claim_id=found["claim_id"])
     )
@@ -286,10 +301,36 @@ async def list_messages(call: Call) -> Answer:
     return 200, f'{{"messages":[{",".join(objects)}]}}'
 
 
+async def me(call: Call) -> Answer:
+    """GET /auth/me: whom the caller is taken for, and what they may do."""
+    strict.parse_query(call.query, {})
+    actor, caller = call.actor, call.caller
+    names = None
+    if caller.projects is not None:
+        numbers = sorted(caller.projects)
+        names = await call.store.read(lambda tx: keys.project_names(tx, numbers))
+    return 200, wire.dumps(
+        {
+            "actor": {"type": actor.type, "id": actor.id, "name": actor.name},
+            "agent_id": agent_uuid(actor.type, actor.id),
+            "access": caller.access.name.lower(),
+            "projects": names,
+            "keyed": caller.is_keyed,
+        }
+    )
+
+
+def _require_all_projects(call: Call) -> None:
+    if call.within is not None:
+        raise ForbiddenError(
+            "This key is for some projects only; organisations and projects are made with one for all."
+        )
+
+
 async def list_organizations(call: Call) -> Answer:
     """GET /orgs."""
     strict.parse_query(call.query, {})
-    rows = await call.store.read(tenants.all_organizations)
+    rows = await call.store.read(lambda tx: tenants.all_organizations(tx, call.within))
     return 200, wire.dumps({"organizations": [tenants.organization_object(row) for row in rows]})
 
 
@@ -297,19 +338,21 @@ async def create_organization(call: Call) -> Answer:
     """POST /orgs."""
     found = strict.parse_object(call.body, fields.ORGANIZATION, required=("slug",))
     name = found.get("name", found["slug"])
+    _require_all_projects(call)
     row = await call.store.write(lambda tx: tenants.create_organization(tx, found["slug"], name))
     return 201, wire.dumps({"organization": tenants.organization_object(row)})
 
 
 async def get_organization(call: Call) -> Answer:
     """GET /orgs/{org}."""
-    row = await call.store.read(lambda tx: tenants.organization(tx, call.names[0]))
+    row = await call.store.read(lambda tx: tenants.organization(tx, call.names[0], call.within))
     return 200, wire.dumps({"organization": tenants.organization_object(row)})
 
 
 async def patch_organization(call: Call) -> Answer:
     """PATCH /orgs/{org}."""
     found = strict.parse_object(call.body, fields.ORGANIZATION)
+    _require_all_projects(call)
     row = await call.store.write(lambda tx: tenants.change_organization(tx, call.names[0], found))
     return 200, wire.dumps({"organization": tenants.organization_object(row)})
 
@@ -318,7 +361,7 @@ async def list_projects(call: Call) -> Answer:
     """GET /orgs/{org}/projects."""
     words = {"true": True, "1": True, "false": False, "0": False}
     counts = strict.parse_query(call.query, {"counts": strict.one_of(words)}).get("counts", False)
-    rows = await call.store.read(lambda tx: tenants.all_projects(tx, call.names[0], counts=counts))
+    rows = await call.store.read(lambda tx: tenants.all_projects(tx, call.names[0], call.within, counts=counts))
     return 200, wire.dumps({"projects": [tenants.project_object(row, counted) for row, counted in rows]})
 
 
@@ -327,13 +370,14 @@ async def create_project(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.PROJECT, required=("slug",))
     slug = found["slug"]
     name, description = found.get("name", slug), found.get("description") or ""
+    _require_all_projects(call)
     row = await call.store.write(lambda tx: tenants.create_project(tx, call.names[0], slug, name, description))
     return 201, wire.dumps({"project": tenants.project_object(row)})
 
 
 async def get_project(call: Call) -> Answer:
     """GET /orgs/{org}/projects/{project}."""
-    row = await call.store.read(lambda tx: tenants.project(tx, *call.names))
+    row = await call.store.read(lambda tx: tenants.project(tx, call.names[0], call.names[1], call.within))
     return 200, wire.dumps({"project": tenants.project_object(row)})
 
 
@@ -342,7 +386,9 @@ async def patch_project(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.PROJECT)
     if "description" in found:
         found["description"] = found["description"] or ""
-    row = await call.store.write(lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found))
+    row = await call.store.write(
+        lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found, call.within)
+    )
     return 200, wire.dumps({"project": tenants.project_object(row)})
 
 
@@ -352,6 +398,7 @@ def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.
 
 ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitable[Answer]], int]]]] = {
     ("health",): {"GET": (health, 0)},
+    ("auth", "me"): {"GET": (me, 0)},
     ("tasks", "stats"): {"GET": (stats, 0)},
     ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
     ("tasks", "claim"): _post(claim_many),

@@ -18,6 +18,7 @@ ALL: Final = tuple(tasks.c)
 _BY_ID: Final = select(*ALL).where(tasks.c.id == bindparam("p_id"))
 _BY_ID_LOCKED: Final = _BY_ID.with_for_update()
 _ID_OF_UUID: Final = select(tasks.c.id).where(tasks.c.uuid == bindparam("p_uuid"))
+_PROJECT_OF: Final = select(tasks.c.project_id).where(tasks.c.id == bindparam("p_id"))
 _ID_IN_PROJECT: Final = (
     select(tasks.c.id)
     .join(projects, projects.c.id == tasks.c.project_id)
@@ -74,6 +75,8 @@ class Ref:
 
     ident: int | str
     scope: Scope | None = None
+    within: frozenset[int] | None = None
+    """The projects that the caller may see; None means all."""
 
 
 def locate(tx: Tx, ref: Ref) -> int:
@@ -88,6 +91,10 @@ def locate(tx: Tx, ref: Ref) -> int:
         _ID_IN_PROJECT, {"p_id": ident, "p_org": ref.scope.org, "p_project": ref.scope.project}
     ):
         raise no_task(ref)
+    if ref.within is not None:
+        found = tx.one(_PROJECT_OF, {"p_id": ident})
+        if found is None or found[0] not in ref.within:
+            raise no_task(ref)
     return ident
 
 
