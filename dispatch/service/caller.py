@@ -137,12 +137,13 @@ async def authenticate(
     return _keyed(key, heads.actor_id, heads.actor_name)
 
 
-async def check_site(store: Store, heads: Heads, origins: AbstractSet[str] = frozenset()) -> None:
-    """Refuse a foreign Host or Origin, for what is shown to callers without a key too. Raises ForbiddenError."""
+async def check_open(store: Store, heads: Heads, origins: AbstractSet[str] = frozenset()) -> None:
+    """Check the headers of a call for which nobody needs a key. Raises as ``authenticate``, but for keys."""
     if await store.has_keys():
         _check_origin(heads.host, heads.origin, origins)
     else:
         _check_loopback(heads.host, heads.origin)
+        _actor(heads.actor_type, heads.actor_id, heads.actor_name)
 
 
 async def is_still_good(store: Store, caller: Caller) -> bool:

@@ -24,7 +24,7 @@ from dispatch.errors import (
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
 from dispatch.service.access import NOBODY, Access
-from dispatch.service.caller import CHALLENGE, authenticate, check_site, read_headers, refuse_socket
+from dispatch.service.caller import CHALLENGE, authenticate, check_open, read_headers, refuse_socket
 from dispatch.service.handlers import ROUTES, Call, Context
 from dispatch.service.rows import Scope
 
@@ -175,7 +175,7 @@ class RestFace:
         context = self._context
         heads = read_headers(scope["headers"])
         if scope["path"] in OPEN_PATHS:
-            await check_site(context.store, heads, context.origins)
+            await check_open(context.store, heads, context.origins)
             caller = NOBODY
         else:
             caller = await authenticate(context.store, heads, scope.get("client"), context.origins)
