@@ -111,7 +111,8 @@ def create(
     state.output.note("It is shown this once; keep it in a file that only its user can read.")
     for other in others:
         state.output.note(
-            f"Mind: this key ({key.actor_id}) and key {other.name} ({other.actor_id}) can act as one another's instances."
+            f"Mind: of the keys {name} ({key.actor_id}) and {other.name} ({other.actor_id}) one can act as the other's"
+            " actor, an instance of its own."
         )
     if is_first:
         state.output.note("This is the first key: from now on the task service wants one from everybody.")
@@ -189,7 +190,8 @@ def _database_url(state: State) -> str:
         settings.local.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigurationError(
-            f"The data directory {settings.local.data_dir} cannot be made ({exc.strerror or exc}); set DISPATCH_DATA_DIR."
+            f"The data directory {settings.local.data_dir} cannot be made ({exc.strerror or exc});"
+            " set DISPATCH_DATA_DIR."
         ) from exc
     return settings.database_url
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
-from dispatch.errors import ForbiddenError, InvalidInputError, NotFoundError, TaskError, TooLargeError
-from dispatch.service import fields, keys, leases, messages, moves, strict, tasks, tenants, wire
-from dispatch.service.access import agent_uuid
+from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch.service import fields, leases, messages, moves, strict, tasks, tenant_handlers, wire
 from dispatch.service.rows import Ref, Scope, fetch
 
 if TYPE_CHECKING:
@@ -301,104 +300,13 @@ async def list_messages(call: Call) -> Answer:
     return 200, f'{{"messages":[{",".join(objects)}]}}'
 
 
-async def me(call: Call) -> Answer:
-    """GET /auth/me: whom the caller is taken for, and what they may do."""
-    strict.parse_query(call.query, {})
-    actor, caller = call.actor, call.caller
-    names = None
-    if caller.projects is not None:
-        numbers = sorted(caller.projects)
-        names = await call.store.read(lambda tx: keys.project_names(tx, numbers))
-    return 200, wire.dumps(
-        {
-            "actor": {"type": actor.type, "id": actor.id, "name": actor.name},
-            "agent_id": agent_uuid(actor.type, actor.id),
-            "access": caller.access.name.lower(),
-            "projects": names,
-            "keyed": caller.is_keyed,
-        }
-    )
-
-
-def _require_all_projects(call: Call) -> None:
-    if call.within is not None:
-        raise ForbiddenError(
-            "This key is for some projects only; organisations and projects are made with one for all."
-        )
-
-
-async def list_organizations(call: Call) -> Answer:
-    """GET /orgs."""
-    strict.parse_query(call.query, {})
-    rows = await call.store.read(lambda tx: tenants.all_organizations(tx, call.within))
-    return 200, wire.dumps({"organizations": [tenants.organization_object(row) for row in rows]})
-
-
-async def create_organization(call: Call) -> Answer:
-    """POST /orgs."""
-    found = strict.parse_object(call.body, fields.ORGANIZATION, required=("slug",))
-    name = found.get("name", found["slug"])
-    _require_all_projects(call)
-    row = await call.store.write(lambda tx: tenants.create_organization(tx, found["slug"], name))
-    return 201, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def get_organization(call: Call) -> Answer:
-    """GET /orgs/{org}."""
-    row = await call.store.read(lambda tx: tenants.organization(tx, call.names[0], call.within))
-    return 200, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def patch_organization(call: Call) -> Answer:
-    """PATCH /orgs/{org}."""
-    found = strict.parse_object(call.body, fields.ORGANIZATION)
-    _require_all_projects(call)
-    row = await call.store.write(lambda tx: tenants.change_organization(tx, call.names[0], found))
-    return 200, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def list_projects(call: Call) -> Answer:
-    """GET /orgs/{org}/projects."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    counts = strict.parse_query(call.query, {"counts": strict.one_of(words)}).get("counts", False)
-    rows = await call.store.read(lambda tx: tenants.all_projects(tx, call.names[0], call.within, counts=counts))
-    return 200, wire.dumps({"projects": [tenants.project_object(row, counted) for row, counted in rows]})
-
-
-async def create_project(call: Call) -> Answer:
-    """POST /orgs/{org}/projects."""
-    found = strict.parse_object(call.body, fields.PROJECT, required=("slug",))
-    slug = found["slug"]
-    name, description = found.get("name", slug), found.get("description") or ""
-    _require_all_projects(call)
-    row = await call.store.write(lambda tx: tenants.create_project(tx, call.names[0], slug, name, description))
-    return 201, wire.dumps({"project": tenants.project_object(row)})
-
-
-async def get_project(call: Call) -> Answer:
-    """GET /orgs/{org}/projects/{project}."""
-    row = await call.store.read(lambda tx: tenants.project(tx, call.names[0], call.names[1], call.within))
-    return 200, wire.dumps({"project": tenants.project_object(row)})
-
-
-async def patch_project(call: Call) -> Answer:
-    """PATCH /orgs/{org}/projects/{project}."""
-    found = strict.parse_object(call.body, fields.PROJECT)
-    if "description" in found:
-        found["description"] = found["description"] or ""
-    row = await call.store.write(
-        lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found, call.within)
-    )
-    return 200, wire.dumps({"project": tenants.project_object(row)})
-
-
 def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:
     return {"POST": (handler, bytes_max)}
 
 
 ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitable[Answer]], int]]]] = {
     ("health",): {"GET": (health, 0)},
-    ("auth", "me"): {"GET": (me, 0)},
+    ("auth", "me"): {"GET": (tenant_handlers.me, 0)},
     ("tasks", "stats"): {"GET": (stats, 0)},
     ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
     ("tasks", "claim"): _post(claim_many),
@@ -413,8 +321,20 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
-    ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects", "*"): {"GET": (get_project, 0), "PATCH": (patch_project, fields.SMALL_BYTES_MAX)},
+    ("orgs",): {
+        "GET": (tenant_handlers.list_organizations, 0),
+        "POST": (tenant_handlers.create_organization, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*"): {
+        "GET": (tenant_handlers.get_organization, 0),
+        "PATCH": (tenant_handlers.patch_organization, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*", "projects"): {
+        "GET": (tenant_handlers.list_projects, 0),
+        "POST": (tenant_handlers.create_project, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*", "projects", "*"): {
+        "GET": (tenant_handlers.get_project, 0),
+        "PATCH": (tenant_handlers.patch_project, fields.SMALL_BYTES_MAX),
+    },
 }
