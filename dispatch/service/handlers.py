@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
@@ -78,6 +78,11 @@ class Call:
         if ident is None:
             raise NotFoundError(f"There is no task {self.names[0][:80]!r}; a task is named by its number or its UUID.")
         return Ref(ident, self.scope, self.within)
+
+    def report_ref(self, token: int | None) -> Ref:
+        """Return the task that the path names, for a call that is made under its fencing token."""
+        keyed = self.caller.is_keyed and self.actor.type == "agent" and token is not None
+        return replace(self.ref(), reporter=self.actor if keyed else None)
 
 
 Answer = tuple[int, str]
@@ -206,8 +211,8 @@ def _claimed(ident: int, result: leases.Granted | TaskError) -> str:
 
 async def start(call: Call) -> Answer:
     """POST T/{id}/start."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.START, required=("fencing_token", "runner"))
+    ref = call.report_ref(found["fencing_token"])
     granted = await call.store.write(
         lambda tx: leases.start(
             tx,
@@ -224,8 +229,8 @@ async def start(call: Call) -> Answer:
 
 async def renew(call: Call) -> Answer:
     """POST T/{id}/renew."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.RENEW, required=("fencing_token",))
+    ref = call.report_ref(found["fencing_token"])
     granted = await call.store.write(
         lambda tx: leases.renew(
             tx,
@@ -241,8 +246,8 @@ async def renew(call: Call) -> Answer:
 
 async def release(call: Call) -> Answer:
     """POST T/{id}/release."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.RELEASE, required=("fencing_token",))
+    ref = call.report_ref(found["fencing_token"])
     token = found.pop("fencing_token")
     row = await call.store.write(lambda tx: leases.release(tx, ref, call.actor, token=token, **found))
     return 200, _envelope(row, call.store.clock.now_ms())
@@ -250,8 +255,8 @@ async def release(call: Call) -> Answer:
 
 async def complete(call: Call) -> Answer:
     """POST T/{id}/complete."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.COMPLETE)
+    ref = call.report_ref(found.get("fencing_token"))
     outputs = found.get("outputs")
     bytes_max = fields.OUTPUTS_BYTES_MAX
     if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
@@ -263,8 +268,8 @@ async def complete(call: Call) -> Answer:
 
 async def fail(call: Call) -> Answer:
     """POST T/{id}/fail."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.FAIL)
+    ref = call.report_ref(found.get("fencing_token"))
     row = await call.store.write(
         lambda tx: moves.fail(tx, ref, call.actor, reason=found.get("reason"), token=found.get("fencing_token"))
     )

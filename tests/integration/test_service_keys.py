@@ -271,10 +271,11 @@ def test_only_the_holder_completes(service: ServiceProcess) -> None:
     token = one.post(f"/tasks/{task['id']}/claim")["lease"]["fencing_token"]
     for verb in ("complete", "renew", "release", "start"):
         body = {"fencing_token": token, **({"runner": "r"} if verb == "start" else {})}
-        status, _ = other.refused("POST", f"/tasks/{task['id']}/{verb}", body)
-        assert status in (403, 409), verb
+        status, answer = other.refused("POST", f"/tasks/{task['id']}/{verb}", body)
+        assert (status, answer["code"]) == (409, "LEASE_HELD"), verb
     assert one.get(f"/tasks/{task['id']}")["task"]["status"] == "in_progress"
-    one.post(f"/tasks/{task['id']}/complete", {"fencing_token": token})
+    for _ in range(2):
+        one.post(f"/tasks/{task['id']}/complete", {"fencing_token": token})
 
 
 # --- projects -------------------------------------------------------------------------------------------------------
@@ -312,6 +313,9 @@ def test_a_key_for_a_project_sees_nothing_else(service: ServiceProcess, acme: Cl
                 assert json.dumps(refusal) == json.dumps(nothing).replace(unknown, str(ident))
             for verb in ("claim", "cancel", "complete", "fail", "reject", "reopen"):
                 assert web.refused("POST", f"/tasks/{ident}/{verb}")[0] == 404
+            for verb in ("start", "renew", "release", "complete", "fail"):
+                body = {"fencing_token": 1, **({"runner": "r"} if verb == "start" else {})}
+                assert web.refused("POST", f"/tasks/{ident}/{verb}", body)[0] == 404
             assert web.refused("PATCH", f"/tasks/{ident}", {"title": "x"})[0] == 404
             parts = {"parts": [{"type": "text", "content": "x"}]}
             assert web.refused("POST", f"/tasks/{ident}/messages", parts)[0] == 404
