@@ -93,6 +93,8 @@ def create(
     from dispatch.service import direct, keys
     from dispatch.service.access import Access
 
+    if not keys.NAME.fullmatch(name):
+        raise UsageError(f"{name[:80]!r} is no name for a key: 1 to 64 letters, digits, dots, underscores and dashes.")
     who = Actor(kind, _actor_id(name, agent, actor, kind), name)
     scopes = [_scope(project) for project in projects]
     life_ms = None if expires is None else _duration_s(expires) * 1000
@@ -110,9 +112,10 @@ def create(
     state.output.note(f"Key {name} ({key.id}): {access} access as {kind} {key.actor_id}, {_extent(shown)}.")
     state.output.note("It is shown this once; keep it in a file that only its user can read.")
     for other in others:
+        wide, narrow = (key, other) if keys.covers(key.actor_id, other.actor_id) else (other, key)
         state.output.note(
-            f"Mind: of the keys {name} ({key.actor_id}) and {other.name} ({other.actor_id}) one can act as the other's"
-            " actor, an instance of its own."
+            f"Mind: key {wide.name}, which acts as {wide.actor_id}, can also act as {narrow.actor_id}, the actor of key"
+            f" {narrow.name}."
         )
     if is_first:
         state.output.note("This is the first key: from now on the task service wants one from everybody.")
