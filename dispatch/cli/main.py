@@ -156,8 +156,9 @@ def _exit_code(exc: DispatchError) -> int:
 
 def _advice(exc: DispatchError) -> str:
     if isinstance(exc, AuthenticationError) and "DISPATCH_ATS_TOKEN" not in str(exc):
+        stop = "" if str(exc).endswith(".") else "."
         return (
-            f"{'' if str(exc).endswith('.') else '.'} Name a file with a key that may do this in DISPATCH_ATS_TOKEN_FILE or with --token-file;"
+            f"{stop} Name a file with a key that may do this in DISPATCH_ATS_TOKEN_FILE or with --token-file;"
             " 'dispatch api-key create' makes keys."
         )
     if isinstance(exc, GatewayUnavailableError) and exc.retry_after_s is None and "dispatch serve" not in str(exc):
