@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import fields, leases, messages, moves, strict, tasks, tenant_handlers, wire
+from dispatch.service.access import agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
+from dispatch.service.tools.registry import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.access import Caller
     from dispatch.service.store import Store, Tx
+    from dispatch.service.tools.model import Toolbox
 
 EXTENSIONS: Final = (
     "fencing",
@@ -32,6 +35,7 @@ EXTENSIONS: Final = (
     "events.thin",
     "fields",
     "auth.me",
+    "tools",
 )
 
 
@@ -41,6 +45,7 @@ class Context:
 
     store: Store
     default_lease_ms: int
+    toolbox: Toolbox
     origins: frozenset[str] = frozenset()
     """Web sites whose pages may call, where there are keys."""
 
@@ -305,6 +310,24 @@ async def list_messages(call: Call) -> Answer:
     return 200, f'{{"messages":[{",".join(objects)}]}}'
 
 
+async def list_tools(call: Call) -> Answer:
+    """GET /tools: what the Task Tools are, as MCP tells it."""
+    profile = strict.parse_query(call.query, {"profile": strict.text(40)}).get("profile", "default")
+    return 200, wire.dumps({"tools": await call.context.toolbox.definitions(profile)})
+
+
+async def call_tool(call: Call) -> Answer:
+    """POST /tools/{name}: one tool, its arguments in the body."""
+    if not isinstance(call.body, dict):
+        raise InvalidInputError("The body must be a JSON object with the tool's arguments.")
+    name, caller = call.names[0], call.caller
+    arguments = call.body
+    if name in TOOLS and "agent_id" in TOOLS[name].params and "agent_id" not in arguments:
+        # Over REST the caller is known; an agent's UUID need not be worked out first.
+        arguments = {**arguments, "agent_id": agent_uuid(caller.actor.type, caller.actor.id)}
+    return 200, wire.dumps(await call.context.toolbox.call(name, arguments, caller))
+
+
 def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:
     return {"POST": (handler, bytes_max)}
 
@@ -326,6 +349,8 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("tools",): {"GET": (list_tools, 0)},
+    ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {
         "GET": (tenant_handlers.list_organizations, 0),
         "POST": (tenant_handlers.create_organization, fields.SMALL_BYTES_MAX),

@@ -48,19 +48,21 @@ class _Match:
     methods: dict[str, tuple[Callable[[Call], Awaitable[tuple[int, str]]], int]]
     names: tuple[str, ...]
     scope: Scope | None
-    is_tenancy: bool
-    """It is about organisations and projects themselves."""
+    shape: tuple[str, ...]
 
 
 OPEN_PATHS: Final = frozenset({"/health", "/health/"})
 """What is answered without a key."""
 
 
-def access_needed(method: str, *, is_tenancy: bool) -> Access:
-    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and projects."""
-    if method == "GET":
+def access_needed(method: str, shape: tuple[str, ...]) -> Access:
+    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and projects.
+
+    A tool says itself what it needs; the toolbox checks that.
+    """
+    if method == "GET" or shape[0] == "tools":
         return Access.READ
-    return Access.ADMIN if is_tenancy else Access.WRITE
+    return Access.ADMIN if shape[0] == "orgs" else Access.WRITE
 
 
 def _match(path: str) -> _Match:
@@ -77,7 +79,7 @@ def _match(path: str) -> _Match:
         methods = ROUTES.get(shape)
         if methods is not None and not (scope is not None and shape == ("tasks", "stats")):
             names = tuple(part for part, word in zip(parts, shape, strict=True) if word == "*")
-            return _Match(methods, names, scope, shape[0] == "orgs")
+            return _Match(methods, names, scope, shape)
     raise NotFoundError("There is nothing at this path.")
 
 
@@ -186,7 +188,7 @@ class RestFace:
             raise MethodNotAllowedError(
                 f"{scope['method']} is not possible here; possible: {', '.join(sorted(match.methods))}."
             )
-        caller.require(access_needed(method, is_tenancy=match.is_tenancy))
+        caller.require(access_needed(method, match.shape))
         handler, bytes_max = found
         body: Any = {}
         if method != "GET":

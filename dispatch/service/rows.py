@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, select, update
 
+from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.errors import LeaseHeldError, NotFoundError
 from dispatch.service.schema import organizations, projects, tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
 ALL: Final = tuple(tasks.c)
+
+ATS_WORDS: Final[Mapping[str, str]] = {state.value: word for state, word in ATS_WORD.items()}
+OWN_WORDS: Final[Mapping[str, str]] = {state.value: state.value for state in Status}
+"""The Task Tools call each state by its name."""
 
 _BY_ID: Final = select(*ALL).where(tasks.c.id == bindparam("p_id"))
 _BY_ID_LOCKED: Final = _BY_ID.with_for_update()
@@ -39,8 +46,12 @@ SETTABLE: Final = (
     "holder_type",
     "holder_id",
     "holder_name",
+    "held_since",
+    "yields",
+    "fencing_token",
     "claim_id",
     "runner",
+    "lease_ms",
     "lease_expires_at",
     "attempts",
     "lease_losses",
@@ -48,6 +59,8 @@ SETTABLE: Final = (
     "outputs",
     "result_hash",
     "reason",
+    "entered_at",
+    "started_at",
     "completed_at",
 )
 """What a move may change."""
@@ -74,15 +87,17 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """How a caller names a task: number or UUID, and the project of the route if there is one."""
+    """How a caller names a task (number or UUID, and the project of the route if there is one) and its states."""
 
     ident: int | str
     scope: Scope | None = None
     within: frozenset[int] | None = None
-    """The projects that the caller may see; None means all."""
+    """Numbers of the projects that the caller may see; None means all."""
     reporter: Actor | None = None
     """Who says that the task is theirs by its fencing token, where API keys vouch for actors: then the token, which
     every reader sees, is not enough, and nobody else may hold the task."""
+    words: Mapping[str, str] = field(default_factory=lambda: ATS_WORDS, compare=False)
+    """What refusals call each state."""
 
 
 def locate(tx: Tx, ref: Ref) -> int:
@@ -137,7 +152,12 @@ def lock(tx: Tx, ref: Ref) -> Any:
 
 
 def settle(tx: Tx, row: Any, **changes: Any) -> Any:
-    """Change ``SETTABLE`` columns of a locked row with one conditional update; return the new row."""
+    """Change ``SETTABLE`` columns of a locked row with one conditional update; return the new row.
+
+    A ``status`` among the changes counts as entered now, even if it is the same.
+    """
+    if "status" in changes:
+        changes["entered_at"] = tx.now_ms
     values = {f"p_{name}": changes[name] if name in changes else getattr(row, name) for name in SETTABLE}
     values |= {"p_id": row.id, "p_from": row.status, "p_token": row.fencing_token, "p_now": tx.now_ms}
     changed = tx.one(_SETTLE, values)
