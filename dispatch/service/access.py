@@ -44,6 +44,14 @@ class Caller:
                 f" {self.access.name.lower()} access."
             )
 
+    def reporter(self, token: int | None) -> Actor | None:
+        """Return who must hold a task that the caller reports on by its fencing token; None where the token is enough.
+
+        Everybody who may read sees the token, so of a key's agent more is asked, unless it may act as any agent.
+        """
+        is_bound = self.is_keyed and self.access < Access.ADMIN and self.actor.type == "agent"
+        return self.actor if is_bound and token is not None else None
+
     def as_agent(self, agent_id: str) -> Actor:
         """Return whom a call with this ``agent_id`` (lower-case UUID) acts as.
 

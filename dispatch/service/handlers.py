@@ -86,8 +86,7 @@ class Call:
 
     def report_ref(self, token: int | None) -> Ref:
         """Return the task that the path names, for a call that is made under its fencing token."""
-        keyed = self.caller.is_keyed and self.actor.type == "agent" and token is not None
-        return replace(self.ref(), reporter=self.actor if keyed else None)
+        return replace(self.ref(), reporter=self.caller.reporter(token))
 
 
 Answer = tuple[int, str]

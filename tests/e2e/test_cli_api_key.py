@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 import stat
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
 
+from dispatch.service import migrations
 from tests.support.cli import Cli
 from tests.support.processes import LogProcess
 from tests.support.service import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KEY = re.compile(r"dsk_[0-9a-f]{12}_[0-9a-f]{64}\n")
 UUID = "8F14E45F-ceea-467f-9a36-dedd4bea2543"
@@ -134,12 +137,13 @@ def test_from_the_first_key_to_a_public_service(cli: Cli) -> None:
 
 def test_an_older_database_is_brought_up_to_date_but_not_under_a_service(cli: Cli, tmp_path: Path) -> None:
     """With the schema of an earlier version the command migrates, unless a service of that version holds the file."""
-    cli("api-key", "list")
     file = tmp_path / "data" / "tasks.db"
-    with closing(sqlite3.connect(file)) as database:
-        database.execute("DROP TABLE api_keys")
-        database.execute("UPDATE alembic_version SET version_num = '0001'")
-        database.commit()
+    file.parent.mkdir(mode=0o700)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with create_engine(f"sqlite:///{file}").begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
     program = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2)\n"
     program += """print('{"event": "held"}', flush=True); time.sleep(60)"""
     lock = [sys.executable, "-c", program, f"{file}.lock"]

@@ -357,6 +357,67 @@ def test_a_key_for_a_project_makes_nothing_elsewhere(service: ServiceProcess, ac
     both.create()
 
 
+# --- the Task Tools -------------------------------------------------------------------------------------------------
+
+VALUES: dict[str, Any] = {
+    "project_key": "acme/web",
+    "to_status": "cancelled",
+    "note": "n",
+    "body": "b",
+    "run_id": UUID,
+    "title": "t",
+}
+
+
+def test_tools_keep_to_the_projects_of_a_key(service: ServiceProcess, acme: Client) -> None:
+    """Every tool that names a task or a project says of another project's what it says of one that does not exist."""
+    web = service.client(token=service.make_key("web", projects=["acme/web"])[1])
+    hidden = acme.post("/orgs/acme/projects/api/tasks", {"title": "theirs"})["task"]["uuid"]
+    nothing = "ffffffff-ffff-4fff-8fff-ffffffffffff"
+    agent = web.get("/auth/me")["agent_id"]
+    tried = 0
+    for tool in acme.get("/tools")["tools"]:
+        required = tool["inputSchema"]["required"]
+        values = {name: VALUES[name] for name in required if name in VALUES}
+        values |= {"agent_id": agent} if "agent_id" in required else {}
+        if "tasks" in required:
+            values["tasks"] = [{"ref": "a", "title": "t"}]
+        for name, secret, unknown in (("task_id", hidden, nothing), ("project_key", "acme/api", "acme/none")):
+            if name in required:
+                said = [
+                    web.refused("POST", f"/tools/{tool['name']}", {**values, "task_id": nothing, name: value})
+                    if "task_id" in required
+                    else web.refused("POST", f"/tools/{tool['name']}", {**values, name: value})
+                    for value in (secret, unknown)
+                ]
+                assert said[0][0] == 404, (tool["name"], said)
+                assert json.dumps(said[0]).replace(secret, unknown) == json.dumps(said[1]), tool["name"]
+                tried += 1
+    assert tried > 15
+    assert acme.get("/orgs/acme/projects/api/tasks")["tasks"][0]["status"] == "pending"
+
+
+def test_tools_ask_for_the_access_they_need(service: ServiceProcess) -> None:
+    """A key that may read calls the tools that read; a key that may write speaks for its own agent only."""
+    read = service.client(token=service.make_key("read", access="read")[1])
+    write = service.client(token=service.make_key("write")[1])
+    other = service.client(token=service.make_key("other")[1])
+    task = write.create()
+    assert read.post("/tools/core_get_task", {"task_id": task["uuid"]})
+    assert read.refused("POST", "/tools/core_claim_task", {"task_id": task["uuid"]})[0] == 403
+    mine = write.get("/auth/me")["agent_id"]
+    assert other.refused("POST", "/tools/core_claim_task", {"task_id": task["uuid"], "agent_id": mine})[0] == 403
+    write.post("/tools/core_claim_and_start_task", {"task_id": task["uuid"]})
+    token = write.get(f"/tasks/{task['id']}")["task"]["fencing_token"]
+    for tool, more in (("core_release_task_lock", {}), ("core_transition_task", {"to_status": "failed"})):
+        body = {"task_id": task["uuid"], "lease_token": token, **more}
+        status, answer = other.refused("POST", f"/tools/{tool}", body)
+        assert (status, answer["code"]) == (409, "LEASE_HELD"), tool
+    assert write.post(
+        "/tools/core_transition_task", {"task_id": task["uuid"], "lease_token": token, "to_status": "failed"}
+    )
+
+
 # --- reach, secrets, cost -------------------------------------------------------------------------------------------
 
 
