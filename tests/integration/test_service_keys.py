@@ -361,7 +361,7 @@ def test_a_key_for_a_project_makes_nothing_elsewhere(service: ServiceProcess, ac
 
 VALUES: dict[str, Any] = {
     "project_key": "acme/web",
-    "to_status": "cancelled",
+    "to_status": "failed",
     "note": "n",
     "body": "b",
     "run_id": UUID,
@@ -380,6 +380,7 @@ def test_tools_keep_to_the_projects_of_a_key(service: ServiceProcess, acme: Clie
         required = tool["inputSchema"]["required"]
         values = {name: VALUES[name] for name in required if name in VALUES}
         values |= {"agent_id": agent} if "agent_id" in required else {}
+        values |= {"priority": "high"} if tool["name"] == "core_update_task" else {}
         if "tasks" in required:
             values["tasks"] = [{"ref": "a", "title": "t"}]
         for name, secret, unknown in (("task_id", hidden, nothing), ("project_key", "acme/api", "acme/none")):
