@@ -87,6 +87,15 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
+def _origins(value: Any) -> frozenset[str]:
+    found = [name.lower().rstrip("/") for name in _names(value)]
+    for origin in found:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError("must hold origins such as https://tasks.example:8443, comma-separated")
+    return frozenset(found)
+
+
 def _argv(value: Any) -> tuple[str, ...]:
     argv = tuple(shlex.split(value)) if isinstance(value, str) else _names(value)
     if not argv:
@@ -260,6 +269,12 @@ class Service:
     """The task service of our own."""
 
     bind: str = setting("bind", "127.0.0.1:8700", _text, "address and port that the task service listens on")
+    allowed_origins: frozenset[str] = setting(
+        "allowed_origins",
+        "",
+        _origins,
+        "web sites whose pages may call the service with a key, comma-separated origins such as https://tasks.example",
+    )
     database_url: str | None = setting(
         "database_url", None, _url(), "the store; default is a SQLite file in the data directory"
     )

@@ -27,6 +27,7 @@ from dispatch.log import get_logger
 from dispatch.service import schema
 from dispatch.service.events import Bus, Event
 from dispatch.service.migrations import migrate
+from dispatch.service.sqlite_keys import SqliteKeys
 from dispatch.service.store import Tx
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from dispatch.service.clock import Clock
+    from dispatch.service.keys import Key
 
 T = TypeVar("T")
 
@@ -83,6 +85,7 @@ class SqliteStore:
         self.on_lease: Callable[[int], None] = lambda _expires_ms: None
         self._path = path
         self._busy_ms = busy_ms
+        self._keys = SqliteKeys(path)
         self._closed = False
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._engine = create_engine(
@@ -133,8 +136,9 @@ class SqliteStore:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             migrate(connection)
             connection.exec_driver_sql("COMMIT")
+            self._keys.open()
             self.bus.last_seq = connection.execute(select(func.coalesce(func.max(schema.events.c.seq), 0))).scalar_one()
-        except (OSError, DBAPIError) as exc:
+        except (OSError, sqlite3.Error, DBAPIError) as exc:
             cause = exc.orig if isinstance(exc, DBAPIError) else exc
             raise ConfigurationError(f"The database {self._path} cannot be opened: {cause}.") from exc
         return connection
@@ -175,6 +179,14 @@ class SqliteStore:
         except DBAPIError as exc:
             raise _unavailable(exc) from exc
 
+    async def key(self, key_id: str) -> Key | None:
+        """Look a key up, at once and as it is now."""
+        return self._keys.key(key_id)
+
+    async def has_keys(self) -> bool:
+        """Say whether a key was ever made."""
+        return self._keys.has_keys()
+
     async def close(self) -> None:
         """Finish what waits, then close."""
         self._closed = True
@@ -184,6 +196,7 @@ class SqliteStore:
         await asyncio.to_thread(self._readers.shutdown)
         for connection in self._opened:
             connection.close()
+        self._keys.close()
         self._engine.dispose()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)

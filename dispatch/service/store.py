@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dispatch.ats.model import Actor
     from dispatch.service.clock import Clock
+    from dispatch.service.keys import Key
 
 T = TypeVar("T")
 
@@ -117,6 +118,14 @@ class Store(Protocol):
 
     def read(self, work: Callable[[Tx], T]) -> Awaitable[T]:
         """Run ``work``, which must not write, on a snapshot. Raises as ``write`` does."""
+        ...
+
+    async def key(self, key_id: str) -> Key | None:
+        """Return the API key with this public id as it is now, or None. Raises OverloadedError."""
+        ...
+
+    async def has_keys(self) -> bool:
+        """Say whether an API key was ever made: then every caller needs one. Raises OverloadedError."""
         ...
 
     async def start(self) -> None:

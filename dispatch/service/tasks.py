@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, false, func, insert, or_, select, update
+from sqlalchemy import bindparam, false, func, insert, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
@@ -76,6 +76,7 @@ class Query:
     """What a list asks for. Times are ms since the epoch; empty tuples and None filter nothing."""
 
     scope: Scope | None = None
+    within: frozenset[int] | None = None
     project_id: int | None = None
     ids: tuple[int, ...] | None = None
     status: tuple[Status, ...] = ()
@@ -96,9 +97,13 @@ class Query:
     fields: tuple[str, ...] | None = None
 
 
-def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask) -> Any:
-    """Create a task and return its row. Raises NotFoundError for an unknown project."""
-    row = insert_row(tx, tenants.project_id(tx, scope or tenants.DEFAULT), actor, new)
+def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask, within: frozenset[int] | None = None) -> Any:
+    """Create a task in todo and return its row. ``within`` holds the projects that the caller may see, None for all.
+
+    Raises NotFoundError for an unknown project, ForbiddenError when none is named and the default is not the caller's.
+    """
+    project_id = tenants.home(tx, within) if scope is None else tenants.project_id(tx, scope, within)
+    row = insert_row(tx, project_id, actor, new)
     tx.emit("task.created", row, actor, moved=(None, row.status))
     return row
 
@@ -165,7 +170,9 @@ def patch(
 def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
     c = tasks.c
     if query.scope is not None:
-        yield c.project_id == tenants.project_id(tx, query.scope)
+        yield c.project_id == tenants.project_id(tx, query.scope, query.within)
+    if query.within is not None:
+        yield c.project_id.in_(query.within)
     if query.ids is not None:
         yield c.id.in_(query.ids)
     choices = ((c.status, query.status), (c.type, query.type), (c.channel, query.channel))
@@ -202,17 +209,25 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
     )
 
 
-def stats(tx: Tx) -> dict[str, Any]:
-    """Count the tasks of all projects by status (ATS words) and channel, and say how fast they complete."""
+def stats(tx: Tx, within: frozenset[int] | None = None) -> dict[str, Any]:
+    """Count the tasks of all projects, or of those in ``within``, by status (ATS words) and channel.
+
+    Say how fast they complete as well.
+    """
     c = tasks.c
-    by_status = {ATS_WORD[Status(r[0])]: r[1] for r in tx.all(select(c.status, func.count()).group_by(c.status))}
-    by_channel = {r[0]: r[1] for r in tx.all(select(c.channel, func.count()).group_by(c.channel))}
+    seen = true() if within is None else c.project_id.in_(within)
+
+    def count_by(column: Any) -> Sequence[Any]:
+        return tx.all(select(column, func.count()).where(seen).group_by(column))
+
+    by_status = {ATS_WORD[Status(row[0])]: row[1] for row in count_by(c.status)}
+    by_channel = {row[0]: row[1] for row in count_by(c.channel)}
     done = c.status == Status.COMPLETED.value
-    average = tx.one(select(func.avg(c.completed_at - c.created_at)).where(done))[0]
+    average = tx.one(select(func.avg(c.completed_at - c.created_at)).where(done, seen))[0]
 
     def since(column: Any, days: int, *also: Any) -> int:
         after = column > tx.now_ms - days * _DAY_MS
-        return int(tx.one(select(func.count()).select_from(tasks).where(after, *also))[0])
+        return int(tx.one(select(func.count()).select_from(tasks).where(after, seen, *also))[0])
 
     return {
         "total": sum(by_status.values()),

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from dispatch.service import tenants
+from dispatch.ats.model import Actor
+from dispatch.service import direct, keys, tenants
+from dispatch.service.access import Access
 from dispatch.service.clock import Clock
+from dispatch.service.rows import Scope
 from dispatch.service.sqlite import SqliteStore
 from tests.support.processes import LogProcess, eventually
 
@@ -26,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 class Client:
     """One keep-alive connection. ``call`` returns (status, decoded JSON) and fails on anything but JSON."""
 
-    def __init__(self, url: str, actor: str = "worker-1", kind: str = "agent") -> None:
+    def __init__(self, url: str, actor: str = "worker-1", kind: str = "agent", token: str | None = None) -> None:
         self.url = url
         self.headers = {
             "Content-Type": "application/json",
@@ -34,6 +37,8 @@ class Client:
             "X-Actor-ID": actor,
             "X-Actor-Name": actor.title(),
         }
+        if token is not None:
+            self.headers["Authorization"] = f"Bearer {token}"
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
 
@@ -121,10 +126,28 @@ class ServiceProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def client(self, actor: str = "worker-1", kind: str = "agent") -> Client:
+    def client(self, actor: str = "worker-1", kind: str = "agent", token: str | None = None) -> Client:
         """Return a client, closed with the service."""
-        self._clients.append(Client(self.url, actor, kind))
+        self._clients.append(Client(self.url, actor, kind, token))
         return self._clients[-1]
+
+    def make_key(self, name: str, **options: Any) -> tuple[str, str]:
+        """Make an API key beside the running service and return (its id, the key); ``projects`` are org/project."""
+        with direct.transaction(f"sqlite:///{self.directory / 'tasks.db'}") as tx:
+            key, text = keys.create(
+                tx,
+                name,
+                access=Access[options.get("access", "write").upper()],
+                actor=Actor(options.get("kind", "agent"), options.get("actor", name), name),
+                scopes=[Scope(*project.split("/")) for project in options.get("projects", ())],
+                expires_at=tx.now_ms + round(options["expires_s"] * 1000) if "expires_s" in options else None,
+            )
+        return key.id, text
+
+    def revoke_key(self, key_id: str) -> None:
+        """Revoke an API key beside the running service."""
+        with direct.transaction(f"sqlite:///{self.directory / 'tasks.db'}") as tx:
+            keys.revoke(tx, key_id)
 
     def kill(self) -> None:
         """End it with SIGKILL."""

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "reconcile_s": ("1.5", 1.5),
     "sweep_s": ("0.25", 0.25),
     "bind": ("127.0.0.1:9999", "127.0.0.1:9999"),
+    "allowed_origins": (
+        "https://Tasks.example, http://x.example:3000/",
+        frozenset({"https://tasks.example", "http://x.example:3000"}),
+    ),
     "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
@@ -241,3 +245,10 @@ def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
     assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize("value", ["tasks.example", "https://tasks.example/path", "ftp://x", "https://", "*"])
+def test_an_origin_is_scheme_and_host(value: str) -> None:
+    """What no browser would send as Origin is a mistake, not a rule that never matches."""
+    with pytest.raises(ConfigurationError, match="ALLOWED_ORIGINS must hold origins"):
+        load({"DISPATCH_ALLOWED_ORIGINS": value})
