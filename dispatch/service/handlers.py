@@ -34,8 +34,8 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
-    "claimable",
     "auth.me",
+    "claimable",
     "tools",
 )
 

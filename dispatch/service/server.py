@@ -149,11 +149,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
 
 
 async def serve_app(
-    app: ServiceApp,
-    sock: socket.socket,
-    on_ready: Callable[[str], None] | None = None,
-    *,
-    has_keys: bool = False,
+    app: ServiceApp, sock: socket.socket, on_ready: Callable[[str], None] | None = None, *, has_keys: bool = False
 ) -> None:
     """Serve an application on a socket that listens, until SIGTERM or SIGINT. ``has_keys`` is for the log."""
     config = uvicorn.Config(

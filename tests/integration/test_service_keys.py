@@ -508,3 +508,29 @@ def test_names_are_unique_among_keys_that_live(service: ServiceProcess) -> None:
         )
     service.revoke_key(key_id)
     assert service.make_key("one")[0] != key_id
+
+
+def test_mcp_wants_the_same_key(service: ServiceProcess) -> None:
+    """/mcp refuses who has no key and says how to be let in; with one it serves the key's agent, within its access."""
+    _, text = service.make_key("reader", access="read")
+
+    def ask(method: str, token: str | None, **params: Any) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        headers |= {"MCP-Protocol-Version": "2025-06-18", **({"Authorization": f"Bearer {token}"} if token else {})}
+        connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=10)
+        try:
+            body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+            connection.request("POST", "/mcp", body, headers)
+            answer = connection.getresponse()
+            assert answer.status != 401 or answer.headers["www-authenticate"].startswith("Bearer")
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    for token in (None, WRONG):
+        status, said = ask("tools/list", token)
+        assert (status, '"UNAUTHORIZED"' in said) == (401, True)
+    status, said = ask("tools/list", text)
+    assert (status, "core_claim_task" in said) == (200, True)
+    status, said = ask("tools/call", text, name="core_claim_task", arguments={"task_id": UUID, "agent_id": UUID})
+    assert (status, "needs a key with write access" in said) == (200, True), said
