@@ -39,9 +39,19 @@ _log: Final = log.get_logger("service")
 def open_store(url: str, clock: Clock) -> Store:
     """Return the store for a database URL, not started yet. Raises ConfigurationError."""
     parts = urlsplit(url)
+    if parts.scheme in ("postgresql", "postgres"):
+        try:
+            from dispatch.service.postgres import PostgresStore  # noqa: PLC0415 - psycopg is an extra
+        except ImportError as exc:
+            raise ConfigurationError(
+                f"DISPATCH_DATABASE_URL names PostgreSQL, but its driver cannot be loaded ({exc});"
+                " run: pip install 'ats-dispatch[postgres]'"
+            ) from exc
+        return PostgresStore(url, clock)
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(
-            f"DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db; it begins with {parts.scheme!r}."
+            "DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db or postgresql://user@host/database;"
+            f" it begins with {parts.scheme!r}."
         )
     return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser(), clock)
 

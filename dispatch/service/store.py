@@ -1,14 +1,14 @@
 """What the use cases need of a database, whichever it is.
 
 A use case is a synchronous function of a ``Tx``; the store runs it as one
-transaction and, after the commit, publishes what it emitted. ``SqliteStore``
-(``sqlite.py``) is the first store; another one differs in engine set-up and
-locking only.
+transaction and, after the commit, publishes what it emitted. There are
+``SqliteStore`` (``sqlite.py``) and ``PostgresStore`` (``postgres.py``), both
+on the group commit of ``writer.py``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from sqlalchemy import bindparam, insert
 
@@ -104,14 +104,19 @@ class Store(Protocol):
 
     bus: Bus
     clock: Clock
+    is_shared: ClassVar[bool]
+    """Whether other processes may use the database, and grant leases, of which ``on_lease`` does not tell."""
+    is_alone: bool
+    """After ``start``: whether no other service had the database open, so that nobody can have renewed."""
     on_lease: Callable[[int], None]
-    """Called on the event loop with the expiry of leases that were just granted or extended."""
+    """Called on the event loop with the expiry of leases that were just granted or extended by this process."""
 
     def write(self, work: Callable[[Tx], T]) -> Awaitable[T]:
         """Run ``work`` as one transaction and return its result once it is durable.
 
         Raises what ``work`` raises, with nothing changed, and OverloadedError
-        when the database cannot do it now.
+        when the database cannot do it now; its sentence says so when the
+        connection was lost in the very moment of the commit.
         """
         ...
 

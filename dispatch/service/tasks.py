@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, func, insert, or_, select, update
+from sqlalchemy import BigInteger, bindparam, func, insert, literal, or_, select, update
 
 from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.service import moves, tenants, wire
+from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import tasks
 
@@ -144,8 +145,8 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
     )
     yield from (compare(column, value) for compare, column, value in tests if value is not None)
     if query.search:
-        part = query.search.lower()
-        yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))
+        part = fold(query.search)
+        yield or_(*(folded(text).contains(part, autoescape=True) for text in (c.title, c.description)))
 
 
 def find(tx: Tx, query: Query) -> Sequence[Any]:
@@ -153,7 +154,7 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
 
     Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
     """
-    key = tasks.c[query.sort_by]
+    key: Any = bytewise(tasks.c.title) if query.sort_by == "title" else tasks.c[query.sort_by]
     ties: Any = tasks.c.id
     if query.sort_by == "created_at":
         ties = ties.desc() if query.descending else ties.asc()
@@ -163,7 +164,7 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
         .where(*_conditions(tx, query))
         .order_by(key.desc() if query.descending else key.asc(), ties)
         .limit(query.limit)
-        .offset(query.offset)
+        .offset(literal(query.offset, BigInteger))
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 from dispatch.core.lifecycle import Status
 from dispatch.errors import ConflictError, NotFoundError
 from dispatch.service import wire
+from dispatch.service.collation import bytewise
 from dispatch.service.rows import Scope
 from dispatch.service.schema import organizations, projects, tasks
 
@@ -59,7 +60,7 @@ def organization(tx: Tx, slug: str) -> Any:
 
 def all_organizations(tx: Tx) -> Sequence[Any]:
     """Return every organisation, by slug."""
-    return tx.all(select(*organizations.c).order_by(organizations.c.slug))
+    return tx.all(select(*organizations.c).order_by(bytewise(organizations.c.slug)))
 
 
 def create_organization(tx: Tx, slug: str, name: str) -> Any:
@@ -95,7 +96,7 @@ def project(tx: Tx, org: str, slug: str) -> Any:
 def all_projects(tx: Tx, org: str, *, counts: bool) -> list[tuple[Any, dict[str, int] | None]]:
     """Return every project of an organisation, by slug, with counts of tasks on demand. Raises NotFoundError."""
     owner = organization(tx, org).id
-    rows = tx.all(select(*projects.c).where(projects.c.organization_id == owner).order_by(projects.c.slug))
+    rows = tx.all(select(*projects.c).where(projects.c.organization_id == owner).order_by(bytewise(projects.c.slug)))
     if not counts:
         return [(row, None) for row in rows]
 

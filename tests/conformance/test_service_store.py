@@ -26,7 +26,6 @@ from tests.support.service import STORES, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from dispatch.service.events import Event
     from dispatch.service.store import Store
@@ -99,13 +98,12 @@ class Bench:
         return await self.do(tasks.patch, ref, actor, fields=fields, status=status, default_lease_ms=LEASE_MS)
 
 
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+@pytest.fixture(params=STORES)
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """A fresh store of every kind."""
     clock = SteppingClock()
-    store = await STORES[request.param](tmp_path, clock)
-    yield Bench(store, clock)
-    await store.close()
+    async with STORES[request.param](clock) as store:
+        yield Bench(store, clock)
 
 
 @pytest.mark.parametrize("current", Status)

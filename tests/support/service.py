@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from dispatch.service import tenants
 from dispatch.service.clock import Clock
+from dispatch.service.postgres import PostgresStore
 from dispatch.service.sqlite import SqliteStore
+from tests.support.postgres import shared_server
 from tests.support.processes import LogProcess, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from dispatch.service.store import Store
 
@@ -152,18 +157,53 @@ class SteppingClock(Clock):
         """Return the time that the test made it."""
         return self._now_ms
 
+    def set(self, now_ms: int) -> None:
+        """Go by the test, not by the database."""
+
     def step(self, seconds: float) -> None:
         """Let time pass."""
         self._now_ms += round(seconds * 1000)
 
 
-async def sqlite_store(directory: Path, clock: Clock) -> Store:
-    """Start a store on SQLite with the default project in it."""
-    store = SqliteStore(directory / "tasks.db", clock)
-    await store.start()
-    await store.write(tenants.ensure_default)
-    return store
+@contextlib.asynccontextmanager
+async def sqlite_store(clock: Clock) -> AsyncIterator[Store]:
+    """A store on SQLite."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory:
+        store = SqliteStore(Path(directory) / "tasks.db", clock)
+        async with _started(store):
+            yield store
 
 
-STORES: dict[str, Callable[[Path, Clock], Awaitable[Store]]] = {"sqlite": sqlite_store}
-"""Every store that must pass the conformance suite, by name."""
+@contextlib.asynccontextmanager
+async def postgres_store(clock: Clock) -> AsyncIterator[Store]:
+    """A store on PostgreSQL."""
+    with shared_server().database() as url:
+        async with _started(PostgresStore(url, clock)) as store:
+            yield store
+
+
+@contextlib.asynccontextmanager
+async def _started(store: Store) -> AsyncIterator[Store]:
+    try:
+        await store.start()
+        await store.write(tenants.ensure_default)
+        yield store
+    finally:
+        await store.close()
+
+
+STORES: dict[str, Callable[[Clock], AbstractAsyncContextManager[Store]]] = {
+    "sqlite": sqlite_store,
+    "postgresql": postgres_store,
+}
+"""Every store that must pass the conformance suite, by name: started, with the default project in it."""
+
+
+@contextlib.contextmanager
+def service_on(engine: str, **settings: str) -> Iterator[ServiceProcess]:
+    """Run a service on one of STORES; the caller checks how it ends."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory, contextlib.ExitStack() as stack:
+        if engine == "postgresql":
+            settings["DISPATCH_DATABASE_URL"] = stack.enter_context(shared_server().database())
+        with ServiceProcess(Path(directory), **settings) as service:
+            yield service

@@ -1,0 +1,281 @@
+"""The store on PostgreSQL: one database, any number of service processes.
+
+Every batch of the writer (``writer.py``) holds one advisory lock of the whole
+database, so that all batches of all processes come one after another: nothing
+deadlocks, nothing has to be serialised again, and the numbers of events are in
+the order of their commits. ``follower.py`` tells this process what the others
+committed.
+
+A connection that failed is thrown away; the next batch, or the next read,
+makes a new one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from psycopg import conninfo
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from dispatch.errors import ConfigurationError
+from dispatch.log import get_logger
+from dispatch.service import collation
+from dispatch.service.follower import CHANNEL, Follower
+from dispatch.service.migrations import migrate
+from dispatch.service.store import Tx
+from dispatch.service.writer import DatabaseAwayError, GroupCommit, reason_of, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from dispatch.service.clock import Clock
+    from dispatch.service.events import Event
+
+T = TypeVar("T")
+
+_CONNECT: Final = {
+    "application_name": "dispatch",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""What the URL may change. A server that vanished without a word is noticed within these times."""
+
+# A process that stands still in a transaction holds up all others, but not longer than the first of these.
+# The server looks for vanished clients as we look for a vanished server: their locks go with them. Whatever the
+# administrator prefers for other uses: what was answered must survive a crash of the server.
+_SETTINGS: Final = (
+    "SET idle_in_transaction_session_timeout = '5s'; SET lock_timeout = '15s'; SET statement_timeout = '30s';"
+    " SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;"
+    " SET jit = off;"
+    " SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
+_WRITING: Final = 0x6469_7370_0001  # a number that no other program is likely to lock: "disp" and what it is for
+_MIGRATING: Final = _WRITING + 1
+_BEGIN: Final = (
+    f"BEGIN; SELECT pg_advisory_xact_lock({_WRITING}); SELECT coalesce(max(seq), 0) FROM events"  # noqa: S608 - a constant
+)
+_NOW_MS: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+
+_log: Final = get_logger("service")
+
+
+class PostgresStore(GroupCommit):
+    """See the module."""
+
+    batch_max = 32
+    readers = 4
+    is_shared = True
+    raw_errors = (psycopg.Error,)
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        """``url`` is a libpq URL; what it does not say comes from PG* variables, as always. Raises ConfigurationError."""
+        super().__init__(clock)
+        try:
+            said = conninfo.conninfo_to_dict(url)
+        except psycopg.Error:
+            # The message would repeat the URL, password included.
+            raise ConfigurationError(
+                "DISPATCH_DATABASE_URL cannot be read; it must be like postgresql://user:password@host:5432/database,"
+                " with special characters as %XX."
+            ) from None
+        self._where = f"{said.get('dbname', '')}@{said.get('host', '')}"
+        self._parameters: dict[str, Any] = {**_CONNECT, **said, "client_encoding": "utf8"}
+        self._engine = create_engine(
+            "postgresql+psycopg://",
+            creator=self._connect_raw,
+            isolation_level="AUTOCOMMIT",
+            poolclass=NullPool,
+            pool_reset_on_return=None,
+            use_native_hstore=False,
+        )
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._opened: set[Connection] = set()
+        self._connection: Connection | None = None
+        self._raw: psycopg.Connection[Any]
+        self._follower: Follower | None = None
+
+    def _connect_raw(self) -> psycopg.Connection[Any]:
+        raw = psycopg.connect(**self._parameters, autocommit=True)
+        raw.execute(_SETTINGS.encode(), prepare=False)
+        return raw
+
+    def _connect(self) -> Connection:
+        try:
+            connection = self._engine.connect()
+        except (psycopg.Error, DBAPIError) as exc:
+            raise DatabaseAwayError(reason_of(exc)) from exc
+        with self._lock:
+            self._opened.add(connection)
+        return connection
+
+    def _drop(self, connection: Connection | None) -> None:
+        if connection is not None:
+            with self._lock:
+                self._opened.discard(connection)
+            connection.invalidate()
+            connection.close()
+
+    def _connect_writer(self) -> Connection:
+        self._connection = self._connect()
+        raw: Any = self._connection.connection.driver_connection
+        self._raw = raw
+        return self._connection
+
+    def _drop_writer(self) -> None:
+        self._drop(self._connection)
+        self._connection = None
+
+    async def start(self) -> None:
+        """Open and migrate the database, and hear of the other services. Raises ConfigurationError."""
+        await super().start()
+        self._follower = Follower(self, self._parameters, self._is_own)
+        try:
+            self.is_alone = await self._follower.start()
+        except psycopg.Error as exc:
+            raise self._not_opened(exc) from exc
+
+    async def close(self) -> None:
+        """Finish what waits, then close."""
+        if self._follower is not None:
+            await self._follower.close()
+        await super().close()
+
+    def _is_own(self, pid: int) -> bool:
+        """Say whether a server process is the one that serves our writer."""
+        return self._connection is not None and self._raw.info.backend_pid == pid
+
+    def _not_opened(self, exc: BaseException) -> ConfigurationError:
+        return ConfigurationError(
+            f"The PostgreSQL database {self._where} cannot be opened: {reason_of(exc)}. Set DISPATCH_DATABASE_URL."
+        )
+
+    def _open(self) -> None:
+        try:
+            connection = self._connect_writer()
+            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+            if encoding != "UTF8":
+                raise ConfigurationError(
+                    f"The PostgreSQL database {self._where} has the encoding {encoding}; make one with ENCODING 'UTF8'."
+                )
+            if not collation.choose_folding(connection, self._engine.dialect):
+                _log.warning("search_knows_ascii_only", database=self._where)
+            connection.exec_driver_sql("BEGIN")
+            # A big table may take its time, and whoever starts at the same time waits for that.
+            for setting in ("statement_timeout = 0", "lock_timeout = 0", "idle_in_transaction_session_timeout = '60s'"):
+                connection.exec_driver_sql(f"SET LOCAL {setting}")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+            migrate(connection)
+            connection.exec_driver_sql("COMMIT")
+            self.clock.set(connection.exec_driver_sql(_NOW_MS).scalar_one())
+            newest = connection.exec_driver_sql("SELECT coalesce(max(seq), 0) FROM events").scalar_one()
+            self.bus.last_seq = newest
+        except (DatabaseAwayError, psycopg.Error, DBAPIError) as exc:
+            raise self._not_opened(exc) from exc
+
+    def _let_go(self) -> None:
+        for connection in list(self._opened):
+            self._drop(connection)
+        self._engine.dispose()
+
+    def _is_outage(self, error: DBAPIError) -> bool:
+        return isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError)
+
+    def _send(self, statements: str) -> psycopg.Cursor[Any]:
+        # Several statements in one message are one round trip; they cannot be prepared.
+        return self._raw.execute(statements.encode(), prepare=False)
+
+    def _begin(self, *, mark: bool) -> tuple[Connection, int]:
+        statements = f"{_BEGIN}; SAVEPOINT job" if mark else _BEGIN
+        fresh = self._connection is None
+        connection = self._connection or self._connect_writer()
+        try:
+            answers = self._send(statements)
+        except psycopg.Error:
+            if fresh or not self._raw.closed:
+                raise
+            # The connection was lost since the last batch; nothing of this one was done.
+            self._drop_writer()
+            connection = self._connect_writer()
+            answers = self._send(statements)
+        answers.nextset()
+        answers.nextset()
+        return connection, int(answers.fetchall()[0][0])
+
+    def _mark(self) -> None:
+        self._send("RELEASE job; SAVEPOINT job")
+
+    def _undo(self) -> None:
+        self._send("ROLLBACK TO job")
+
+    def _commit(self, newest: int | None) -> None:
+        if newest is None:
+            self._send("COMMIT")
+        else:
+            self._send(f"SELECT pg_notify('{CHANNEL}', '{newest:d}'); COMMIT")
+
+    def _rollback(self) -> None:
+        self._send("ROLLBACK")
+
+    def _recover(self) -> bool:
+        if self._connection is None:
+            return False
+        lost = self._raw.closed
+        self._drop_writer()
+        if self._follower is not None:
+            # What was committed without our knowing it is in the table.
+            self._loop.call_soon_threadsafe(self._follower.wake)
+        return lost
+
+    def _publish(self, events: list[Event], before: int) -> None:
+        if before > self.bus.last_seq and self._follower is not None:
+            # Others committed before us what was not published yet; ours comes with it.
+            self._follower.wake()
+        else:
+            self.bus.publish([event for event in events if event.seq > self.bus.last_seq])
+
+    def _read(self, work: Callable[[Tx], T]) -> T:
+        try:
+            kept = self._snapshot(getattr(self._local, "connection", None))
+            try:
+                return work(Tx(kept, self.clock.now_ms()))
+            finally:
+                self._end_snapshot(kept)
+        except DatabaseAwayError as exc:
+            raise refusal(exc) from exc
+        except (psycopg.Error, DBAPIError) as exc:
+            if isinstance(exc, DBAPIError) and not self._is_outage(exc):
+                raise
+            raise refusal(reason_of(exc)) from exc
+
+    def _snapshot(self, kept: Connection | None) -> Connection:
+        """Begin a snapshot on the connection of this thread, or on a new one if it was lost."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        if kept is not None:
+            try:
+                kept.exec_driver_sql(begin)
+            except (psycopg.Error, DBAPIError):
+                self._local.connection = None
+                self._drop(kept)
+            else:
+                return kept
+        kept = self._local.connection = self._connect()
+        kept.exec_driver_sql(begin)
+        return kept
+
+    def _end_snapshot(self, kept: Connection) -> None:
+        try:
+            kept.exec_driver_sql("ROLLBACK")
+        except (psycopg.Error, DBAPIError):
+            # What was read was read; the next one gets a new connection.
+            self._local.connection = None
+            self._drop(kept)
