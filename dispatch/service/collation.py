@@ -28,7 +28,7 @@ def fold(text: str | None) -> str | None:
     The two letters of which implementations make different lower case, depending
     on the place (final sigma) or as two characters (dotted I), are made equal.
     """
-    return text.lower().replace("ς", "σ").replace("\u0307", "") if text else text
+    return text.lower().replace("\u03c2", "\u03c3").replace("\u0307", "") if text else text
 
 
 class folded(FunctionElement[str]):  # noqa: N801 - SQL functions are lower case
@@ -67,7 +67,7 @@ def _fold(element: Any, compiler: SQLCompiler, **how: Any) -> str:
     name = getattr(compiler.dialect, _ATTRIBUTE, None)
     column = compiler.process(element.clauses, **how)
     lower = f'lower({column} COLLATE "{name}")' if name else f"lower({column})"
-    return f"replace(replace({lower}, 'ς', 'σ'), E'\\u0307', '')"
+    return rf"replace(replace({lower}, E'\u03C2', E'\u03C3'), E'\u0307', '')"
 
 
 def choose_folding(connection: Connection, dialect: Dialect) -> bool:

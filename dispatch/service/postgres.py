@@ -60,9 +60,7 @@ _SETTINGS: Final = (
 )
 _WRITING: Final = 0x6469_7370_0001  # a number that no other program is likely to lock: "disp" and what it is for
 _MIGRATING: Final = _WRITING + 1
-_BEGIN: Final = (
-    f"BEGIN; SELECT pg_advisory_xact_lock({_WRITING}); SELECT coalesce(max(seq), 0) FROM events"  # noqa: S608 - a constant
-)
+_BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITING}); SELECT coalesce(max(seq), 0) FROM events"  # noqa: S608 - a constant
 _NOW_MS: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 _log: Final = get_logger("service")
@@ -74,10 +72,10 @@ class PostgresStore(GroupCommit):
     batch_max = 32
     readers = 4
     is_shared = True
-    raw_errors = (psycopg.Error,)
+    errors = (psycopg.Error, DBAPIError)
 
     def __init__(self, url: str, clock: Clock) -> None:
-        """``url`` is a libpq URL; what it does not say comes from PG* variables, as always. Raises ConfigurationError."""
+        """``url`` is libpq's; what it does not say comes from PG* variables, as always. Raises ConfigurationError."""
         super().__init__(clock)
         try:
             said = conninfo.conninfo_to_dict(url)

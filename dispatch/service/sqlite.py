@@ -40,7 +40,7 @@ BUSY_MS: Final = 5_000
 class SqliteStore(GroupCommit):
     """See the module."""
 
-    raw_errors = (sqlite3.Error,)
+    errors = (sqlite3.Error, DBAPIError)
 
     def __init__(self, path: Path, clock: Clock, *, busy_ms: int = BUSY_MS) -> None:
         """``busy_ms`` is how long a transaction waits for another process that locks the file."""

@@ -77,8 +77,8 @@ class GroupCommit(ABC):
     batch_max: ClassVar[int] = 64
     readers: ClassVar[int] = 2
     is_shared: ClassVar[bool] = False
-    raw_errors: ClassVar[tuple[type[Exception], ...]]
-    """What the driver raises when it is called without SQLAlchemy."""
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What the driver raises, called by itself and through SQLAlchemy."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -216,7 +216,7 @@ class GroupCommit(ABC):
             if not self._take(jobs, _QUEUE_MAX):
                 self._queue.put(None)
             self._fail(jobs, refusal(exc))
-        except (*self.raw_errors, DBAPIError) as exc:
+        except self.errors as exc:
             cause = reason_of(exc)
             if self._recover() and committing:
                 fate = "the connection was lost while it was being committed, so it may or may not have been done"
@@ -250,7 +250,7 @@ class GroupCommit(ABC):
             if self._is_outage(exc):
                 raise
             job.error = exc
-        except self.raw_errors:
+        except self.errors:
             raise
         except Exception as exc:  # noqa: BLE001 - a mistake in one request must not end the writer
             job.error = exc
