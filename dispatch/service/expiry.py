@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _RETRY_S: Final = 1.0
 _LONGEST_S: Final = 3600.0
-_LOOK_AGAIN_S: Final = 10.0
+_LOOK_AGAIN_S: Final = 5.0
 _log: Final = get_logger("service")
 
 

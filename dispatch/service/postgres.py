@@ -61,9 +61,29 @@ _SETTINGS: Final = (
 _WRITING: Final = 0x6469_7370_0001  # a number that no other program is likely to lock: "disp" and what it is for
 _MIGRATING: Final = _WRITING + 1
 _BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITING}); SELECT coalesce(max(seq), 0) FROM events"  # noqa: S608 - a constant
+_SNAPSHOT: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _NOW_MS: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 _log: Final = get_logger("service")
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """Return the parameters of a URL. Raises ConfigurationError."""
+    try:
+        said = conninfo.conninfo_to_dict(url)
+        # A password with "/" or "@" in it is taken for these, and would be shown when they are not found.
+        readable = (
+            all(part.isdigit() for part in str(said.get("port", 0)).split(","))
+            and "@" not in f"{said.get('host', '')}{said.get('dbname', '')}"
+        )
+    except psycopg.Error:
+        readable = False  # the message would repeat the URL, password included
+    if not readable:
+        raise ConfigurationError(
+            "DISPATCH_DATABASE_URL cannot be read; it must be like postgresql://user:password@host:5432/database,"
+            " with special characters as %XX."
+        )
+    return said
 
 
 class PostgresStore(GroupCommit):
@@ -77,14 +97,7 @@ class PostgresStore(GroupCommit):
     def __init__(self, url: str, clock: Clock) -> None:
         """``url`` is libpq's; what it does not say comes from PG* variables, as always. Raises ConfigurationError."""
         super().__init__(clock)
-        try:
-            said = conninfo.conninfo_to_dict(url)
-        except psycopg.Error:
-            # The message would repeat the URL, password included.
-            raise ConfigurationError(
-                "DISPATCH_DATABASE_URL cannot be read; it must be like postgresql://user:password@host:5432/database,"
-                " with special characters as %XX."
-            ) from None
+        said = _parse(url)
         self._where = f"{said.get('dbname', '')}@{said.get('host', '')}"
         self._parameters: dict[str, Any] = {**_CONNECT, **said, "client_encoding": "utf8"}
         self._engine = create_engine(
@@ -125,8 +138,7 @@ class PostgresStore(GroupCommit):
 
     def _connect_writer(self) -> Connection:
         self._connection = self._connect()
-        raw: Any = self._connection.connection.driver_connection
-        self._raw = raw
+        self._raw = _raw(self._connection)
         return self._connection
 
     def _drop_writer(self) -> None:
@@ -257,23 +269,31 @@ class PostgresStore(GroupCommit):
 
     def _snapshot(self, kept: Connection | None) -> Connection:
         """Begin a snapshot on the connection of this thread, or on a new one if it was lost."""
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         if kept is not None:
             try:
-                kept.exec_driver_sql(begin)
-            except (psycopg.Error, DBAPIError):
+                _raw(kept).execute(_SNAPSHOT)
+            except psycopg.Error:
                 self._local.connection = None
                 self._drop(kept)
             else:
                 return kept
         kept = self._local.connection = self._connect()
-        kept.exec_driver_sql(begin)
+        _raw(kept).execute(_SNAPSHOT)
         return kept
 
     def _end_snapshot(self, kept: Connection) -> None:
-        try:
-            kept.exec_driver_sql("ROLLBACK")
-        except (psycopg.Error, DBAPIError):
-            # What was read was read; the next one gets a new connection.
-            self._local.connection = None
-            self._drop(kept)
+        if not kept.invalidated:
+            try:
+                _raw(kept).execute(b"ROLLBACK")
+            except psycopg.Error:
+                pass  # what was read was read
+            else:
+                return
+        self._local.connection = None
+        self._drop(kept)
+
+
+def _raw(connection: Connection) -> psycopg.Connection[Any]:
+    """Return the driver's connection, for what is no use case's statement."""
+    raw: Any = connection.connection.driver_connection
+    return raw

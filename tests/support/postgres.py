@@ -40,6 +40,7 @@ _CONFIGURATION = {
     "log_min_messages": "fatal",
     "listen_addresses": "127.0.0.1",
 }
+_INITDB = ("--auth-local=trust", "--auth-host=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync")
 # Whatever happens to the test, its server goes with it (PR_SET_PDEATHSIG is 1). A change of user would undo that.
 _AS_USER = """
 import ctypes, os, signal, sys
@@ -77,7 +78,7 @@ class PostgresServer:
         self._bin = self._reachable(_programs())
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
-        self._run("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        self._run("initdb", "-U", "postgres", *_INITDB)
         self.start()
 
     def _reachable(self, programs: Path) -> Path:
@@ -128,10 +129,13 @@ class PostgresServer:
         """Return an autocommit connection; the caller closes it."""
         return psycopg.connect(self.url(database), autocommit=True)
 
-    def url(self, database: str, *, tcp: bool = False) -> str:
-        """Return the URL of a database."""
-        where = f"127.0.0.1:{self.port}/{database}" if tcp else f"/{database}?host={self.directory}&port={self.port}"
-        return f"postgresql://postgres@{where}"
+    def url(self, database: str) -> str:
+        """Return the URL of a database by the socket, where everybody is trusted."""
+        return f"postgresql://postgres@/{database}?host={self.directory}&port={self.port}"
+
+    def tcp_url(self, database: str, user: str) -> str:
+        """Return the URL of a database by TCP, where a password is asked for."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def shut_down(self, number: int = signal.SIGQUIT) -> None:
         """End it: SIGQUIT is an immediate stop, as after a crash; SIGINT a fast one in good order."""
@@ -173,14 +177,14 @@ class PostgresServer:
         return name
 
     @contextlib.contextmanager
-    def database(self, *, tcp: bool = False) -> Iterator[str]:
+    def database(self) -> Iterator[str]:
         """Create a database with the schema; give its URL, and drop it afterwards."""
         name = f"test_{next(self._numbers)}"
         template = self._template
         with self.connect() as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
-            yield self.url(name, tcp=tcp)
+            yield self.url(name)
         finally:
             with self.connect() as connection:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -8,9 +8,13 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from dispatch.service import tenants
 from dispatch.service.clock import Clock
@@ -144,6 +148,37 @@ class ServiceProcess:
     def _close_clients(self) -> None:
         while self._clients:
             self._clients.pop().close()
+
+
+class Subscriber:
+    """A WebSocket that collects every event of a service, in the order in which they came."""
+
+    def __init__(self, url: str, **subscription: Any) -> None:
+        self._stack = contextlib.ExitStack()
+        where = url.replace("http", "ws", 1) + "/ws"
+        self._socket = self._stack.enter_context(connect(where, compression=None, proxy=None, max_size=None))
+        self._socket.send(json.dumps({"type": "subscribe", "extended": True, "thin": True, **subscription}))
+        self.events: list[Any] = []
+        assert [json.loads(self._socket.recv(5))["type"] for _ in range(2)] == ["connected", "subscribed"]
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                frame = json.loads(self._socket.recv())
+                if frame["type"].startswith("task."):
+                    self.events.append(frame)
+
+    @property
+    def seqs(self) -> list[int]:
+        """The numbers of the events until now."""
+        return [event["seq"] for event in list(self.events)]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stack.close()
+        self._thread.join()
 
 
 class SteppingClock(Clock):
