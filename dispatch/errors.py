@@ -15,6 +15,7 @@
     |  |- TooLargeError             413
     |  |- NotFoundError             404
     |  |- IllegalMoveError          409, the lifecycle does not allow it
+    |  |- UnexpectedStatusError     409, the task is not in the status that the caller named
     |  |- LeaseHeldError            409, somebody else holds the task
     |  |- StaleLeaseError           409, the fencing token is not the current one
     |  |- NotReadyError             409, waits for a time or for dependencies
@@ -165,6 +166,15 @@ class IllegalMoveError(TaskError):
             status=current,
             allowed=allowed,
         )
+
+
+class UnexpectedStatusError(TaskError):
+    """The task is not in the status that the caller expected."""
+
+    code = "UNEXPECTED_STATUS"
+    http_status = 409
+    why = "The call was to happen only from the status it named."
+    advice = "Read the task again and decide anew."
 
 
 class LeaseHeldError(TaskError):

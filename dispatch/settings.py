@@ -270,7 +270,13 @@ class Service:
         "how long after its expiry a lease is given away at the earliest, seconds",
     )
     default_lease_s: float = setting(
-        "default_lease_ms", 60_000, _milliseconds(1, 86_400_000), "lease of a claim that names none, milliseconds"
+        "default_lease_ms", 60_000, _milliseconds(1, 86_400_000), "lease of an ATS claim that names none, milliseconds"
+    )
+    lock_s: float = setting(
+        "lock_ms",
+        3_600_000,
+        _milliseconds(1000, 86_400_000),
+        "lock of a Task Tools claim that names none, from the holder's last call about the task, milliseconds",
     )
 
 

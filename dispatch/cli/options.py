@@ -15,6 +15,7 @@ import click
 from dispatch import settings as settings_module
 from dispatch.ats.protocol import Endpoint, endpoint_of
 from dispatch.cli.output import Output
+from dispatch.core.priority import NUMBER_OF
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ else:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-PRIORITY_WORDS: Final = {"urgent": 9, "high": 7, "medium": 5, "low": 3, "none": 1}
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -192,8 +192,8 @@ class Priority(_NumberType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read a number or a word."""
         text = str(value).lower()
-        if text in PRIORITY_WORDS:
-            return PRIORITY_WORDS[text]
+        if text in NUMBER_OF:
+            return NUMBER_OF[text]
         if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 10):
-            self.fail(f"{value!r} is neither a number from 1 to 10 nor one of {', '.join(PRIORITY_WORDS)}.", param, ctx)
+            self.fail(f"{value!r} is neither a number from 1 to 10 nor one of {', '.join(NUMBER_OF)}.", param, ctx)
         return int(text)

@@ -108,10 +108,13 @@ def is_legal(current: Status, target: Status) -> bool:
     return target in MOVES[current]
 
 
-def check_move(current: Status, target: Status) -> None:
-    """Raise IllegalMoveError unless the page's table allows ``current -> target``."""
+def check_move(current: Status, target: Status, words: Mapping[str, str] | None = None) -> None:
+    """Raise IllegalMoveError, in ``words`` if given, unless the page's table allows ``current -> target``."""
     if not is_legal(current, target):
-        raise IllegalMoveError(current=current, target=target, allowed=sorted(MOVES[current]))
+        shown = {state.value: state.value for state in Status} if words is None else words
+        raise IllegalMoveError(
+            current=shown[current], target=shown[target], allowed=sorted(shown[state] for state in MOVES[current])
+        )
 
 
 def path(
@@ -120,13 +123,15 @@ def path(
     *,
     needs_review: bool = False,
     dependency_failed: bool = False,
+    words: Mapping[str, str] | None = None,
 ) -> tuple[Status, ...]:
     """Return the states that ``verb`` walks a task through from ``current``, in order.
 
     ``needs_review`` stops a completion in ``in_review``. ``dependency_failed``
     lets ``fail`` start from ``todo`` (through ``in_progress``), which is how a
-    failure cascades. Raises IllegalMoveError, which lists the verbs that are
-    possible, when the verb does not apply.
+    failure cascades. ``words`` are the names of states in refusals, ATS words
+    unless given. Raises IllegalMoveError, which lists the verbs that are possible,
+    when the verb does not apply.
     """
     steps = _PATHS[verb].get(current)
     if verb is Verb.FAIL and current is Status.TODO and dependency_failed:
@@ -135,7 +140,7 @@ def path(
         steps = (Status.IN_REVIEW,)
     if steps is None:
         raise IllegalMoveError(
-            current=ATS_WORD[current],
+            current=(ATS_WORD if words is None else words)[current],
             target=verb.value,
             allowed=[v.value for v in Verb if current in _PATHS[v] and v is not Verb.EXPIRE],
         )

@@ -28,6 +28,8 @@ EVENTS: Final = (
     "lease_expired",
     "updated",
     "released",
+    "unlocked",
+    "recovered",
     "cancelled",
     "failed",
     "completed",

@@ -11,10 +11,12 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
+from dispatch.service.audience import Audience
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
 from dispatch.service.rest import RestFace
+from dispatch.service.tools.registry import LocalToolbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,21 +34,26 @@ class ServiceApp:
     feed: Feed
 
 
-def create_app(store: Store, *, default_lease_ms: int = 60_000, regrant_delay_ms: int = 15_000) -> ServiceApp:
+def create_app(
+    store: Store, *, default_lease_ms: int = 60_000, lock_ms: int = 3_600_000, regrant_delay_ms: int = 15_000
+) -> ServiceApp:
     """Build the application on a store that was started. Its lifespan runs the expiry of leases."""
     feed = Feed(store)
     expiry = Expiry(store, regrant_delay_ms)
+    audience = Audience(store, feed)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
+        audience.start()
         try:
             yield
         finally:
+            await audience.close()
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms))
+    rest = RestFace(Context(store, default_lease_ms, LocalToolbox(store, lock_ms=lock_ms)))
     starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
     starlette.router.default = rest

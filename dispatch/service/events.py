@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 STEP: Final = "task.step"
 """A move inside a longer one: it is in the history, nobody is told."""
 
-_EXTENDED: Final = {"task.started": None, "task.released": "task.updated"}
+_EXTENDED: Final = {
+    "task.started": None,
+    "task.locked": None,
+    "task.released": "task.updated",
+    "task.unlocked": "task.updated",
+    "task.recovered": "task.updated",
+}
 """Events that plain ATS does not know, and what a plain client gets instead, if anything."""
 
 
@@ -76,10 +82,14 @@ class Bus:
         """Call ``listener`` with every batch of events from now on. It must not block."""
         self._listeners.append(listener)
 
+    def forget(self, listener: Callable[[Sequence[Event]], None]) -> None:
+        """Stop calling ``listener``."""
+        self._listeners.remove(listener)
+
     def publish(self, events: Sequence[Event]) -> None:
         """Hand ``events``, committed and in order, to every listener."""
         if not events:
             return
         self.last_seq = events[-1].seq
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(events)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatch.errors import OverloadedError
 from dispatch.log import get_logger
-from dispatch.service import leases
+from dispatch.service import lapse
 
 if TYPE_CHECKING:
     from dispatch.service.store import Store
@@ -36,10 +36,10 @@ class Expiry:
     async def start(self) -> None:
         """Extend every live lease if nobody could renew because no service ran; then watch."""
         if self._store.is_alone:
-            extended = await self._store.write(leases.extend_all)
+            extended = await self._store.write(lapse.extend_all)
             if extended:
                 _log.info("leases_extended", leases=extended)
-        self._next_ms = await self._store.read(leases.next_expiry)
+        self._next_ms = await self._store.read(lapse.next_expiry)
         self._store.on_lease = self._notice
         self._task = asyncio.create_task(self._run())
 
@@ -76,8 +76,8 @@ class Expiry:
     async def _take_back(self) -> None:
         # A lease that was renewed moves the next expiry without a write.
         self._next_ms = None
-        upcoming = await self._store.read(leases.next_expiry)
+        upcoming = await self._store.read(lapse.next_expiry)
         if upcoming is not None and upcoming + self._delay_ms <= self._store.clock.now_ms():
-            upcoming = await self._store.write(lambda tx: leases.expire(tx, self._delay_ms))
+            upcoming = await self._store.write(lambda tx: lapse.expire(tx, self._delay_ms))
         if upcoming is not None:
             self._notice(upcoming)

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
+from dispatch.service.access import Caller, agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
+from dispatch.service.tools.registry import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from dispatch.ats.model import Actor
     from dispatch.service.store import Store, Tx
+    from dispatch.service.tools.model import Toolbox
 
 EXTENSIONS: Final = (
     "fencing",
@@ -30,6 +33,7 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
+    "tools",
 )
 
 
@@ -39,6 +43,7 @@ class Context:
 
     store: Store
     default_lease_ms: int
+    toolbox: Toolbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +351,24 @@ async def patch_project(call: Call) -> Answer:
     return 200, wire.dumps({"project": tenants.project_object(row)})
 
 
+async def list_tools(call: Call) -> Answer:
+    """GET /tools: what the Task Tools are, as MCP tells it."""
+    profile = strict.parse_query(call.query, {"profile": strict.text(40)}).get("profile", "default")
+    return 200, wire.dumps({"tools": await call.context.toolbox.definitions(profile)})
+
+
+async def call_tool(call: Call) -> Answer:
+    """POST /tools/{name}: one tool, its arguments in the body."""
+    if not isinstance(call.body, dict):
+        raise InvalidInputError("The body must be a JSON object with the tool's arguments.")
+    name, caller = call.names[0], Caller(call.actor)
+    arguments = call.body
+    if name in TOOLS and "agent_id" in TOOLS[name].params and "agent_id" not in arguments:
+        # Over REST the caller is known; an agent's UUID need not be worked out first.
+        arguments = {**arguments, "agent_id": agent_uuid(caller.actor.type, caller.actor.id)}
+    return 200, wire.dumps(await call.context.toolbox.call(name, arguments, caller))
+
+
 def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:
     return {"POST": (handler, bytes_max)}
 
@@ -366,6 +389,8 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("tools",): {"GET": (list_tools, 0)},
+    ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, fields.SMALL_BYTES_MAX)},
     ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, fields.SMALL_BYTES_MAX)},
     ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, fields.SMALL_BYTES_MAX)},

@@ -22,7 +22,12 @@ _PAGE: Final = (
     .order_by(events.c.seq)
     .limit(bindparam("p_limit"))
 )
-_OF_TASK: Final = select(*events.c).where(events.c.task_id == bindparam("p_task")).order_by(events.c.seq)
+_OF_TASK: Final = (
+    select(*events.c)
+    .where(events.c.task_id == bindparam("p_task"), events.c.seq > bindparam("p_after"))
+    .order_by(events.c.seq)
+    .limit(bindparam("p_limit"))
+)
 
 
 def page(tx: Tx, after: int, until: int, limit: int) -> list[Event]:
@@ -48,6 +53,6 @@ def page(tx: Tx, after: int, until: int, limit: int) -> list[Event]:
     ]
 
 
-def of_task(tx: Tx, task_id: int) -> Sequence[Any]:
-    """Return every line of a task's history, oldest first."""
-    return tx.all(_OF_TASK, {"p_task": task_id})
+def of_task(tx: Tx, task_id: int, *, after: int = 0, limit: int = 100_000) -> Sequence[Any]:
+    """Return the first ``limit`` lines of a task's history with a seq above ``after``, oldest first."""
+    return tx.all(_OF_TASK, {"p_task": task_id, "p_after": after, "p_limit": limit})

@@ -1,4 +1,4 @@
-"""Claim, start, renew, release, expire: who holds a task, until when, under which token.
+"""Claim, start, renew, release: who holds a task, until when, under which token.
 
 Every function is one transaction on a ``Tx``. Each grant is one conditional
 UPDATE whose row decides; only when there is none is the row read, to say why.
@@ -11,12 +11,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger, Integer, and_, bindparam, case, cast, exists, false, func, or_, select, true, update
+from sqlalchemy import BigInteger, and_, bindparam, cast, exists, false, func, or_, select, true, update
 
-from dispatch.ats.model import Actor
 from dispatch.core.lifecycle import FINISHED, Status, Verb, path
-from dispatch.errors import LeaseHeldError, NotReadyError, StaleLeaseError, TaskError
+from dispatch.errors import AssignedElsewhereError, LeaseHeldError, NotReadyError, StaleLeaseError, TaskError
 from dispatch.service import wire
+from dispatch.service.access import agent_uuid
 from dispatch.service.messages import append_text
 from dispatch.service.rows import ALL, Ref, lock, settle
 from dispatch.service.rows import locate as find
@@ -25,17 +25,20 @@ from dispatch.service.schema import task_dependencies, tasks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
-SERVICE_ACTOR: Final = Actor("system", "dispatch-service", "dispatch")
-"""Who does what the clock does."""
+UNHELD: Final = {"held": False, "yields": False, "claim_id": None, "lease_expires_at": None}
+"""What ends a lock; who held it last stays known."""
+UNASSIGNED: Final = {**UNHELD, "holder_type": None, "holder_id": None, "holder_name": None, "held_since": None}
 
 _needed: Final = tasks.alias("needed")
-_waits: Final = exists().where(
+waits: Final = exists().where(
     task_dependencies.c.task_id == tasks.c.id,
     _needed.c.id == task_dependencies.c.depends_on_id,
     _needed.c.status != Status.COMPLETED.value,
 )
+"""True of a task with a dependency that is not completed."""
 
 _CLAIM: Final = (
     update(tasks)
@@ -44,7 +47,8 @@ _CLAIM: Final = (
         tasks.c.status == Status.TODO.value,
         tasks.c.held == false(),
         or_(tasks.c.not_before.is_(None), tasks.c.not_before <= bindparam("p_now")),
-        ~_waits,
+        or_(tasks.c.assigned_to.is_(None), tasks.c.assigned_to == bindparam("p_agent")),
+        ~waits,
     )
     .values(
         status=Status.IN_PROGRESS.value,
@@ -52,6 +56,8 @@ _CLAIM: Final = (
         holder_type=bindparam("p_type"),
         holder_id=bindparam("p_actor"),
         holder_name=bindparam("p_name"),
+        held_since=bindparam("p_now"),
+        yields=false(),
         fencing_token=tasks.c.fencing_token + 1,
         claim_id=bindparam("p_claim"),
         runner=None,
@@ -59,6 +65,7 @@ _CLAIM: Final = (
         lease_expires_at=bindparam("p_expires"),
         not_before=None,
         result_hash=None,
+        entered_at=bindparam("p_now"),
         updated_at=bindparam("p_now"),
     )
     .returning(*ALL)
@@ -68,6 +75,7 @@ _ours: Final = and_(
     tasks.c.id == bindparam("p_id"),
     tasks.c.fencing_token == bindparam("p_token"),
     tasks.c.status == Status.IN_PROGRESS.value,
+    tasks.c.held == true(),
 )
 _length: Final = func.coalesce(cast(bindparam("p_lease"), BigInteger), tasks.c.lease_ms)
 _lease: Final = {
@@ -84,39 +92,8 @@ _START: Final = (
 )
 _RENEW: Final = update(tasks).where(_ours).values(**_lease).returning(*ALL)
 
-_started: Final = cast(case((tasks.c.runner.is_(None), 0), else_=1), Integer)
-_EXPIRE: Final = (
-    update(tasks)
-    .where(
-        tasks.c.held == true(),
-        tasks.c.lease_expires_at <= bindparam("p_limit"),
-        tasks.c.status == Status.IN_PROGRESS.value,
-    )
-    .values(
-        status=Status.TODO.value,
-        held=false(),
-        holder_type=None,
-        holder_id=None,
-        holder_name=None,
-        claim_id=None,
-        attempts=tasks.c.attempts - _started,
-        lease_losses=tasks.c.lease_losses + _started,
-        runner=None,
-        lease_expires_at=None,
-        updated_at=bindparam("p_now"),
-    )
-    .returning(*ALL)
-)
-_EXTEND_ALL: Final = (
-    update(tasks)
-    .where(tasks.c.held == true(), tasks.c.lease_expires_at.is_not(None))
-    .values(lease_expires_at=bindparam("p_now") + tasks.c.lease_ms)
-)
-_NEXT_EXPIRY: Final = select(func.min(tasks.c.lease_expires_at)).where(
-    tasks.c.held == true(), tasks.c.status == Status.IN_PROGRESS.value
-)
 _OPEN_DEPENDENCIES: Final = (
-    select(_needed.c.id, _needed.c.status)
+    select(_needed.c.id, _needed.c.uuid, _needed.c.status)
     .join(task_dependencies, task_dependencies.c.depends_on_id == _needed.c.id)
     .where(task_dependencies.c.task_id == bindparam("p_id"), _needed.c.status != Status.COMPLETED.value)
     .order_by(_needed.c.id)
@@ -125,57 +102,70 @@ _OPEN_DEPENDENCIES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease that was granted or extended: the task's row, and how long it lasts from now."""
+    """A lease that was granted or extended: the task's row, and how long it lasts from now (None: for ever)."""
 
     task: Any
-    ttl_ms: int
+    ttl_ms: int | None
 
 
-def _granted(tx: Tx, row: Any) -> Granted:
+def granted(tx: Tx, row: Any) -> Granted:
+    """Return the grant that a row shows, and see to it that somebody takes it back when it runs out."""
+    if row.lease_expires_at is None:
+        return Granted(row, None)
     tx.leased_until(row.lease_expires_at)
     return Granted(row, max(0, row.lease_expires_at - tx.now_ms))
 
 
 def is_holder(row: Any, actor: Actor) -> bool:
     """Say whether ``actor`` is the one who holds the task, or held it when it finished."""
-    return bool(row.holder_id == actor.id and row.holder_type == actor.type)
+    if row.holder_id is None:
+        return False
+    return agent_uuid(row.holder_type, row.holder_id) == agent_uuid(actor.type, actor.id)
 
 
-def held_by_another(row: Any) -> LeaseHeldError:
+def is_live(tx: Tx, row: Any) -> bool:
+    """Say whether a lock keeps others from changing the task: held, not run out, and not handed to review."""
+    return row.held and not row.yields and (row.lease_expires_at is None or row.lease_expires_at > tx.now_ms)
+
+
+def held_by_another(tx: Tx, ref: Ref, row: Any) -> LeaseHeldError:
     """Return the refusal for a task that somebody else holds."""
+    until = f"until {wire.iso(row.lease_expires_at)}" if row.lease_expires_at is not None else "until it is released"
+    left_ms = None if row.lease_expires_at is None else max(1_000, row.lease_expires_at - tx.now_ms)
     return LeaseHeldError(
-        f"Task {row.id} is in {wire.word_of(row.status)} status and already claimed by {row.holder_name}"
-        f" until {wire.iso(row.lease_expires_at)}.",
+        f"Task {row.id} is in {ref.words[row.status]} status and already claimed by {row.holder_name} {until}.",
         holder=row.holder_id,
+        locked_by=agent_uuid(row.holder_type, row.holder_id),
+        locked_since=wire.iso(row.held_since),
         lease_expires=wire.iso(row.lease_expires_at),
-        status=wire.word_of(row.status),
+        retry_after_ms=left_ms,
+        status=ref.words[row.status],
     )
 
 
-def stale(row: Any, token: int) -> StaleLeaseError:
+def stale(ref: Ref, row: Any, token: int) -> StaleLeaseError:
     """Return the refusal for a token that is not, or no longer, the key to the task."""
-    word = wire.word_of(row.status)
+    word = ref.words[row.status]
     if token == row.fencing_token:
         why = f"has ended: the task is in {word} status"
-        if row.status == Status.IN_PROGRESS:
+        if row.status == Status.IN_PROGRESS and row.held:
             why = f"was started by another runner: the task is in {word} status"
     else:
         why = f"is not the current one of task {row.id}, which is in {word} status"
     return StaleLeaseError(f"The lease with fencing token {token} {why}; stop working on it.", status=word)
 
 
-def check_right(tx: Tx, row: Any, actor: Actor, token: int | None) -> None:
+def check_right(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> None:
     """Raise unless the caller may report on the task: by the current token, or as a plain client's actor.
 
-    Without a token: the holder, people and systems, and anybody while no lease is live.
+    Without a token: the holder, people and systems, and anybody while no lock is live.
     """
     if token is not None:
-        if token != row.fencing_token or row.status != Status.IN_PROGRESS:
-            raise stale(row, token)
+        if token != row.fencing_token or row.status != Status.IN_PROGRESS or not row.held:
+            raise stale(ref, row, token)
         return
-    live = row.held and (row.lease_expires_at is None or row.lease_expires_at > tx.now_ms)
-    if live and actor.type == "agent" and not is_holder(row, actor):
-        raise held_by_another(row)
+    if is_live(tx, row) and actor.type == "agent" and not is_holder(row, actor):
+        raise held_by_another(tx, ref, row)
 
 
 def open_dependencies(tx: Tx, task_id: int) -> list[Any]:
@@ -188,10 +178,10 @@ def has_failed_dependency(tx: Tx, task_id: int) -> bool:
     return any(row.status in FINISHED for row in open_dependencies(tx, task_id))
 
 
-def claim(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int, claim_id: str | None = None) -> Granted:
-    """Grant the task to ``actor``, or extend the grant it has.
+def claim(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int | None, claim_id: str | None = None) -> Granted:
+    """Grant the task to ``actor``, or extend the grant it has. ``lease_ms`` None never runs out.
 
-    Raises IllegalMoveError, LeaseHeldError, NotReadyError, NotFoundError.
+    Raises IllegalMoveError, LeaseHeldError, NotReadyError, AssignedElsewhereError, NotFoundError.
     """
     task_id = find(tx, ref)
     row = tx.one(
@@ -202,15 +192,16 @@ def claim(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int, claim_id: str | None
             "p_type": actor.type,
             "p_actor": actor.id,
             "p_name": actor.name,
+            "p_agent": agent_uuid(actor.type, actor.id),
             "p_claim": claim_id,
             "p_lease": lease_ms,
-            "p_expires": tx.now_ms + lease_ms,
+            "p_expires": None if lease_ms is None else tx.now_ms + lease_ms,
         },
     )
     if row is None:
         return _claim_again(tx, ref, actor, lease_ms, claim_id)
     tx.emit("task.claimed", row, actor, moved=(Status.TODO, Status.IN_PROGRESS))
-    return _granted(tx, row)
+    return granted(tx, row)
 
 
 def claim_many(tx: Tx, refs: Sequence[Ref], actor: Actor, *, lease_ms: int, claim_id: str) -> list[Granted | TaskError]:
@@ -224,29 +215,43 @@ def claim_many(tx: Tx, refs: Sequence[Ref], actor: Actor, *, lease_ms: int, clai
     return found
 
 
-def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int, claim_id: str | None) -> Granted:
+def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id: str | None) -> Granted:
     """Answer a claim that granted nothing new: the same grant, a longer one, or the reason why not."""
     row = lock(tx, ref)
     if row.held:
         if row.status != Status.IN_PROGRESS or not is_holder(row, actor):
-            raise held_by_another(row)
+            raise held_by_another(tx, ref, row)
         if claim_id is not None:
             if row.claim_id != claim_id:
-                raise held_by_another(row)
-            return _granted(tx, row)
+                raise held_by_another(tx, ref, row)
+            return granted(tx, row)
         return renew(tx, ref, actor, token=row.fencing_token, lease_ms=lease_ms)
-    path(Verb.CLAIM, Status(row.status))
-    waits_for = [{"id": r.id, "status": wire.word_of(r.status)} for r in open_dependencies(tx, row.id)]
+    path(Verb.CLAIM, Status(row.status), words=ref.words)
+    check_ready(tx, ref, row, actor)
+    raise AssertionError(f"task {row.id} could be claimed and was not")
+
+
+def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
+    """Raise unless a task that nobody holds may be begun by ``actor`` now.
+
+    Raises AssignedElsewhereError, NotReadyError.
+    """
+    word = ref.words[row.status]
+    if row.assigned_to is not None and row.assigned_to != agent_uuid(actor.type, actor.id):
+        raise AssignedElsewhereError(
+            f"Task {row.id} is kept for agent {row.assigned_to}.", assigned_to=row.assigned_to, status=word
+        )
+    waits_for = [{"id": r.id, "task_id": r.uuid, "status": ref.words[r.status]} for r in open_dependencies(tx, row.id)]
     if waits_for:
         names = ", ".join(f"#{item['id']} ({item['status']})" for item in waits_for)
-        raise NotReadyError(f"Task {row.id} waits for {names}.", waits_for=waits_for, status=wire.word_of(row.status))
-    pause = max(1, (row.not_before or 0) - tx.now_ms)
-    raise NotReadyError(
-        f"Task {row.id} may not be claimed before {wire.iso(row.not_before)}.",
-        not_before=wire.iso(row.not_before),
-        retry_after_ms=pause,
-        status=wire.word_of(row.status),
-    )
+        raise NotReadyError(f"Task {row.id} waits for {names}.", waits_for=waits_for, status=word)
+    if row.not_before is not None and row.not_before > tx.now_ms:
+        raise NotReadyError(
+            f"Task {row.id} may not be claimed before {wire.iso(row.not_before)}.",
+            not_before=wire.iso(row.not_before),
+            retry_after_ms=max(1, row.not_before - tx.now_ms),
+            status=word,
+        )
 
 
 def start(
@@ -260,11 +265,11 @@ def start(
         tx.emit("task.started", row, actor, note=runner)
         if message:
             append_text(tx, row, actor, message)
-        return _granted(tx, row)
+        return granted(tx, row)
     row = lock(tx, ref)
     if row.fencing_token != token or row.status != Status.IN_PROGRESS or row.runner != runner:
-        raise stale(row, token)
-    return _granted(tx, tx.one(_RENEW, values))
+        raise stale(ref, row, token)
+    return granted(tx, tx.one(_RENEW, values))
 
 
 def renew(
@@ -274,10 +279,10 @@ def renew(
     task_id = find(tx, ref)
     row = tx.one(_RENEW, {"p_id": task_id, "p_token": token, "p_now": tx.now_ms, "p_lease": lease_ms})
     if row is None:
-        raise stale(lock(tx, ref), token)
+        raise stale(ref, lock(tx, ref), token)
     if message:
         append_text(tx, row, actor, message)
-    return _granted(tx, row)
+    return granted(tx, row)
 
 
 def release(
@@ -291,7 +296,7 @@ def release(
     digest = digest_of("release", counted, delay_ms, reason)
     if row.status == Status.TODO and row.fencing_token == token and row.result_hash == digest:
         return row
-    check_right(tx, row, actor, token)
+    check_right(tx, ref, row, actor, token)
     return give_back(tx, row, actor, counted=counted, delay_ms=delay_ms, reason=reason, digest=digest)
 
 
@@ -304,50 +309,24 @@ def give_back(
     delay_ms: int = 0,
     reason: str | None = None,
     digest: str | None = None,
+    keep: dict[str, Any] | None = None,
 ) -> Any:
-    """Move a locked task from in_progress back to todo and return its row."""
-    path(Verb.RELEASE, Status(row.status))
+    """Move a locked row from in_progress back to todo and return it. ``keep``: the lock that stays with it."""
     taken_back = 1 if row.runner is not None and not counted else 0
     changed = settle(
         tx,
         row,
         status=Status.TODO.value,
-        held=False,
-        holder_type=None,
-        holder_id=None,
-        holder_name=None,
-        claim_id=None,
         runner=None,
-        lease_expires_at=None,
         attempts=row.attempts - taken_back,
         not_before=tx.now_ms + delay_ms if delay_ms else None,
         result_hash=digest,
         reason=reason if reason is not None else row.reason,
+        **(UNASSIGNED if keep is None else keep),
     )
     note = f"{'counted' if counted else 'not counted'}: {reason or 'no reason given'}"
     tx.emit("task.released", changed, actor, moved=(Status.IN_PROGRESS, Status.TODO), note=note)
     return changed
-
-
-def expire(tx: Tx, regrant_delay_ms: int) -> int | None:
-    """Take back every lease that ran out at least ``regrant_delay_ms`` ago; return when the next one does."""
-    rows = tx.all(_EXPIRE, {"p_limit": tx.now_ms - regrant_delay_ms, "p_now": tx.now_ms})
-    for row in sorted(rows, key=lambda row: row.id):
-        tx.emit(
-            "task.lease_expired", row, SERVICE_ACTOR, moved=(Status.IN_PROGRESS, Status.TODO), note="The lease ran out."
-        )
-    return next_expiry(tx)
-
-
-def next_expiry(tx: Tx) -> int | None:
-    """Return when the first live lease runs out, in ms since the epoch."""
-    found = tx.one(_NEXT_EXPIRY)
-    return None if found is None else found[0]
-
-
-def extend_all(tx: Tx) -> int:
-    """Give every live lease its full length from now, because nobody could renew while the service was away."""
-    return tx.run(_EXTEND_ALL, {"p_now": tx.now_ms})
 
 
 def digest_of(*facts: Any) -> str:

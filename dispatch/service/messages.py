@@ -71,3 +71,24 @@ def post(tx: Tx, ref: Ref, actor: Actor, parts: list[Any]) -> Any:
 def thread(tx: Tx, task_id: int, limit: int) -> Sequence[Any]:
     """Return the newest ``limit`` messages of a task, oldest first."""
     return tx.all(_NEWEST, {"p_task": task_id, "p_limit": limit})[::-1]
+
+
+def one(tx: Tx, message_id: int) -> Any:
+    """Return a message's row."""
+    return tx.one(select(*messages.c).where(messages.c.id == message_id))
+
+
+def page(
+    tx: Tx, task_id: int, *, limit: int, since: int | None = None, kinds: Sequence[str] = (), tag: str | None = None
+) -> Sequence[Any]:
+    """Return messages of a task, oldest first: the newest ``limit``, or the first after ``since``."""
+    c = messages.c
+    query = select(*c).where(c.task_id == task_id)
+    if kinds:
+        query = query.where(c.kind.in_(kinds))
+    if tag is not None:
+        # The tags are a JSON array of texts; one of them is found by its own JSON text.
+        query = query.where(c.tags.contains(wire.dumps(tag), autoescape=True))
+    if since is not None:
+        return tx.all(query.where(c.id > since).order_by(c.id).limit(limit))
+    return tx.all(query.order_by(c.id.desc()).limit(limit))[::-1]

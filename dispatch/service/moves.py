@@ -6,15 +6,18 @@ is legal is the lifecycle's to say; every step is written to the history.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.lifecycle import ATS_WORD, FINISHED, MOVES, Status, Verb, is_legal, path
-from dispatch.errors import IllegalMoveError
-from dispatch.service import leases, wire
+from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
+from dispatch.errors import UnexpectedStatusError
+from dispatch.service import leases, locks, wire
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, lock, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
@@ -24,18 +27,16 @@ _EVENT_OF: Final = {
     Status.CANCELLED: "task.cancelled",
     Status.SKIPPED: "task.rejected",
 }
-_UNHELD: Final = {"held": False, "claim_id": None, "lease_expires_at": None}
-_UNASSIGNED: Final = {**_UNHELD, "holder_type": None, "holder_id": None, "holder_name": None, "runner": None}
 _AFRESH: Final = {"attempts": 0, "lease_losses": 0, "not_before": None, "result_hash": None}
 
 
-def _effects(row: Any, target: Status, now_ms: int) -> dict[str, Any]:
-    """Return what entering ``target`` changes besides the status."""
+def _effects(row: Any, target: Status, now_ms: int, keep: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what entering ``target`` changes besides the status. ``keep``: the lock that its holder wants to keep."""
     if target in FINISHED:
-        return {**_UNHELD, "completed_at": now_ms}
+        return {**leases.UNHELD, "completed_at": now_ms}
     if target is Status.IN_REVIEW:
-        return dict(_UNHELD)
-    changes: dict[str, Any] = {**_UNASSIGNED, "completed_at": None}
+        return dict(leases.UNHELD) if keep is None else {**keep, "yields": True}
+    changes: dict[str, Any] = {**(leases.UNASSIGNED if keep is None else keep), "runner": None, "completed_at": None}
     if row.status in FINISHED:
         changes |= {**_AFRESH, "outputs": None, "reason": None}
     elif row.status == Status.IN_REVIEW:
@@ -45,10 +46,19 @@ def _effects(row: Any, target: Status, now_ms: int) -> dict[str, Any]:
     return changes
 
 
-def _walk(tx: Tx, row: Any, steps: tuple[Status, ...], actor: Actor, *, note: str | None = None, **changes: Any) -> Any:
+def _walk(
+    tx: Tx,
+    row: Any,
+    steps: tuple[Status, ...],
+    actor: Actor,
+    *,
+    note: str | None = None,
+    keep: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
     """Move a locked row along ``steps`` in one update and write every step to the history."""
     target = steps[-1]
-    settled = settle(tx, row, status=target.value, **{**_effects(row, target, tx.now_ms), **changes})
+    settled = settle(tx, row, status=target.value, **{**_effects(row, target, tx.now_ms, keep), **changes})
     came: str = row.status
     for step in steps[:-1]:
         tx.emit(STEP, settled, actor, moved=(came, step.value))
@@ -76,8 +86,8 @@ def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None
     digest = leases.digest_of("complete", outputs)
     if _is_repeat(row, actor, token, digest, frozenset({Status.COMPLETED, Status.IN_REVIEW})):
         return row
-    leases.check_right(tx, row, actor, token)
-    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review)
+    leases.check_right(tx, ref, row, actor, token)
+    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review, words=ref.words)
     changes: dict[str, Any] = {"reason": None}
     if outputs is not None:
         changes["outputs"] = wire.dumps(outputs)
@@ -95,15 +105,18 @@ def fail(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None, token: in
     digest = leases.digest_of("fail", reason)
     if _is_repeat(row, actor, token, digest, frozenset({Status.FAILED})):
         return row
-    leases.check_right(tx, row, actor, token)
+    leases.check_right(tx, ref, row, actor, token)
     doomed = row.status == Status.TODO and leases.has_failed_dependency(tx, row.id)
-    steps = path(Verb.FAIL, Status(row.status), dependency_failed=doomed)
+    steps = path(Verb.FAIL, Status(row.status), dependency_failed=doomed, words=ref.words)
     return _walk(tx, row, steps, actor, note=reason, reason=reason, result_hash=digest)
 
 
 def _by_verb(tx: Tx, ref: Ref, actor: Actor, verb: Verb, reason: str | None) -> Any:
     row = lock(tx, ref)
-    return _walk(tx, row, path(verb, Status(row.status)), actor, note=reason, reason=reason)
+    steps = path(verb, Status(row.status), words=ref.words)
+    if verb is Verb.REJECT:
+        leases.check_right(tx, ref, row, actor, None)
+    return _walk(tx, row, steps, actor, note=reason, reason=reason)
 
 
 def cancel(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
@@ -128,14 +141,60 @@ def move(tx: Tx, ref: Ref, row: Any, target: Status, actor: Actor, *, default_le
     IllegalMoveError, LeaseHeldError, NotReadyError.
     """
     current = Status(row.status)
-    if not is_legal(current, target):
-        raise IllegalMoveError(
-            current=ATS_WORD[current], target=ATS_WORD[target], allowed=sorted(ATS_WORD[s] for s in MOVES[current])
-        )
+    check_move(current, target, ref.words)
     if current is Status.TODO and target is Status.IN_PROGRESS:
         return leases.claim(tx, ref, actor, lease_ms=default_lease_ms).task
-    if current is Status.IN_PROGRESS and target is not Status.CANCELLED:
-        leases.check_right(tx, row, actor, None)
+    if target is not Status.CANCELLED:
+        leases.check_right(tx, ref, row, actor, None)
     if current is Status.IN_PROGRESS and target is Status.TODO:
         return leases.give_back(tx, row, actor)
     return _walk(tx, row, (target,), actor)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A move that an agent asks for by name. ``lease_ms`` is the length of a lock that the move has to take."""
+
+    target: Status
+    expected: Status | None = None
+    note: str | None = None
+    release_lock: bool = False
+    token: int | None = None
+    outputs: list[Any] | None = None
+    lease_ms: int | None = None
+
+
+def transition(tx: Tx, ref: Ref, actor: Actor, wish: Wish) -> Any:
+    """Make exactly one legal move as an agent, who keeps its lock unless the task is finished or it lets it go.
+
+    Cancelling is everybody's right. Raises UnexpectedStatusError,
+    IllegalMoveError, StaleLeaseError, LeaseHeldError, NotReadyError,
+    AssignedElsewhereError, NotFoundError.
+    """
+    row = lock(tx, ref)
+    current, target = Status(row.status), wish.target
+    if wish.expected is not None and wish.expected is not current:
+        raise UnexpectedStatusError(
+            f"Task {row.id} is in {ref.words[current]} status, not in {ref.words[wish.expected]}.",
+            status=ref.words[current],
+        )
+    check_move(current, target, ref.words)
+    ours = locks.check_lock(ref, row, actor, wish.token)
+    if not ours and target is not Status.CANCELLED and actor.type == "agent" and leases.is_live(tx, row):
+        raise leases.held_by_another(tx, ref, row)
+    if target is Status.IN_PROGRESS:
+        granted, _ = locks.take_and_start(
+            tx, ref, actor, lease_ms=wish.lease_ms, claim_note=wish.note, start_note=wish.note
+        )
+        return locks.drop(tx, ref, actor)[0] if wish.release_lock else granted.task
+    keep = locks.kept(tx, row) if ours and not wish.release_lock and target not in FINISHED else None
+    if current is Status.IN_PROGRESS and target is Status.TODO:
+        row = leases.give_back(tx, row, actor, reason=wish.note, keep=keep)
+    else:
+        changes: dict[str, Any] = {"reason": wish.note} if target is Status.FAILED else {}
+        if wish.outputs is not None:
+            changes["outputs"] = wire.dumps(wish.outputs)
+        row = _walk(tx, row, (target,), actor, note=wish.note, keep=keep, **changes)
+    if keep is not None:
+        leases.granted(tx, row)
+    return row

@@ -36,6 +36,9 @@ NAMING: Final = {
     "pk": "pk_%(table_name)s",
 }
 
+POSITION_LAST: Final = "1.7976931348623157e308"
+"""Where a task without an ``order_index`` stands in a list: the largest number there is."""
+
 metadata: Final = MetaData(naming_convention=NAMING)
 
 Id: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -84,7 +87,8 @@ tasks: Final = Table(
     Column("parent_id", Id, ForeignKey("tasks.id"), nullable=True),
     Column("run_id", String(36), nullable=True),
     Column("order_index", Double, nullable=True),
-    Column("assigned_to", String(36), nullable=True, comment="the agent that should do it, a wish"),
+    Column("position", Double, nullable=False, server_default=POSITION_LAST, comment="order_index, or last"),
+    Column("assigned_to", String(36), nullable=True, comment="the agent that it is kept for"),
     Column("title", String(512), nullable=False),
     Column("description", Text, nullable=False, server_default=text("''")),
     Column("type", String(128), nullable=False),
@@ -102,6 +106,8 @@ tasks: Final = Table(
     Column("holder_type", String(16), nullable=True),
     Column("holder_id", String(255), nullable=True, comment="who holds it, or held it when it finished"),
     Column("holder_name", String(255), nullable=True),
+    _time("held_since"),
+    Column("yields", Boolean, nullable=False, server_default=false(), comment="the lock gives way to a reviewer"),
     Column("fencing_token", BigInteger, nullable=False, server_default="0", comment="+1 with every grant"),
     Column("claim_id", String(255), nullable=True, comment="names one try to claim"),
     Column("runner", String(255), nullable=True, comment="the worker that started the attempt"),
@@ -114,15 +120,19 @@ tasks: Final = Table(
     Column("reason", Text, nullable=True, comment="of the last failure or release"),
     _time("created_at", nullable=False),
     _time("updated_at", nullable=False),
+    Column("entered_at", BigInteger, nullable=False, server_default="0", comment="when it got its status"),
     _time("started_at"),
     _time("completed_at"),
     Index(None, "status", "channel", "priority", "id"),
-    Index(None, "project_id", "status"),
     Index(None, "held", "lease_expires_at"),
+    Index("ix_tasks_assigned", "assigned_to", "status"),
     Index(None, "parent_id"),
     Index(None, "updated_at"),
     sqlite_autoincrement=True,
 )
+
+Index("ix_tasks_list", tasks.c.project_id, tasks.c.status, tasks.c.position, tasks.c.priority.desc(), tasks.c.id)
+Index("ix_tasks_next", tasks.c.status, tasks.c.project_id, tasks.c.priority.desc(), tasks.c.position, tasks.c.id)
 
 task_dependencies: Final = Table(
     "task_dependencies",
@@ -130,6 +140,32 @@ task_dependencies: Final = Table(
     Column("task_id", Id, ForeignKey("tasks.id"), primary_key=True),
     Column("depends_on_id", Id, ForeignKey("tasks.id"), primary_key=True),
     Index(None, "depends_on_id"),
+)
+
+task_needs: Final = Table(
+    "task_needs",
+    metadata,
+    Column("task_id", Id, ForeignKey("tasks.id"), primary_key=True),
+    Column("name", String(128), primary_key=True, comment="a capability that whoever does it must have"),
+)
+
+idempotency_keys: Final = Table(
+    "idempotency_keys",
+    metadata,
+    Column("scope", String(300), primary_key=True, comment="what the key is for, and whose it is"),
+    Column("key", String(255), primary_key=True),
+    Column("digest", String(64), nullable=False, comment="of the request that used it first"),
+    Column("answer_id", Id, nullable=False, comment="the task or message that it made"),
+    _time("created_at", nullable=False),
+)
+
+listeners: Final = Table(
+    "listeners",
+    metadata,
+    Column("process", String(64), primary_key=True, comment="a process of the service"),
+    Column("channel", String(128), primary_key=True, comment="empty for those that listen to all"),
+    Column("count", Integer, nullable=False),
+    _time("seen_at", nullable=False),
 )
 
 messages: Final = Table(

@@ -144,6 +144,7 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
     app = create_app(
         store,
         default_lease_ms=round(settings.service.default_lease_s * 1000),
+        lock_ms=round(settings.service.lock_s * 1000),
         regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
     )
     config = uvicorn.Config(

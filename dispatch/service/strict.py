@@ -56,6 +56,9 @@ _decode: Final = json.JSONDecoder(
 def _walk(value: Any, depth: int) -> None:
     if isinstance(value, str):
         check_text(value)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidInputError("A number is infinite or none at all; use a finite number or null.")
     elif isinstance(value, dict | list):
         if depth >= DEPTH_MAX:
             raise InvalidInputError(f"The JSON is nested deeper than {DEPTH_MAX} levels; flatten it.")
@@ -64,6 +67,11 @@ def _walk(value: Any, depth: int) -> None:
                 check_text(key)
         for item in value.values() if isinstance(value, dict) else value:
             _walk(item, depth + 1)
+
+
+def check_value(value: Any) -> None:
+    """Raise InvalidInputError unless a value that others parsed is JSON as ``parse_json`` allows it."""
+    _walk(value, 0)
 
 
 def check_text(text: str) -> str:

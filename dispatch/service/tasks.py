@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, bindparam, func, insert, literal, or_, select, update
 
-from dispatch.core.lifecycle import ATS_WORD, Status
+from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
-from dispatch.service.schema import tasks
+from dispatch.service.schema import POSITION_LAST, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +32,19 @@ _NEW: Final = (
     "status",
     "needs_review",
     "payload",
+    "parent_id",
+    "run_id",
+    "order_index",
+    "position",
+    "assigned_to",
+    "meta_json",
     "source_type",
     "source_id",
     "source_name",
     "created_at",
     "updated_at",
+    "entered_at",
+    "completed_at",
 )
 _INSERT: Final = insert(tasks).values({name: bindparam(name) for name in _NEW}).returning(*ALL)
 
@@ -54,6 +62,13 @@ class NewTask:
     priority: int = 5
     payload: str | None = None
     needs_review: bool = False
+    status: Status = Status.TODO
+    uuid: str | None = None
+    parent_id: int | None = None
+    run_id: str | None = None
+    order_index: float | None = None
+    assigned_to: str | None = None
+    meta_json: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +95,47 @@ class Query:
 
 
 def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask) -> Any:
-    """Create a task in todo and return its row. Raises NotFoundError for an unknown project."""
-    row = tx.one(
+    """Create a task and return its row. Raises NotFoundError for an unknown project."""
+    row = insert_row(tx, tenants.project_id(tx, scope or tenants.DEFAULT), actor, new)
+    tx.emit("task.created", row, actor, moved=(None, row.status))
+    return row
+
+
+def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask) -> Any:
+    """Insert a task into a project and return its row; the caller tells of it."""
+    return tx.one(
         _INSERT,
         {
-            "uuid": str(uuid.uuid4()),
-            "project_id": tenants.project_id(tx, scope or tenants.DEFAULT),
+            "uuid": new.uuid or str(uuid.uuid4()),
+            "project_id": project_id,
             "title": new.title,
             "description": new.description,
             "type": new.type,
             "channel": new.channel,
             "priority": new.priority,
-            "status": Status.TODO.value,
+            "status": new.status.value,
             "needs_review": new.needs_review,
             "payload": new.payload,
+            "parent_id": new.parent_id,
+            "run_id": new.run_id,
+            "order_index": new.order_index,
+            "position": position_of(new.order_index),
+            "assigned_to": new.assigned_to,
+            "meta_json": new.meta_json,
             "source_type": actor.type,
             "source_id": actor.id,
             "source_name": actor.name,
             "created_at": tx.now_ms,
             "updated_at": tx.now_ms,
+            "entered_at": tx.now_ms,
+            "completed_at": tx.now_ms if new.status in FINISHED else None,
         },
     )
-    tx.emit("task.created", row, actor, moved=(None, Status.TODO))
-    return row
+
+
+def position_of(order_index: float | None) -> float:
+    """Return where a task stands in its list: without an ``order_index`` after all that have one."""
+    return float(POSITION_LAST) if order_index is None else order_index
 
 
 def get(tx: Tx, ref: Ref) -> Any:

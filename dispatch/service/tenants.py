@@ -50,6 +50,16 @@ def ensure_default(tx: Tx) -> None:
         create_project(tx, DEFAULT.org, DEFAULT.project, "Main", "")
 
 
+def ensure(tx: Tx, scope: Scope) -> int:
+    """Return the number of a project, creating it and its organisation when they are missing."""
+    row = tx.one(_PROJECT_ID, {"p_org": scope.org, "p_project": scope.project})
+    if row is not None:
+        return int(row[0])
+    if tx.one(_ORGANIZATION, {"p_slug": scope.org}) is None:
+        create_organization(tx, scope.org, scope.org)
+    return int(create_project(tx, scope.org, scope.project, scope.project, "").id)
+
+
 def organization(tx: Tx, slug: str) -> Any:
     """Return an organisation's row. Raises NotFoundError."""
     row = tx.one(_ORGANIZATION, {"p_slug": slug})

@@ -19,7 +19,7 @@ from dispatch.errors import (
     NotReadyError,
     StaleLeaseError,
 )
-from dispatch.service import history, leases, moves, schema, tasks, tenants
+from dispatch.service import history, lapse, leases, moves, schema, tasks, tenants
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, Scope, fetch
 from tests.support.service import STORES, SteppingClock
@@ -282,7 +282,7 @@ async def test_expiry_waits_for_the_regrant_delay(bench: Bench) -> None:
     await bench.claim(queued)
 
     async def expire() -> int | None:
-        return await bench.store.write(lambda tx: leases.expire(tx, REGRANT_MS))
+        return await bench.store.write(lambda tx: lapse.expire(tx, REGRANT_MS))
 
     bench.clock.step((LEASE_MS + REGRANT_MS) / 1000 - 1)
     assert await expire() is not None
@@ -303,7 +303,7 @@ async def test_a_renewed_lease_does_not_expire(bench: Bench) -> None:
     for _ in range(4):
         bench.clock.step(40)
         assert (await bench.do(leases.renew, ref, token=1)).ttl_ms == LEASE_MS
-        await bench.store.write(lambda tx: leases.expire(tx, 0))
+        await bench.store.write(lambda tx: lapse.expire(tx, 0))
     assert (await bench.row(ref)).status == Status.IN_PROGRESS
     with pytest.raises(StaleLeaseError):
         await bench.do(leases.renew, ref, token=2)
@@ -314,7 +314,7 @@ async def test_extend_all_gives_full_leases(bench: Bench) -> None:
     ref = await bench.create()
     await bench.do(leases.claim, ref, lease_ms=7_000)
     bench.clock.step(100)
-    assert await bench.store.write(leases.extend_all) == 1
+    assert await bench.store.write(lapse.extend_all) == 1
     row = await bench.row(ref)
     assert 6_900 <= row.lease_expires_at - bench.clock.now_ms() <= 7_000
 
@@ -422,7 +422,8 @@ async def test_a_task_waits_for_its_dependencies(bench: Bench) -> None:
     await bench.store.write(lambda tx: tx.run(link))
     with pytest.raises(NotReadyError) as caught:
         await bench.claim(waiting)
-    assert caught.value.facts["waits_for"] == [{"id": needed, "status": "pending"}]
+    uuid = (await bench.row(needed)).uuid
+    assert caught.value.facts["waits_for"] == [{"id": needed, "task_id": uuid, "status": "pending"}]
     with pytest.raises(IllegalMoveError):
         await bench.do(moves.fail, waiting, reason="early")
     await bench.claim(needed)

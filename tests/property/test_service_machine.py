@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dispatch.ats.model import Actor
 from dispatch.errors import TaskError
-from dispatch.service import history, leases, moves, tasks
+from dispatch.service import history, lapse, leases, moves, tasks
 from dispatch.service.rows import Ref, fetch
 from tests.support.service import STORES, SteppingClock
 
@@ -204,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Leases that ran out at least the regrant delay ago are taken back."""
         self.clock.step(seconds)
         self.now += seconds
-        self._write(lambda tx: leases.expire(tx, REGRANT_S * 1000))
+        self._write(lambda tx: lapse.expire(tx, REGRANT_S * 1000))
         for model in self.models:
             if model.status == "in_progress" and model.expires + REGRANT_S <= self.now:
                 model.losses += model.runner is not None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatch.service.access import Access
+from dispatch.service.rows import OWN_WORDS, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from dispatch.ats.model import Actor
     from dispatch.service.access import Caller
     from dispatch.service.store import Store
+    from dispatch.service.tools.news import News
 
 Progress = "Callable[[float, float | None, str], Awaitable[None]]"
 """Called with (seconds so far, seconds in all or None, what is going on); values rise."""
@@ -28,7 +31,23 @@ class Call:
     store: Store
     caller: Caller
     arguments: dict[str, Any]
+    news: News
     progress: Callable[[float, float | None, str], Awaitable[None]] = no_progress
+    lock_ms: int = 3_600_000
+    """How long a lock lasts that names no length."""
+
+    def ref(self, name: str = "task_id") -> Ref:
+        """Return the task that an argument names."""
+        return Ref(self.arguments[name], within=self.caller.projects, words=OWN_WORDS)
+
+    def actor(self) -> Actor:
+        """Return whom the call acts as. Raises ForbiddenError."""
+        return self.caller.as_agent(self.arguments["agent_id"])
+
+    def lease_ms(self) -> int | None:
+        """Return the length of the lock that the call asks for; None never runs out."""
+        asked = self.arguments.get("lease_s", self.lock_ms / 1000)
+        return None if asked is None else round(asked * 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +74,6 @@ class Tool:
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
-    profiles: frozenset[str] = field(default_factory=lambda: frozenset({"default", "all"}))
 
 
 class Toolbox(Protocol):

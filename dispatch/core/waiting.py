@@ -1,0 +1,201 @@
+"""Why a task is not running: the reasons, from what is known of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dispatch.core.lifecycle import FINISHED, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A dependency that is not completed."""
+
+    name: str
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a task. Times are texts for people, pauses are seconds from now."""
+
+    status: Status
+    waits_for: Sequence[Needed] = ()
+    holder: str | None = None
+    """Who holds its lock."""
+    until: str | None = None
+    """When the lock runs out; None: never."""
+    is_expired: bool = False
+    """The lock ran out and is about to be taken back."""
+    yields: bool = False
+    """The lock gives way to a reviewer."""
+    pause_s: float = 0.0
+    """How long nobody may claim it."""
+    assigned_to: str | None = None
+    needs: Sequence[str] = ()
+    listeners: int = 0
+    """How many executors listen on its channel."""
+    ahead: int = 0
+    """How many tasks of its channel go before it."""
+    reason: str | None = None
+    """Of the last failure."""
+    is_running: bool = False
+    """The holder has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason: a stable code, a sentence, and what to do."""
+
+    code: str
+    text: str
+    advice: str
+
+
+_MOVE: Final = "Use core_transition_task to move it"
+
+
+def reasons(facts: Facts) -> list[Reason]:
+    """Return why the task is not running, the weightiest first; nothing when it runs."""
+    status = facts.status
+    if status in FINISHED:
+        return [_finished(facts)]
+    found: list[Reason] = []
+    if status is Status.BACKLOG:
+        found.append(Reason("BACKLOG", "It is in the backlog, where nothing is run.", f"{_MOVE} to todo."))
+    if status is Status.BLOCKED:
+        found.append(
+            Reason(
+                "BLOCKED",
+                "Somebody marked it as blocked.",
+                f"Read its thread; then {_MOVE[0].lower()}{_MOVE[1:]} to todo.",
+            )
+        )
+    if status is Status.IN_REVIEW:
+        who = f" {facts.holder} holds it." if facts.holder and not facts.yields else ""
+        found.append(
+            Reason(
+                "IN_REVIEW",
+                f"Its result waits for a review.{who}",
+                f"{_MOVE} to completed, or back to todo with a note.",
+            )
+        )
+        return found
+    if status is Status.IN_PROGRESS:
+        return found + _in_progress(facts)
+    found += _dependencies(facts)
+    if facts.holder:
+        found.append(_locked(facts))
+    if facts.pause_s > 0:
+        why = f" after: {facts.reason}" if facts.reason else ""
+        found.append(
+            Reason(
+                "BACKING_OFF",
+                f"It pauses for another {facts.pause_s:.0f} s{why}",
+                "Wait; it is offered again by itself.",
+            )
+        )
+    if facts.assigned_to:
+        found.append(
+            Reason(
+                "ASSIGNED",
+                f"It is kept for agent {facts.assigned_to}, who has not begun.",
+                "Wait for that agent, or change assigned_to with core_update_task.",
+            )
+        )
+    if status is Status.TODO and not found:
+        found.append(_offered(facts))
+    return found
+
+
+def _finished(facts: Facts) -> Reason:
+    why = f": {facts.reason}" if facts.reason else "."
+    return Reason("FINISHED", f"It is {facts.status}{why}", f"{_MOVE} to todo to have it done again.")
+
+
+def _in_progress(facts: Facts) -> list[Reason]:
+    if facts.holder is None:
+        return [
+            Reason(
+                "ORPHANED",
+                "It is in progress, but nobody holds it.",
+                "Take it with core_claim_task, or put it back with core_recover_task.",
+            )
+        ]
+    if facts.is_expired:
+        return [
+            Reason(
+                "LOST",
+                f"{facts.holder} stopped renewing its lock; it goes back to todo within seconds.",
+                "Wait; it is offered again by itself.",
+            )
+        ]
+    if not facts.is_running:
+        return [
+            Reason(
+                "QUEUED",
+                f"{facts.holder} has claimed it; it waits for a free worker.",
+                "Wait, or add workers; 'dispatch status' shows the slots.",
+            )
+        ]
+    return []
+
+
+def _dependencies(facts: Facts) -> list[Reason]:
+    dead = [one for one in facts.waits_for if one.status in FINISHED]
+    alive = [one for one in facts.waits_for if one.status not in FINISHED]
+    found = []
+    if dead:
+        names = ", ".join(f"{one.name} ({one.status})" for one in dead[:10])
+        found.append(
+            Reason(
+                "DEPENDENCY_FAILED",
+                f"It depends on what did not succeed: {names}.",
+                "Reopen these, or cancel this task.",
+            )
+        )
+    if alive:
+        names = ", ".join(f"{one.name} ({one.status})" for one in alive[:10])
+        more = f" and {len(alive) - 10} others" if len(alive) > 10 else ""
+        found.append(
+            Reason(
+                "WAITING_FOR_DEPENDENCIES",
+                f"It waits for {names}{more}.",
+                "Explain these to see why they are not done.",
+            )
+        )
+    return found
+
+
+def _locked(facts: Facts) -> Reason:
+    until = f"until {facts.until}" if facts.until else "until it is released"
+    return Reason(
+        "LOCKED",
+        f"{facts.holder} holds its lock {until} and has not begun.",
+        "Wait, ask the holder in its thread, or core_recover_task if the holder is gone.",
+    )
+
+
+def _offered(facts: Facts) -> Reason:
+    if facts.listeners == 0:
+        needs = f" It needs {', '.join(facts.needs)}." if facts.needs else ""
+        return Reason(
+            "NO_WORKER",
+            f"It is ready, and no executor listens on its channel.{needs}",
+            "Start one with 'dispatch up' or 'dispatch ingress', or claim it as an agent.",
+        )
+    if facts.ahead:
+        return Reason(
+            "IN_LINE",
+            f"It is ready; {facts.ahead} tasks of its channel go before it.",
+            "Wait, add workers, or raise its priority.",
+        )
+    return Reason(
+        "OFFERED",
+        "It is ready and next in line; an executor listens, but has no free worker or has not looked yet.",
+        "Wait, or add workers; 'dispatch status' shows the slots.",
+    )

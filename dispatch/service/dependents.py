@@ -1,0 +1,59 @@
+"""What stands before and behind a task. Every function is one transaction on a ``Tx``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, func, select
+
+from dispatch.core.lifecycle import FINISHED, Status
+from dispatch.service.schema import task_dependencies, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dispatch.service.store import Tx
+
+BEHIND_MAX: Final = 10_000
+_PAGE: Final = 500
+
+_BEHIND: Final = (
+    select(tasks.c.id, tasks.c.uuid, tasks.c.title, tasks.c.status)
+    .join(task_dependencies, task_dependencies.c.task_id == tasks.c.id)
+    .where(task_dependencies.c.depends_on_id.in_(bindparam("p_ids", expanding=True)))
+    .distinct()
+    .order_by(tasks.c.id)
+)
+_needed: Final = tasks.alias("needed")
+_OPEN: Final = (
+    select(task_dependencies.c.task_id, func.count())
+    .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
+    .where(
+        task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
+        _needed.c.status != Status.COMPLETED.value,
+    )
+    .group_by(task_dependencies.c.task_id)
+)
+
+
+def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
+    """Return the unfinished tasks that wait for this one alone, how many stand behind it in all, and if it was cut.
+
+    Rows have ``id uuid title status``. At most BEHIND_MAX are counted.
+    """
+    direct = [row for row in tx.all(_BEHIND, {"p_ids": [task_id]}) if Status(row.status) not in FINISHED]
+    waiting: dict[int, int] = {}
+    for start in range(0, len(direct), _PAGE):
+        ids = [row.id for row in direct[start : start + _PAGE]]
+        waiting |= {row[0]: row[1] for row in tx.all(_OPEN, {"p_ids": ids})}
+    freed = [row for row in direct if waiting.get(row.id, 0) <= 1]
+    seen = {row.id for row in direct}
+    level = sorted(seen)
+    while level and len(seen) < BEHIND_MAX:
+        found: set[int] = set()
+        for start in range(0, len(level), _PAGE):
+            rows = tx.all(_BEHIND, {"p_ids": level[start : start + _PAGE]})
+            found |= {row.id for row in rows if Status(row.status) not in FINISHED}
+        level = sorted(found - seen - {task_id})
+        seen |= set(level)
+    return freed, min(len(seen), BEHIND_MAX), len(seen) >= BEHIND_MAX
