@@ -57,6 +57,7 @@ class SqliteStore(GroupCommit):
         self._local = threading.local()
         self._opened: list[Connection] = []
         self._lock_fd = -1
+        self._newest = 0
         self._connection: Connection
         self._raw: sqlite3.Connection
 
@@ -87,7 +88,8 @@ class SqliteStore(GroupCommit):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             migrate(connection)
             connection.exec_driver_sql("COMMIT")
-            self.bus.last_seq = connection.execute(select(func.coalesce(func.max(schema.events.c.seq), 0))).scalar_one()
+            self._newest = connection.execute(select(func.coalesce(func.max(schema.events.c.seq), 0))).scalar_one()
+            self.bus.last_seq = self._newest
         except (OSError, sqlite3.Error, DBAPIError) as exc:
             raise ConfigurationError(f"The database {self._path} cannot be opened: {reason_of(exc)}.") from exc
 
@@ -129,7 +131,7 @@ class SqliteStore(GroupCommit):
         self._raw.execute("BEGIN IMMEDIATE")
         if mark:
             self._raw.execute("SAVEPOINT job")
-        return self._connection, 0
+        return self._connection, self._newest
 
     def _mark(self) -> None:
         self._raw.execute("RELEASE job")
@@ -139,8 +141,9 @@ class SqliteStore(GroupCommit):
         self._raw.execute("ROLLBACK TO job")
 
     def _commit(self, newest: int | None) -> None:
-        del newest  # nobody else listens
         self._raw.execute("COMMIT")
+        if newest is not None:
+            self._newest = newest
 
     def _rollback(self) -> None:
         self._raw.execute("ROLLBACK")

@@ -14,10 +14,12 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+from sqlalchemy import bindparam, insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dispatch.errors import DispatchError, OverloadedError
 from dispatch.log import get_logger
+from dispatch.service import schema
 from dispatch.service.events import Bus, Event
 from dispatch.service.store import Tx
 
@@ -32,13 +34,15 @@ T = TypeVar("T")
 
 _QUEUE_MAX: Final = 4096
 
+_APPEND: Final = insert(schema.events).values({column.name: bindparam(column.name) for column in schema.events.c})
+
 _log: Final = get_logger("service")
 
 
 class _Job:
     """One request for the writer."""
 
-    __slots__ = ("error", "events", "expires_ms", "future", "result", "work")
+    __slots__ = ("error", "events", "expires_ms", "future", "lines", "result", "work")
 
     def __init__(self, work: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
         self.work = work
@@ -46,6 +50,7 @@ class _Job:
         self.result: Any = None
         self.error: BaseException | None = None
         self.events: list[Event] = []
+        self.lines: list[dict[str, Any]] = []
         self.expires_ms: int | None = None
 
     def fail(self, error: BaseException) -> None:
@@ -101,11 +106,7 @@ class GroupCommit(ABC):
 
     @abstractmethod
     def _begin(self, *, mark: bool) -> tuple[Connection, int]:
-        """Begin the writer's transaction, with a mark if told.
-
-        Returns the connection and the number of the newest event before the
-        transaction if another process may have written it, else 0.
-        """
+        """Begin the writer's transaction, with a mark if told. Return its connection and the newest event's number."""
 
     @abstractmethod
     def _mark(self) -> None:
@@ -208,9 +209,9 @@ class GroupCommit(ABC):
             if all(job.error is not None for job in jobs):
                 self._rollback()
             else:
+                newest = _append(connection, jobs, before)
                 committing = True
-                events = [job.events[-1].seq for job in jobs if job.events]
-                self._commit(events[-1] if events else None)
+                self._commit(newest if newest > before else None)
         except DatabaseAwayError as exc:
             # Whoever waits would only wait for one more connection that cannot be made.
             if not self._take(jobs, _QUEUE_MAX):
@@ -242,7 +243,7 @@ class GroupCommit(ABC):
         tx = Tx(connection, self.clock.now_ms())
         try:
             job.result = job.work(tx)
-            job.events = tx.events
+            job.events, job.lines = tx.events, tx.lines
             job.expires_ms = tx.first_expiry_ms
         except DispatchError as exc:
             job.error = exc
@@ -259,6 +260,19 @@ class GroupCommit(ABC):
         _log.warning("store_unavailable", error=str(error), requests=len(jobs))
         for job in jobs:
             job.fail(OverloadedError(str(error)))
+
+
+def _append(connection: Connection, jobs: list[_Job], newest: int) -> int:
+    """Number the events of the jobs after ``newest``, write them, and return the last number."""
+    rows = []
+    for job in jobs:
+        for event, line in zip(job.events, job.lines, strict=True):
+            newest += 1
+            event.seq = line["seq"] = newest
+            rows.append(line)
+    if rows:
+        connection.execute(_APPEND, rows)
+    return newest
 
 
 def reason_of(error: BaseException) -> str:
