@@ -13,7 +13,7 @@ makes a new one.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo
@@ -295,5 +295,4 @@ class PostgresStore(GroupCommit):
 
 def _raw(connection: Connection) -> psycopg.Connection[Any]:
     """Return the driver's connection, for what is no use case's statement."""
-    raw: Any = connection.connection.driver_connection
-    return raw
+    return cast("psycopg.Connection[Any]", connection.connection.driver_connection)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
 class Tx:
     """One transaction as a use case sees it: statements, the time, and what happened."""
 
