@@ -12,18 +12,19 @@ makes a new one.
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo
-from sqlalchemy import create_engine
+from sqlalchemy import String, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from dispatch.errors import ConfigurationError
 from dispatch.log import get_logger
-from dispatch.service import collation
+from dispatch.service import collation, schema
 from dispatch.service.follower import CHANNEL, Follower
 from dispatch.service.migrations import migrate
 from dispatch.service.store import Tx
@@ -49,18 +50,35 @@ _CONNECT: Final = {
 }
 """What the URL may change. A server that vanished without a word is noticed within these times."""
 
-# A process that stands still in a transaction holds up all others, but not longer than the first of these.
-# The server looks for vanished clients as we look for a vanished server: their locks go with them. Whatever the
-# administrator prefers for other uses: what was answered must survive a crash of the server.
-_SETTINGS: Final = (
-    "SET idle_in_transaction_session_timeout = '5s'; SET lock_timeout = '15s'; SET statement_timeout = '30s';"
-    " SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;"
-    " SET jit = off;"
-    " SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+_SESSION: Final = {
+    # A process that stands still in a transaction holds up all others, but not longer than this; the second one is
+    # for a stop in the middle of a long message, and known since version 17.
+    "idle_in_transaction_session_timeout": "5s",
+    "transaction_timeout": "30s",
+    "lock_timeout": "15s",
+    "statement_timeout": "30s",
+    "idle_session_timeout": "0",
+    # The server looks for vanished clients as we look for a vanished server: their locks go with them.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "jit": "off",
+}
+_SET: Final = "SELECT set_config(name, %s::jsonb ->> name, %s) FROM pg_settings WHERE %s::jsonb ? name"
+_UNHURRIED: Final = dict.fromkeys(("statement_timeout", "lock_timeout", "transaction_timeout"), "0")
+_DURABLE: Final = (
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 )
 _WRITING: Final = 0x6469_7370_0001  # a number that no other program is likely to lock: "disp" and what it is for
 _MIGRATING: Final = _WRITING + 1
 _BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_WRITING}); SELECT coalesce(max(seq), 0) FROM events"  # noqa: S608 - a constant
+_types: Final = ("text[]" if isinstance(column.type, String) else "bigint[]" for column in schema.events.c)
+# One array for each column. Several messages would be a pipeline, and the server does not end the transaction of a
+# process that stands still in the middle of one.
+_APPEND: Final = (
+    f"INSERT INTO events ({', '.join(schema.events.c.keys())})"  # noqa: S608 - names of our own columns
+    f" SELECT * FROM unnest({', '.join(f'%s::{name}' for name in _types)})"
+).encode()
 _SNAPSHOT: Final = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _NOW_MS: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
@@ -117,7 +135,9 @@ class PostgresStore(GroupCommit):
 
     def _connect_raw(self) -> psycopg.Connection[Any]:
         raw = psycopg.connect(**self._parameters, autocommit=True)
-        raw.execute(_SETTINGS.encode(), prepare=False)
+        _configure(raw, _SESSION)
+        # Whatever the administrator prefers for other uses: what was answered must survive a crash of the server.
+        raw.execute(_DURABLE)
         return raw
 
     def _connect(self) -> Connection:
@@ -181,8 +201,7 @@ class PostgresStore(GroupCommit):
                 _log.warning("search_knows_ascii_only", database=self._where)
             connection.exec_driver_sql("BEGIN")
             # A big table may take its time, and whoever starts at the same time waits for that.
-            for setting in ("statement_timeout = 0", "lock_timeout = 0", "idle_in_transaction_session_timeout = '60s'"):
-                connection.exec_driver_sql(f"SET LOCAL {setting}")
+            _configure(self._raw, {**_UNHURRIED, "idle_in_transaction_session_timeout": "60s"}, local=True)
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
             migrate(connection)
             connection.exec_driver_sql("COMMIT")
@@ -226,6 +245,9 @@ class PostgresStore(GroupCommit):
 
     def _undo(self) -> None:
         self._send("ROLLBACK TO job")
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        self._raw.execute(_APPEND, [[line[name] for line in lines] for name in schema.events.c.keys()])  # noqa: SIM118
 
     def _commit(self, newest: int | None) -> None:
         if newest is None:
@@ -291,6 +313,12 @@ class PostgresStore(GroupCommit):
                 return
         self._local.connection = None
         self._drop(kept)
+
+
+def _configure(raw: psycopg.Connection[Any], settings: dict[str, str], *, local: bool = False) -> None:
+    """Make those settings that the server knows, for the session or the transaction."""
+    values = json.dumps(settings)
+    raw.execute(_SET, [values, local, values])
 
 
 def _raw(connection: Connection) -> psycopg.Connection[Any]:

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import URL, create_engine, event, func, select
+from sqlalchemy import URL, bindparam, create_engine, event, func, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_MS: Final = 5_000
+_APPEND: Final = insert(schema.events).values({column.name: bindparam(column.name) for column in schema.events.c})
 
 
 class SqliteStore(GroupCommit):
@@ -139,6 +140,9 @@ class SqliteStore(GroupCommit):
 
     def _undo(self) -> None:
         self._raw.execute("ROLLBACK TO job")
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        self._connection.execute(_APPEND, lines)
 
     def _commit(self, newest: int | None) -> None:
         self._raw.execute("COMMIT")

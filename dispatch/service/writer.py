@@ -14,12 +14,10 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from sqlalchemy import bindparam, insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dispatch.errors import DispatchError, OverloadedError
 from dispatch.log import get_logger
-from dispatch.service import schema
 from dispatch.service.events import Bus, Event
 from dispatch.service.store import Tx
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _QUEUE_MAX: Final = 4096
-
-_APPEND: Final = insert(schema.events).values({column.name: bindparam(column.name) for column in schema.events.c})
 
 _log: Final = get_logger("service")
 
@@ -115,6 +111,10 @@ class GroupCommit(ABC):
     @abstractmethod
     def _undo(self) -> None:
         """Undo what was done since the mark, which stays."""
+
+    @abstractmethod
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        """Write rows of ``events``, one message to the database however many they are."""
 
     @abstractmethod
     def _commit(self, newest: int | None) -> None:
@@ -209,7 +209,9 @@ class GroupCommit(ABC):
             if all(job.error is not None for job in jobs):
                 self._rollback()
             else:
-                newest = _append(connection, jobs, before)
+                newest = _number(jobs, before)
+                if newest > before:
+                    self._append([line for job in jobs for line in job.lines])
                 committing = True
                 self._commit(newest if newest > before else None)
         except DatabaseAwayError as exc:
@@ -262,16 +264,13 @@ class GroupCommit(ABC):
             job.fail(OverloadedError(str(error)))
 
 
-def _append(connection: Connection, jobs: list[_Job], newest: int) -> int:
-    """Number the events of the jobs after ``newest``, write them, and return the last number."""
-    rows = []
+def _number(jobs: list[_Job], newest: int) -> int:
+    """Number the events of the jobs after ``newest``, and return the last number."""
     for job in jobs:
-        for event, line in zip(job.events, job.lines, strict=True):
-            newest += 1
-            event.seq = line["seq"] = newest
-            rows.append(line)
-    if rows:
-        connection.execute(_APPEND, rows)
+        if job.error is None:
+            for event, line in zip(job.events, job.lines, strict=True):
+                newest += 1
+                event.seq = line["seq"] = newest
     return newest
 
 

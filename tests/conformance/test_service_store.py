@@ -559,8 +559,10 @@ async def test_extreme_values_come_back_as_they_were(bench: Bench) -> None:
         assert repr((await bench.row(ref)).order_index) == repr(order_index)
     odd = "\u0001\u001f\u007f\u0085\u2028\ufffe\uffff\U0010ffff e\u0301 \u202eabc \\ ' \" % %s {} :p"
     ref = await bench.create(title=odd, description=odd * 100, payload=f'"{largest}"')
+    await bench.do(moves.cancel, ref, reason=odd)
     row = await bench.row(ref)
-    assert (row.title, row.description, row.payload) == (odd, odd * 100, f'"{largest}"')
+    assert (row.title, row.description, row.payload, row.reason) == (odd, odd * 100, f'"{largest}"', odd)
+    assert (await bench.history(ref))[-1].note == odd
     for filters in ({"offset": largest}, {"ids": (largest,)}, {"project_id": largest}, {"created_after": largest}):
         query = tasks.Query(**filters)
         assert await bench.store.read(lambda tx, query=query: tasks.find(tx, query)) == []

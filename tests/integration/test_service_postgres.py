@@ -230,7 +230,10 @@ def _stopped_in_a_batch(database: str, service: ServiceProcess) -> bool:
     """Freeze a service and say whether it stands still in a transaction; if not, it goes on."""
     service.process.signal(signal.SIGSTOP)
     with psycopg.connect(database, autocommit=True) as connection:
-        state = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query !~ 'READ ONLY'"
+        state = (
+            "SELECT count(*) FROM pg_stat_activity JOIN pg_locks USING (pid)"
+            " WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND state = 'idle in transaction'"
+        )
         time.sleep(0.05)  # what was under way in the server has ended by then
         if connection.execute(state).fetchone() == (1,):
             return True

@@ -75,11 +75,15 @@ class PostgresServer:
             nobody = pwd.getpwnam("nobody")
             os.chown(self.directory, nobody.pw_uid, nobody.pw_gid)
             self._who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        self._bin = self._reachable(_programs())
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
-        self._run("initdb", "-U", "postgres", *_INITDB)
-        self.start()
+        try:
+            self._bin = self._reachable(_programs())
+            self._run("initdb", "-U", "postgres", *_INITDB)
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def _reachable(self, programs: Path) -> Path:
         try:
@@ -91,7 +95,7 @@ class PostgresServer:
                 if (packages / part).is_dir():
                     shutil.copytree(packages / part, self.directory / part, symlinks=True)
             for parent, _, _ in os.walk(self.directory):
-                os.chmod(parent, 0o711)
+                os.chmod(parent, 0o755)
             return self.directory / programs.relative_to(packages)
         return programs
 
