@@ -33,6 +33,7 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
+    "claimable",
     "tools",
 )
 
@@ -119,6 +120,8 @@ async def list_tasks(call: Call) -> Answer:
         if "min_priority" in found or "max_priority" in found:
             raise InvalidInputError("Give priority, or min_priority and max_priority, not both.")
         found["min_priority"] = found["max_priority"] = exact
+    if found.pop("claimable", False):
+        found["claimable_by"] = agent_uuid(call.actor.type, call.actor.id)
     if "sort_dir" in found:
         found["descending"] = found.pop("sort_dir")
     query = tasks.Query(scope=call.scope, **found)

@@ -7,11 +7,12 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger, bindparam, func, insert, literal, or_, select, update
+from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
+from dispatch.service.leases import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import POSITION_LAST, tasks
 
@@ -87,6 +88,8 @@ class Query:
     min_priority: int | None = None
     max_priority: int | None = None
     search: str | None = None
+    claimable_by: str | None = None
+    """The agent (UUID) that wants to claim: only what is unlocked, waits for nothing, and is not kept for others."""
     sort_by: str = "created_at"
     descending: bool = True
     limit: int = 100
@@ -177,6 +180,10 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         (operator.le, c.priority, query.max_priority),
     )
     yield from (compare(column, value) for compare, column, value in tests if value is not None)
+    if query.claimable_by is not None:
+        yield c.held == false()
+        yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)
+        yield ~waits
     if query.search:
         part = fold(query.search)
         yield or_(*(folded(text).contains(part, autoescape=True) for text in (c.title, c.description)))
@@ -187,15 +194,16 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
 
     Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
     """
-    key: Any = bytewise(tasks.c.title) if query.sort_by == "title" else tasks.c[query.sort_by]
-    ties: Any = tasks.c.id
-    if query.sort_by == "created_at":
-        ties = ties.desc() if query.descending else ties.asc()
+    # Tasks are numbered in the order of their creation, and by their number they are found without sorting.
+    key: Any = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    if query.sort_by == "title":
+        key = bytewise(key)
+    order = [key.desc() if query.descending else key.asc(), *([] if key is tasks.c.id else [tasks.c.id])]
     columns = ALL if query.fields is None else [tasks.c[name] for name in wire.columns_of(query.fields)]
     return tx.all(
         select(*columns)
         .where(*_conditions(tx, query))
-        .order_by(key.desc() if query.descending else key.asc(), ties)
+        .order_by(*order)
         .limit(query.limit)
         .offset(literal(query.offset, BigInteger))
     )
