@@ -54,11 +54,12 @@ class Secret(str):
 
 
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
+_PASSWORD_IN_QUERY: Final = re.compile(r"([?&](?:ssl)?password=)[^&]*", re.IGNORECASE)
 
 
 def masked_url(url: str) -> str:
     """Return a URL with its password as stars, for messages and logs."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", url))
 
 
 class Url(str):
@@ -276,7 +277,10 @@ class Service:
         "web sites whose pages may call the service with a key, comma-separated origins such as https://tasks.example",
     )
     database_url: str | None = setting(
-        "database_url", None, _url(), "the store; default is a SQLite file in the data directory"
+        "database_url",
+        None,
+        _url(),
+        "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
     regrant_delay_s: float = setting(
         "regrant_delay_s",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from dispatch.service.keys import Key
     from dispatch.service.rows import Scope
+    from dispatch.service.store import Tx
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdwy])", re.ASCII)
@@ -98,13 +99,14 @@ def create(
     who = Actor(kind, _actor_id(name, agent, actor, kind), name)
     scopes = [_scope(project) for project in projects]
     life_ms = None if expires is None else _duration_s(expires) * 1000
-    with direct.transaction(_database_url(state)) as tx:
+
+    def work(tx: Tx) -> tuple[bool, Key, str, list[Key], dict[str, Any]]:
         is_first = not keys.exist(tx)
         until = None if life_ms is None else tx.now_ms + life_ms
         key, text = keys.create(tx, name, access=Access[access.upper()], actor=who, scopes=scopes, expires_at=until)
-        others = keys.overlapping(tx, key)
-        now_ms = tx.now_ms
-        shown = _shown(key, projects, now_ms)
+        return is_first, key, text, keys.overlapping(tx, key), _shown(key, projects, tx.now_ms)
+
+    is_first, key, text, others, shown = direct.transaction(_database_url(state), work)
     if state.output.is_json:
         state.output.json({**shown, "key": text})
         return
@@ -134,8 +136,9 @@ def list_(state: State) -> None:
     """  # noqa: D301 - click's mark
     from dispatch.service import direct, keys
 
-    with direct.transaction(_database_url(state)) as tx:
-        found = [_shown(key, _names(tx, key), tx.now_ms) for key in keys.every(tx)]
+    found = direct.transaction(
+        _database_url(state), lambda tx: [_shown(key, _names(tx, key), tx.now_ms) for key in keys.every(tx)]
+    )
     if state.output.is_json:
         state.output.json(found)
         return
@@ -178,9 +181,12 @@ def revoke(state: State, ident: str) -> None:
 
     if keys.split(ident) is not None:
         raise UsageError("Give the key's id or name, never the key itself: everybody on this host can see arguments.")
-    with direct.transaction(_database_url(state)) as tx:
+
+    def work(tx: Tx) -> tuple[Key, bool, dict[str, Any]]:
         key, was_live = keys.revoke(tx, ident)
-        shown = _shown(key, _names(tx, key), tx.now_ms)
+        return key, was_live, _shown(key, _names(tx, key), tx.now_ms)
+
+    key, was_live, shown = direct.transaction(_database_url(state), work)
     if state.output.is_json:
         state.output.json(shown)
     else:

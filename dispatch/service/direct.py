@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from sqlalchemy import URL, create_engine, event
@@ -24,9 +24,13 @@ from dispatch.service.migrations import is_current, migrate
 from dispatch.service.store import Tx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
+
+    from dispatch.service.postgres import PostgresStore
+
+T = TypeVar("T")
 
 BUSY_MS: Final = 5_000
 
@@ -36,7 +40,8 @@ def open_engine(url: str) -> Engine:
     parts = urlsplit(url)
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(
-            f"DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db; it begins with {parts.scheme!r}."
+            "DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db or postgresql://user@host/database;"
+            f" it begins with {parts.scheme!r}."
         )
     path = Path(url.removeprefix("sqlite:///")).expanduser()
     engine = create_engine(URL.create("sqlite", database=str(path)), isolation_level="AUTOCOMMIT", poolclass=NullPool)
@@ -53,14 +58,43 @@ def _configure(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-@contextlib.contextmanager
-def transaction(url: str) -> Iterator[Tx]:
-    """Give one transaction that is committed at the end and undone by an error.
+def transaction(url: str, work: Callable[[Tx], T]) -> T:
+    """Run ``work`` as one transaction, which is undone when it raises, and return its result.
 
     Brings the schema up to date first, but never under a running service. Waits
-    up to BUSY_MS for the service's own transaction. Raises ConfigurationError
+    some seconds for the service's own transaction. Raises ConfigurationError
     when the database cannot be opened, OverloadedError when it is busy.
     """
+
+    def with_default(tx: Tx) -> T:
+        tenants.ensure_default(tx)
+        return work(tx)
+
+    if is_postgres(url):
+        return open_postgres(url, Clock()).once(with_default)
+    with _sqlite(url) as tx:
+        return with_default(tx)
+
+
+def is_postgres(url: str) -> bool:
+    """Say whether a database URL names PostgreSQL."""
+    return url.partition("://")[0] in ("postgresql", "postgres")
+
+
+def open_postgres(url: str, clock: Clock) -> PostgresStore:
+    """Return the store on PostgreSQL, not started yet. Raises ConfigurationError, which says how to install it."""
+    try:
+        from dispatch.service.postgres import PostgresStore  # noqa: PLC0415 - an extra that may be missing
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"DISPATCH_DATABASE_URL names PostgreSQL, but its driver cannot be loaded ({exc});"
+            " run: pip install 'ats-dispatch[postgres]'"
+        ) from exc
+    return PostgresStore(url, clock)
+
+
+@contextlib.contextmanager
+def _sqlite(url: str) -> Iterator[Tx]:
     engine = open_engine(url)
     try:
         with engine.connect() as connection:
@@ -68,7 +102,6 @@ def transaction(url: str) -> Iterator[Tx]:
             try:
                 _bring_up_to_date(connection, engine.url.database or "")
                 tx = Tx(connection, Clock().now_ms())
-                tenants.ensure_default(tx)
                 yield tx
                 connection.exec_driver_sql("COMMIT")
             except BaseException:

@@ -13,6 +13,7 @@ import hmac
 import json
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -37,6 +38,10 @@ NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _NO_KEY_SHA256: Final = "0" * 64
 """Compared with when the id is unknown, so that the work is the same."""
+
+KEPT_S: Final = 1.0
+"""How long a key may be believed that a lost notification would have called back."""
+_KEPT_MAX: Final = 1_024
 
 COLUMNS: Final = tuple(api_keys.c)
 SELECT_KEY: Final = select(*COLUMNS).where(api_keys.c.id == bindparam("p_id"))
@@ -192,21 +197,49 @@ def project_names(tx: Tx, numbers: Sequence[int]) -> list[str]:
     return [f"{org}/{project}" for org, project in tx.all(named)]
 
 
-class KeysByReading:
-    """``Store.key`` and ``Store.has_keys`` by way of ``read``, for a store that has nothing faster."""
+class KeptKeys:
+    """``Store.key`` and ``Store.has_keys`` for a store to which every look-up is a journey.
+
+    What was read is kept for KEPT_S at most, and forgotten at once when
+    ``forget_keys`` says that a key was made or revoked somewhere.
+    """
 
     read: Callable[[Callable[[Tx], Any]], Awaitable[Any]]
-    _has_keys = False
+
+    def __init__(self) -> None:
+        self._has_keys = (False, 0.0)
+        self._kept: dict[str, tuple[Key | None, float]] = {}
+        self._changes = 0
+
+    def forget_keys(self) -> None:
+        """Look everything up anew. Belongs to the event loop."""
+        self._changes += 1
+        self._kept.clear()
+        self._has_keys = (self._has_keys[0], 0.0)
 
     async def key(self, key_id: str) -> Key | None:
         """Return a key as it is now. Raises OverloadedError."""
+        kept = self._kept.get(key_id)
+        if kept is not None and time.monotonic() < kept[1]:
+            return kept[0]
+        asked, changes = time.monotonic(), self._changes
         found: Key | None = await self.read(lambda tx: find(tx, key_id))
+        if changes == self._changes:
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            self._kept[key_id] = (found, asked + KEPT_S)
         return found
 
     async def has_keys(self) -> bool:
-        """Say whether a key was ever made. Raises OverloadedError."""
-        self._has_keys = self._has_keys or await self.read(exist)
-        return self._has_keys
+        """Say whether a key was ever made; once that was so it stays so. Raises OverloadedError."""
+        known, until = self._has_keys
+        if known or time.monotonic() < until:
+            return known
+        asked, changes = time.monotonic(), self._changes
+        known = await self.read(exist)
+        if known or changes == self._changes:
+            self._has_keys = (known, asked + KEPT_S)
+        return known
 
 
 def _sha256(secret: str) -> str:

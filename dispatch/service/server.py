@@ -40,9 +40,12 @@ _log: Final = log.get_logger("service")
 def open_store(url: str, clock: Clock) -> Store:
     """Return the store for a database URL, not started yet. Raises ConfigurationError."""
     parts = urlsplit(url)
+    if direct.is_postgres(url):
+        return direct.open_postgres(url, clock)
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(
-            f"DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db; it begins with {parts.scheme!r}."
+            "DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db or postgresql://user@host/database;"
+            f" it begins with {parts.scheme!r}."
         )
     return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser(), clock)
 
@@ -60,9 +63,7 @@ def _check_reach(settings: Settings) -> None:
     host, port = address_of(settings.service.bind)
     if is_loopback(host):
         return
-    with direct.transaction(settings.database_url) as tx:
-        has_keys = keys.exist(tx)
-    if not has_keys:
+    if not direct.transaction(settings.database_url, keys.exist):
         raise ConfigurationError(
             f"DISPATCH_BIND names {host!r}: without API keys the service listens on loopback only, such as"
             f" 127.0.0.1:{port}. Make a key first: 'dispatch api-key create NAME'."

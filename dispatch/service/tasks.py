@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, false, func, insert, or_, select, true, update
+from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
+from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.leases import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import POSITION_LAST, tasks
@@ -191,8 +192,8 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)
         yield ~waits
     if query.search:
-        part = query.search.lower()
-        yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))
+        part = fold(query.search)
+        yield or_(*(folded(text).contains(part, autoescape=True) for text in (c.title, c.description)))
 
 
 def find(tx: Tx, query: Query) -> Sequence[Any]:
@@ -201,11 +202,17 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
     Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
     """
     # Tasks are numbered in the order of their creation, and by their number they are found without sorting.
-    key = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    key: Any = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    if query.sort_by == "title":
+        key = bytewise(key)
     order = [key.desc() if query.descending else key.asc(), *([] if key is tasks.c.id else [tasks.c.id])]
     columns = ALL if query.fields is None else [tasks.c[name] for name in wire.columns_of(query.fields)]
     return tx.all(
-        select(*columns).where(*_conditions(tx, query)).order_by(*order).limit(query.limit).offset(query.offset)
+        select(*columns)
+        .where(*_conditions(tx, query))
+        .order_by(*order)
+        .limit(query.limit)
+        .offset(literal(query.offset, BigInteger))
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 from dispatch.core.lifecycle import Status
 from dispatch.errors import ConflictError, ForbiddenError, NotFoundError
 from dispatch.service import wire
+from dispatch.service.collation import bytewise
 from dispatch.service.rows import Scope
 from dispatch.service.schema import organizations, projects, tasks
 
@@ -90,7 +91,7 @@ def organization(tx: Tx, slug: str, within: frozenset[int] | None = None) -> Any
 
 def all_organizations(tx: Tx, within: frozenset[int] | None = None) -> Sequence[Any]:
     """Return every organisation, by slug."""
-    rows = select(*organizations.c).order_by(organizations.c.slug)
+    rows = select(*organizations.c).order_by(bytewise(organizations.c.slug))
     return tx.all(rows if within is None else rows.where(_has_some(within)))
 
 
@@ -131,7 +132,7 @@ def all_projects(
     found = select(*projects.c).where(projects.c.organization_id == organization(tx, org, within).id)
     if within is not None:
         found = found.where(projects.c.id.in_(within))
-    rows = tx.all(found.order_by(projects.c.slug))
+    rows = tx.all(found.order_by(bytewise(projects.c.slug)))
     if not counts:
         return [(row, None) for row in rows]
 

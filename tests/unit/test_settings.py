@@ -211,6 +211,13 @@ def test_secrets_are_masked_in_every_shape(shape: Any) -> None:
     assert shape(Secret("")).strip() in ("", "Secret('')")
 
 
+def test_a_password_in_a_query_is_shown_as_stars() -> None:
+    """PostgreSQL takes the password as a parameter as well."""
+    url = "postgresql://host/db?user=u&password=hunter2&sslpassword=hunter2&x=1"
+    assert masked_url(url) == "postgresql://host/db?user=u&password=***&sslpassword=***&x=1"
+    assert "hunter2" not in repr(load({"DISPATCH_DATABASE_URL": url}))
+
+
 @pytest.mark.parametrize("name", ["redis_url", "database_url"])
 @pytest.mark.parametrize("password", ["hunter2", "p/hunter2", "p@hunter2", "p:hunter2"])
 def test_a_password_in_a_url_is_shown_as_stars(name: str, password: str) -> None:
