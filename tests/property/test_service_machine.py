@@ -232,8 +232,8 @@ class PostgresMachine(StoreMachine):
 
 TestSqliteAgainstModel = StoreMachine.TestCase
 TestPostgresAgainstModel = PostgresMachine.TestCase
-for case in (TestSqliteAgainstModel, TestPostgresAgainstModel):
+for case, examples in ((TestSqliteAgainstModel, 25), (TestPostgresAgainstModel, 10)):
     case.settings = settings(
-        max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
 del case  # else it would be collected once more
