@@ -26,7 +26,7 @@ from dispatch.service.access import Access, Caller
 from dispatch.service.schema import api_keys, organizations, projects
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from dispatch.service.rows import Scope
     from dispatch.service.store import Tx
@@ -204,7 +204,8 @@ class KeptKeys:
     ``forget_keys`` says that a key was made or revoked somewhere.
     """
 
-    read: Callable[[Callable[[Tx], Any]], Awaitable[Any]]
+    read: Any
+    """As a store has it."""
 
     def __init__(self) -> None:
         self._has_keys = (False, 0.0)
@@ -236,7 +237,7 @@ class KeptKeys:
         if known or time.monotonic() < until:
             return known
         asked, changes = time.monotonic(), self._changes
-        known = await self.read(exist)
+        known = bool(await self.read(exist))
         if known or changes == self._changes:
             self._has_keys = (known, asked + KEPT_S)
         return known

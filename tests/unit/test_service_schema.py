@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -54,12 +55,12 @@ def test_migrations_build_exactly_the_schema(connection: Connection) -> None:
 
 def _described(connection: Connection) -> str:
     found = inspect(connection)
-    return repr(
-        [
-            (name, found.get_columns(name), found.get_indexes(name), found.get_foreign_keys(name))
-            for name in found.get_table_names()
-        ]
-    )
+    tables = [
+        (name, found.get_columns(name), found.get_indexes(name), found.get_foreign_keys(name))
+        for name in found.get_table_names()
+    ]
+    # Expressions show their address, which is another one every time.
+    return re.sub("0x[0-9a-f]+", "", repr(tables))
 
 
 def test_migrating_twice_changes_nothing(connection: Connection) -> None:
