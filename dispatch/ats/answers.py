@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RETRY_AFTER_MAX_S: Final = 3_600.0
 """A longer ``Retry-After`` is cut to this."""
 
-FENCING_EXTENSIONS: Final = frozenset({"fencing", "start", "renew", "release"})
+FENCING_EXTENSIONS: Final = frozenset({"fencing", "start", "renew", "release", "claim.many", "claimable"})
 """What ``/health`` must announce before the fleet relies on fencing tokens of the service."""
 
 _LEASE_LOST_CODES: Final = frozenset({"STALE_LEASE", "LEASE_HELD", "ILLEGAL_MOVE"})

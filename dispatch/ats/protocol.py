@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dispatch.ats.model import Actor
     from dispatch.settings import Ats
@@ -288,6 +288,11 @@ def release(
     """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
     body = _present(fencing_token=token, counted=counted, delay_ms=_ms(delay_s), reason=reason)
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
+
+
+def tool(name: str, arguments: Mapping[str, Any]) -> Request:
+    """Run one of the Task Tools; most of them may be repeated, so a call that may not carries an idempotency key."""
+    return Request("POST", f"/tools/{_segment(name)}", body=dict(arguments), repeatable=False)
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------

@@ -36,6 +36,8 @@ COMMANDS: Final = {
         "watch": "dispatch.cli.follow:watch",
         "logs": "dispatch.cli.follow:logs",
         "message": "dispatch.cli.tasks:message",
+        "history": "dispatch.cli.lifecycle:history",
+        "why": "dispatch.cli.lifecycle:why",
     },
     "Changing tasks": {
         "cancel": "dispatch.cli.moves:cancel",
@@ -43,6 +45,8 @@ COMMANDS: Final = {
         "fail": "dispatch.cli.moves:fail",
         "reject": "dispatch.cli.moves:reject",
         "reopen": "dispatch.cli.moves:reopen",
+        "move": "dispatch.cli.lifecycle:move",
+        "recover": "dispatch.cli.lifecycle:recover",
     },
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",

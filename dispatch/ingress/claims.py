@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from dispatch.ats.model import Actor, Task, parse_task
 from dispatch.errors import GatewayRejectedError, GatewayUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dispatch.ats.aclient import AsyncClient
 
@@ -37,6 +38,9 @@ class Claim:
 
 class Claims(Protocol):
     """Calls of the ingress. All raise the GatewayError family."""
+
+    offered: Mapping[str, str]
+    """What a list asks for besides the status, to see only what may be claimed."""
 
     async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Try to claim pending tasks, one answer each, in order.
@@ -69,6 +73,8 @@ class Claims(Protocol):
 
 class FencedClaims:
     """Claims on a service that announces the fencing extension."""
+
+    offered: Mapping[str, str] = MappingProxyType({"claimable": "true"})
 
     def __init__(self, client: AsyncClient, actor: Actor, lease_s: float) -> None:
         self._client = client

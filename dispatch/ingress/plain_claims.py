@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -21,7 +22,7 @@ from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, Unkno
 from dispatch.ingress.claims import Claim
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import redis.asyncio
 
@@ -33,6 +34,8 @@ _READS_AT_ONCE = 8
 
 class PlainClaims:
     """Claims without tokens of the service."""
+
+    offered: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, client: AsyncClient, redis: redis.asyncio.Redis, actor: Actor, lease_s: float) -> None:
         self._client = client

@@ -90,6 +90,7 @@ class Reconciler:
                     protocol.list_tasks(
                         status=PENDING,
                         channel=channel,
+                        **self._claims.offered,
                         sort_by="priority",
                         sort_dir="desc",
                         limit=PAGE,

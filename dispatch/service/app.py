@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
+from dispatch.service.audience import Audience
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
@@ -39,14 +40,17 @@ def create_app(
     """Build the application on a store that was started. Its lifespan runs the expiry of leases."""
     feed = Feed(store)
     expiry = Expiry(store, regrant_delay_ms)
+    audience = Audience(store, feed)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
+        audience.start()
         try:
             yield
         finally:
+            await audience.close()
             await expiry.close()
 
     rest = RestFace(Context(store, default_lease_ms, LocalToolbox(store, lock_ms=lock_ms)))

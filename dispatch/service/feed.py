@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
 from dispatch.log import get_logger
-from dispatch.service import history, strict, wire
+from dispatch.service import history, listeners, strict, wire
 from dispatch.service.caller import actor_of, read_headers, refuse_socket
 from dispatch.service.fields import NAME_CHARS_MAX
 from dispatch.service.handlers import EXTENSIONS
@@ -93,11 +93,23 @@ class Feed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._connections: set[_Connection] = set()
+        self.changed = asyncio.Event()
+        """Set whenever somebody begins or ends to listen. Whoever waits for it clears it."""
         store.bus.listen(self._publish)
 
     def _publish(self, events: Sequence[Event]) -> None:
         for connection in self._connections:
             connection.hear(events)
+
+    def executors(self) -> Counter[str]:
+        """Return how many executors listen on each channel; EVERY stands for all of them.
+
+        An executor is whoever wants thin events: what it needs to claim, not to read.
+        """
+        wanted = [connection.subscription for connection in self._connections]
+        return Counter(
+            channel for one in wanted if one is not None and one.thin for channel in one.channels or (listeners.EVERY,)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one client until it or the service goes away."""
@@ -112,12 +124,13 @@ class Feed:
             )
             return
         await send({"type": "websocket.accept"})
-        connection = _Connection(self._store, receive, send)
+        connection = _Connection(self._store, receive, send, self.changed)
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self.changed.set()
 
     async def close(self) -> None:
         """Tell every client that the service goes away (1001), and wait until they were told."""
@@ -133,7 +146,9 @@ class Feed:
 class _Connection:
     """One client: a bounded outbox, the subscription, and a replay while it catches up."""
 
-    def __init__(self, store: Store, receive: Receive, send: Send) -> None:
+    def __init__(self, store: Store, receive: Receive, send: Send, changed: asyncio.Event) -> None:
+        self.subscription: Subscription | None = None
+        self._changed = changed
         self._store = store
         self._receive = receive
         self._send = send
@@ -228,7 +243,8 @@ class _Connection:
         """Replace the subscription. It begins at ``since``, or at this moment."""
         ident, since = found.pop("id", None), found.pop("since", None)
         del found["type"]
-        subscription = Subscription(**found)
+        subscription = self.subscription = Subscription(**found)
+        self._changed.set()
         self._live = None
         if self._replay is not None:
             self._replay.cancel()

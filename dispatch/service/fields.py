@@ -95,6 +95,7 @@ LIST: Final = {
     "min_priority": strict.digits(1, 10),
     "max_priority": strict.digits(1, 10),
     "search": strict.text(256),
+    "claimable": strict.one_of({"true": True}),
     "sort_by": strict.one_of({word: word for word in ("created_at", "updated_at", "priority", "title")}),
     "sort_dir": strict.one_of({"asc": False, "desc": True}),
     "fields": strict.listed(_field_names, len(wire.TASK_FIELDS)),

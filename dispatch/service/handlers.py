@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
-from dispatch.service.access import Caller
+from dispatch.service.access import Caller, agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
+from dispatch.service.tools.registry import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +33,7 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
+    "claimable",
     "tools",
 )
 
@@ -118,6 +120,8 @@ async def list_tasks(call: Call) -> Answer:
         if "min_priority" in found or "max_priority" in found:
             raise InvalidInputError("Give priority, or min_priority and max_priority, not both.")
         found["min_priority"] = found["max_priority"] = exact
+    if found.pop("claimable", False):
+        found["claimable_by"] = agent_uuid(call.actor.type, call.actor.id)
     if "sort_dir" in found:
         found["descending"] = found.pop("sort_dir")
     query = tasks.Query(scope=call.scope, **found)
@@ -360,7 +364,12 @@ async def call_tool(call: Call) -> Answer:
     """POST /tools/{name}: one tool, its arguments in the body."""
     if not isinstance(call.body, dict):
         raise InvalidInputError("The body must be a JSON object with the tool's arguments.")
-    return 200, wire.dumps(await call.context.toolbox.call(call.names[0], call.body, Caller(call.actor)))
+    name, caller = call.names[0], Caller(call.actor)
+    arguments = call.body
+    if name in TOOLS and "agent_id" in TOOLS[name].params and "agent_id" not in arguments:
+        # Over REST the caller is known; an agent's UUID need not be worked out first.
+        arguments = {**arguments, "agent_id": agent_uuid(caller.actor.type, caller.actor.id)}
+    return 200, wire.dumps(await call.context.toolbox.call(name, arguments, caller))
 
 
 def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.SMALL_BYTES_MAX) -> dict[str, Any]:

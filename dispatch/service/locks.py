@@ -120,7 +120,7 @@ def take_and_start(
         tx.emit("task.updated", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS), note=start_note)
     else:
         tx.emit("task.claimed", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS), note=claim_note)
-        tx.emit("task.started", changed, actor, note=start_note or changed.runner)
+        tx.emit("task.started", changed, actor, note=start_note)
     return leases.granted(tx, changed), False
 
 

@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, func, insert, or_, select, update
+from sqlalchemy import bindparam, false, func, insert, or_, select, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
+from dispatch.service.leases import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import POSITION_LAST, tasks
 
@@ -86,6 +87,8 @@ class Query:
     min_priority: int | None = None
     max_priority: int | None = None
     search: str | None = None
+    claimable_by: str | None = None
+    """The agent (UUID) that wants to claim: only what is unlocked, waits for nothing, and is not kept for others."""
     sort_by: str = "created_at"
     descending: bool = True
     limit: int = 100
@@ -176,6 +179,10 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         (operator.le, c.priority, query.max_priority),
     )
     yield from (compare(column, value) for compare, column, value in tests if value is not None)
+    if query.claimable_by is not None:
+        yield c.held == false()
+        yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)
+        yield ~waits
     if query.search:
         part = query.search.lower()
         yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))

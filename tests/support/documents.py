@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from dispatch import errors
+from dispatch.core.lifecycle import ATS_WORD, MOVES, Status, Verb, path
+from dispatch.service.tools.registry import TOOLS
 from dispatch.settings import ENV_PREFIX, SETTINGS
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from dataclasses import Field
 
 ON_THIS_HOST = {"actor_id": "dispatch-<host>", "data_dir": "~/.local/state/dispatch"}
@@ -128,7 +131,90 @@ def errors_page() -> str:
     return ERRORS_HEAD + "\n".join(rows) + "\n" + EXITS
 
 
+LIFECYCLE_HEAD = """\
+# The lifecycle
+
+Nine states, 28 legal moves out of 81, one table (`dispatch/core/lifecycle.py`) for every face: REST, WebSocket, MCP and
+the command line. This page is written by `make docs` from that table.
+
+```mermaid
+stateDiagram-v2
+"""
+
+LIFECYCLE_END = """
+`complete` stops in `in_review` when the task asks for review. `fail` also takes a task in `todo` when something that it
+depends on has ended without being completed. `core_recover_task` puts a task from any state into `todo`, `failed` or
+`in_review`; that is no move of the table, and it is recorded with its reason.
+"""
+
+TOOLS_HEAD = """\
+# The tools
+
+What each tool takes and returns, as MCP clients and `GET /tools` are told; required parameters are bold. How they work
+together, and what the questions that they leave open are answered with: [task-tools.md](task-tools.md).
+
+This page is written by `make docs` from `dispatch/service/tools`.
+"""
+
+
+def lifecycle_page() -> str:
+    """Return docs/lifecycle.md."""
+    lines = ["    [*] --> backlog", "    [*] --> todo"]
+    lines += [f"    {current} --> {target}" for current in Status for target in Status if target in MOVES[current]]
+    lines += ["```", "", "| from | ATS word | to |", "|---|---|---|"]
+    for current in Status:
+        targets = ", ".join(target for target in Status if target in MOVES[current])
+        lines.append(f"| {current} | {ATS_WORD[current]} | {targets} |")
+    lines += ["", "What an ATS verb walks through:", "", "| verb | from | through |", "|---|---|---|"]
+    for verb, current, steps in verbs():
+        lines.append(f"| {verb} | {current} | {' → '.join(steps)} |")
+    return LIFECYCLE_HEAD + "\n".join(lines) + "\n" + LIFECYCLE_END
+
+
+def verbs() -> Iterator[tuple[Verb, Status, tuple[Status, ...]]]:
+    """Yield every way that a verb has, from its first state on."""
+    for verb in Verb:
+        for current in Status:
+            with contextlib.suppress(errors.IllegalMoveError):
+                yield verb, current, path(verb, current)
+
+
+def _limits(schema: Mapping[str, Any]) -> str:
+    kind = schema.get("type", "")
+    words = [kind if isinstance(kind, str) else " or ".join(kind)]
+    if "enum" in schema:
+        words = [", ".join(schema["enum"])]
+    if schema.get("format"):
+        words = [words[0].replace("string", schema["format"].upper())]
+    if "maxLength" in schema:
+        words.append(f"at most {schema['maxLength']} characters")
+    if "minimum" in schema and schema["maximum"] < 2**62:
+        words.append(f"{schema['minimum']} to {schema['maximum']}")
+    if "maxItems" in schema:
+        words.append(f"at most {schema['maxItems']}")
+    if "default" in schema:
+        words.append(f"default {json.dumps(schema['default'])}")
+    return "; ".join(word for word in words if word)
+
+
+def tools_page() -> str:
+    """Return docs/tools.md."""
+    lines = []
+    for tool in TOOLS.values():
+        hints = [word for word, is_so in (("read only", tool.read_only), ("may be repeated", tool.idempotent)) if is_so]
+        access = f"Needs {tool.access.name.lower()} access{''.join(f'; {hint}' for hint in hints)}."
+        lines += ["", f"## `{tool.name}`", "", tool.description, "", access, "", "| parameter | |", "|---|---|"]
+        for name, param in tool.params.items():
+            shown = f"**`{name}`**" if name in tool.required else f"`{name}`"
+            lines.append(f"| {shown} | {_limits(param.schema)} |")
+        fields = ", ".join(f"`{name}`" for name in tool.output["properties"])
+        lines += ["", f"Returns {fields}."]
+    return TOOLS_HEAD + "\n".join(lines) + "\n"
+
+
 DOCUMENTS = {
+    "docs/lifecycle.md": lifecycle_page,
+    "docs/tools.md": tools_page,
     "config/dispatch.example.toml": example_toml,
     "docs/settings.md": settings_page,
     "docs/errors.md": errors_page,
@@ -136,5 +222,5 @@ DOCUMENTS = {
 
 
 if __name__ == "__main__":
-    for path, render in DOCUMENTS.items():
-        (ROOT / path).write_text(render(), "utf-8")
+    for name, render in DOCUMENTS.items():
+        (ROOT / name).write_text(render(), "utf-8")

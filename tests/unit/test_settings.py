@@ -41,6 +41,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
+    "lock_ms": ("1000", 1.0),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
     "log_level": ("debug", "debug"),
 }
