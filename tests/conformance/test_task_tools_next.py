@@ -30,6 +30,14 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something that gives no sign has happened."""
+    deadline = time.monotonic() + WAKES_S
+    while not await is_so():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
 async def next_of(bench: ToolBench, agent: str = ANN, **arguments: Any) -> str | None:
     """claim_next without waiting: the task_id, or None."""
     found = await bench.call("claim_next", agent_id=agent, wait_s=0, **arguments)
@@ -278,9 +286,7 @@ async def test_a_call_that_is_cancelled_at_any_moment_holds_no_task(bench: ToolB
         settled = ("claimed" in lines) == ("released" in lines)
         return settled and (task["status"], task["locked_by"], task["attempts"]) == ("todo", None, 0)
 
-    async with asyncio.timeout(WAKES_S):
-        while not await is_free():
-            await asyncio.sleep(0.01)
+    await until(is_free)
     assert await next_of(bench, BOB) == task_id
 
 
@@ -302,9 +308,11 @@ async def test_a_grant_whose_caller_is_gone_is_given_back(bench: ToolBench) -> N
     await asyncio.gather(call, return_exceptions=True)
     bench.store.write = write  # type: ignore[method-assign]
     go.set()
-    async with asyncio.timeout(WAKES_S):
-        while [line["event"] for line in await bench.history(task_id)][-1] != "released":
-            await asyncio.sleep(0.01)
+
+    async def is_released() -> bool:
+        return bool((await bench.history(task_id))[-1]["event"] == "released")
+
+    await until(is_released)
     task = await bench.get(task_id)
     assert (task["status"], task["locked_by"], task["attempts"], task["lease_token"]) == ("todo", None, 0, 1)
     assert await next_of(bench, BOB) == task_id

@@ -20,7 +20,18 @@ from typing import Any, Self
 from aiohttp import WSMsgType, web
 
 TERMINAL = {"completed", "failed", "cancelled", "rejected"}
-EXTENSIONS = ["fencing", "start", "renew", "release", "claim.many", "claimable", "not_before", "events.since", "events.thin", "fields"]
+EXTENSIONS = [
+    "fencing",
+    "start",
+    "renew",
+    "release",
+    "claim.many",
+    "claimable",
+    "not_before",
+    "events.since",
+    "events.thin",
+    "fields",
+]
 
 
 @dataclass
