@@ -20,6 +20,7 @@ from dispatch.errors import ConfigurationError
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
+from dispatch.service.sockets import SocketProtocol
 from dispatch.service.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
     config = uvicorn.Config(
         app.asgi,
         http="httptools",
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         ws_max_size=FRAME_BYTES_MAX,
         ws_per_message_deflate=False,
         lifespan="on",
