@@ -51,16 +51,19 @@ docs: $(STAMP)  ## Write the pages that the code writes: settings, errors, examp
 # The lock holds every package of the program, its extras, its tools and its build backend, for CPython 3.11
 # and later on Linux, with the hashes of all wheels and of the source. Only this target needs uv; installing
 # needs pip alone. Packages that only Windows wants are left out.
+# What tests take from npm is resolved too, without node_modules: npm would take versions from there, without hashes.
 lock: $(STAMP)  ## Resolve the dependencies anew into constraints.txt (fetches uv)
 	@$(PIP) install uv
 	@printf 'hatchling\neditables\n' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --no-annotate --all-extras \
 		--no-emit-package colorama --no-emit-package tzdata --no-emit-package pywin32 --no-emit-package httpx2-jsfetch \
 		--output-file constraints.txt pyproject.toml -
-	@echo "constraints.txt is written; read its difference before you commit it."
+	@rm -rf tests/npm/node_modules && cd tests/npm && npm install --package-lock-only --silent
+	@echo "constraints.txt and tests/npm/package-lock.json are written; read the difference before you commit it."
 
 clean:  ## Remove the virtual environment and all that tools leave behind
 	@rm -rf $(VENV) build dist bench-results.json chaos-results *.egg-info
+	@rm -rf tests/npm/node_modules tests/npm/.lock
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

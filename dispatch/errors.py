@@ -21,7 +21,8 @@
     |  |- NotReadyError             409, waits for a time or for dependencies
     |  |- AssignedElsewhereError    409, it was given to another agent
     |  |- ConflictError             409, the name or id exists already
-    |  `- OverloadedError           503, try again
+    |  |- OverloadedError           503, try again
+    |  `- InternalError             500, a mistake in dispatch
     `- GatewayError                 a call to a task service did not succeed, seen from the client
        |- GatewayUnavailableError   no usable answer; trying again is right
        |- GatewayRejectedError      the service understood and refused; trying again is not
@@ -229,6 +230,15 @@ class OverloadedError(TaskError):
     http_status = 503
     why = "The service or its database is busy or away for the moment."
     advice = "Make the same call again in a second; a repeated report is answered as the first one was."
+
+
+class InternalError(TaskError):
+    """A mistake in dispatch; the service's log says more."""
+
+    code = "INTERNAL"
+    http_status = 500
+    why = "This is a mistake in dispatch, not in the request."
+    advice = "Tell the operator, who finds it in the service's log; whether anything was changed can be read back."
 
 
 class GatewayError(DispatchError):

@@ -28,7 +28,9 @@ _NOISY: Final = (
     "asyncio",
     "celery.app.trace",
     "celery.worker.strategy",
+    "mcp",
     "sqlalchemy",
+    "sse_starlette",
     "uvicorn.access",
     "websockets",
 )

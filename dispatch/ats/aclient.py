@@ -60,6 +60,16 @@ class AsyncClient:
 
         Raises what ``client.Client.send`` raises, in the same cases.
         """
+        status, answer_headers, content = await self.exchange(request, actor=actor, deadline_s=deadline_s)
+        return answers.interpret(status, answer_headers, content, leased=request.leased)
+
+    async def exchange(
+        self, request: protocol.Request, *, actor: Actor | None = None, deadline_s: float | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Make one call and return the answer as it came: status, headers, body.
+
+        Raises GatewayUnavailableError when none came.
+        """
         body = protocol.encode(request)
         sent_headers = self._headers
         if actor is not None and actor != self.actor:
@@ -80,7 +90,7 @@ class AsyncClient:
             ) from exc
         if date := answer_headers.get("Date"):
             self._date = (date, time.time())
-        return answers.interpret(status, answer_headers, content, leased=request.leased)
+        return status, answer_headers, content
 
     def clock_offset_s(self) -> float:
         """Return the service's wall clock minus ours, in seconds, as of the last answer; 0.0 when unknown."""
@@ -96,7 +106,7 @@ class AsyncClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, ttl_dns_cache=60, ssl=self._tls),
-                timeout=aiohttp.ClientTimeout(total=None),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=protocol.DEADLINE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,

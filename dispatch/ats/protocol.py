@@ -290,8 +290,16 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
+def tools(profile: str) -> Request:
+    """Ask what tools there are in a profile."""
+    return Request("GET", "/tools", query=(("profile", profile),))
+
+
 def tool(name: str, arguments: Mapping[str, Any]) -> Request:
-    """Run one of the Task Tools; most of them may be repeated, so a call that may not carries an idempotency key."""
+    """Run one of the Task Tools; most of them may be repeated, so a call that may not carries an idempotency key.
+
+    claim_next may wait for minutes.
+    """
     return Request("POST", f"/tools/{_segment(name)}", body=dict(arguments), repeatable=False)
 
 

@@ -28,6 +28,7 @@ COMMANDS: Final = {
         "serve": "dispatch.cli.processes:serve",
         "ingress": "dispatch.cli.processes:ingress",
         "worker": "dispatch.cli.processes:worker",
+        "mcp": "dispatch.cli.mcp:mcp",
     },
     "Tasks": {
         "create": "dispatch.cli.tasks:create",

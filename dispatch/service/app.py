@@ -11,10 +11,14 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
+from dispatch.service.access import Caller
 from dispatch.service.audience import Audience
+from dispatch.service.caller import read_headers
+from dispatch.service.calls import Calls
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
+from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.rest import RestFace
 from dispatch.service.tools.registry import LocalToolbox
 
@@ -22,23 +26,47 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from dispatch.service.store import Store
+    from dispatch.service.tools.model import Toolbox
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceApp:
-    """The application, and the part of it that must be told before the service goes away."""
+    """The application, and the parts of it that must be told before the service goes away."""
 
     asgi: Asgi
     feed: Feed
+    calls: Calls
+    mcp: McpFace
+
+    async def say_goodbye(self) -> None:
+        """End what clients wait for: the service begins to stop."""
+        self.calls.stop()
+        await self.feed.close()
+
+
+async def _caller_of(scope: Any) -> Caller:
+    actor, _ = read_headers(scope["headers"])
+    return Caller(actor)
 
 
 def create_app(
-    store: Store, *, default_lease_ms: int = 60_000, lock_ms: int = 3_600_000, regrant_delay_ms: int = 15_000
+    store: Store,
+    *,
+    default_lease_ms: int = 60_000,
+    lock_ms: int = 3_600_000,
+    regrant_delay_ms: int = 15_000,
+    toolbox: Toolbox | None = None,
 ) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases."""
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases.
+
+    ``toolbox`` stands in for the tools on the store, which REST and MCP show.
+    """
+    toolbox = toolbox or LocalToolbox(store, lock_ms=lock_ms)
     feed = Feed(store)
+    calls = Calls()
+    mcp = McpFace(toolbox, _caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
     audience = Audience(store, feed)
 
@@ -50,10 +78,11 @@ def create_app(
         try:
             yield
         finally:
+            await mcp.close()
             await audience.close()
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms, LocalToolbox(store, lock_ms=lock_ms)))
+    rest = RestFace(Context(store, default_lease_ms, toolbox), calls)
     starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
     starlette.router.default = rest
@@ -61,6 +90,11 @@ def create_app(
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
-        await (rest if scope["type"] == "http" else starlette)(scope, receive, send)
+        if scope["type"] != "http":
+            await starlette(scope, receive, send)
+        elif serves(scope["path"]):
+            await mcp(scope, receive, send)
+        else:
+            await rest(scope, receive, send)
 
-    return ServiceApp(asgi, feed)
+    return ServiceApp(asgi, feed, calls, mcp)

@@ -7,23 +7,24 @@ are a table keyed by the shape of the path, so that finding one costs a lookup.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from dispatch.errors import (
+    InternalError,
     InvalidInputError,
     MethodNotAllowedError,
     NotFoundError,
     SlowBodyError,
     TaskError,
-    TooLargeError,
 )
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
+from dispatch.service.body import GoneError, read_body
 from dispatch.service.caller import read_headers, refuse_socket
-from dispatch.service.handlers import ROUTES, Call, Context
+from dispatch.service.calls import while_connected
+from dispatch.service.handlers import ROUTES, Call, Context, call_tool
 from dispatch.service.rows import Scope
 
 if TYPE_CHECKING:
@@ -32,13 +33,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Send
     from starlette.types import Scope as AsgiScope
 
-_BODY_TIMEOUT_S: Final = 30.0
+    from dispatch.service.calls import Calls
+
 _QUERY_FIELDS_MAX: Final = 64
 _log: Final = get_logger("service")
-
-
-class _GoneError(Exception):
-    """The client went away before its request was complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +75,6 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
     return (exact,)
 
 
-async def _read_body(receive: Receive, announced: int | None, bytes_max: int) -> bytes:
-    """Return the body, or refuse it as soon as it is known to be too large.
-
-    What was not read then is thrown away by the server as it comes: closing
-    at once would reset the connection before the client saw the answer.
-    """
-    if announced is not None and announced > bytes_max:
-        raise TooLargeError(f"The body has {announced} bytes; at most {bytes_max} are allowed here.")
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise _GoneError
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        chunks = [body]
-        size = len(body)
-        try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                while message.get("more_body"):
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > bytes_max:
-                        raise TooLargeError(f"The body has more than {bytes_max} bytes, the most allowed here.")
-        except TimeoutError:
-            raise SlowBodyError(f"The body did not arrive within {_BODY_TIMEOUT_S:g} seconds.") from None
-        body = b"".join(chunks)
-    if len(body) > bytes_max:
-        raise TooLargeError(f"The body has {len(body)} bytes; at most {bytes_max} are allowed here.")
-    return body
-
-
 def _query(raw: bytes) -> list[tuple[str, str]]:
     if not raw:
         return []
@@ -124,8 +89,9 @@ def _query(raw: bytes) -> list[tuple[str, str]]:
 class RestFace:
     """The ASGI application; see the module."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, calls: Calls) -> None:
         self._context = context
+        self._calls = calls
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -136,15 +102,15 @@ class RestFace:
         close = False
         try:
             status, text = await self._answer(scope, receive)
-        except _GoneError:
+        except GoneError:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
             close = isinstance(exc, SlowBodyError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
-            status = 500
-            text = '{"error":"The service made a mistake; its log says more.","code":"INTERNAL"}'
+            error = InternalError("The service made a mistake; its log says more.")
+            status, text = error.http_status, wire.dumps(error.as_body())
         body = text.encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if close:
@@ -171,10 +137,14 @@ class RestFace:
         handler, bytes_max = found
         body: Any = {}
         if method != "GET":
-            raw = await _read_body(receive, announced, bytes_max)
+            raw = await read_body(receive, announced, bytes_max)
             if raw.strip():
                 body = strict.parse_json(raw)
         query = _query(scope["query_string"])
         if query and method != "GET":
             raise InvalidInputError("This call takes its values in the body, not in the query.")
-        return await handler(Call(self._context, actor, match.scope, match.names, body, query))
+        call = Call(self._context, actor, match.scope, match.names, body, query)
+        if handler is not call_tool:
+            return await handler(call)
+        async with self._calls.running(None):
+            return await while_connected(receive, call_tool(call))

@@ -123,14 +123,15 @@ tasks: Final = Table(
     Column("entered_at", BigInteger, nullable=False, server_default="0", comment="when it got its status"),
     _time("started_at"),
     _time("completed_at"),
-    Index(None, "status", "channel", "priority", "id"),
     Index(None, "held", "lease_expires_at"),
+    Index("ix_tasks_status", "status", "id"),
     Index("ix_tasks_assigned", "assigned_to", "status"),
     Index(None, "parent_id"),
     Index(None, "updated_at"),
     sqlite_autoincrement=True,
 )
 
+Index("ix_tasks_channel", tasks.c.status, tasks.c.channel, tasks.c.priority.desc(), tasks.c.id)
 Index("ix_tasks_list", tasks.c.project_id, tasks.c.status, tasks.c.position, tasks.c.priority.desc(), tasks.c.id)
 Index("ix_tasks_next", tasks.c.status, tasks.c.project_id, tasks.c.priority.desc(), tasks.c.position, tasks.c.id)
 

@@ -26,7 +26,7 @@ from dispatch.service.sqlite import SqliteStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dispatch.service.feed import Feed
+    from dispatch.service.app import ServiceApp
     from dispatch.service.store import Store
     from dispatch.settings import Settings
 
@@ -88,11 +88,11 @@ def _url_of(sock: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, leaving signals to us and saying goodbye to WebSockets first."""
+    """uvicorn, leaving signals to us and saying goodbye to those who wait first."""
 
-    def __init__(self, config: uvicorn.Config, feed: Feed, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: ServiceApp, on_started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._feed = feed
+        self._app = app
         self._on_started = on_started
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._feed.close()
+        await self._app.say_goodbye()
         await super().shutdown(sockets)
 
 
@@ -125,19 +125,20 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
     store = open_store(settings.database_url, Clock())
     try:
         await store.start()
-        await _serve(settings, store, sock, on_ready)
+        app = create_app(
+            store,
+            default_lease_ms=round(settings.service.default_lease_s * 1000),
+            lock_ms=round(settings.service.lock_s * 1000),
+            regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
+        )
+        await serve_app(app, sock, on_ready)
     finally:
         sock.close()
         await store.close()
 
 
-async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready: Callable[[str], None] | None) -> None:
-    app = create_app(
-        store,
-        default_lease_ms=round(settings.service.default_lease_s * 1000),
-        lock_ms=round(settings.service.lock_s * 1000),
-        regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
-    )
+async def serve_app(app: ServiceApp, sock: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve an application on a socket that listens, until SIGTERM or SIGINT."""
     config = uvicorn.Config(
         app.asgi,
         http="httptools",
@@ -162,7 +163,7 @@ async def _serve(settings: Settings, store: Store, sock: socket.socket, on_ready
         if on_ready is not None:
             on_ready(url)
 
-    server = _Server(config, app.feed, ready)
+    server = _Server(config, app, ready)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))

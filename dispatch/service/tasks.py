@@ -193,17 +193,12 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
 
     Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
     """
-    key = tasks.c[query.sort_by]
-    ties: Any = tasks.c.id
-    if query.sort_by == "created_at":
-        ties = ties.desc() if query.descending else ties.asc()
+    # Tasks are numbered in the order of their creation, and by their number they are found without sorting.
+    key = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    order = [key.desc() if query.descending else key.asc(), *([] if key is tasks.c.id else [tasks.c.id])]
     columns = ALL if query.fields is None else [tasks.c[name] for name in wire.columns_of(query.fields)]
     return tx.all(
-        select(*columns)
-        .where(*_conditions(tx, query))
-        .order_by(key.desc() if query.descending else key.asc(), ties)
-        .limit(query.limit)
-        .offset(query.offset)
+        select(*columns).where(*_conditions(tx, query)).order_by(*order).limit(query.limit).offset(query.offset)
     )
 
 

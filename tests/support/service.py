@@ -96,6 +96,7 @@ class ServiceProcess:
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = directory
         self._settings = {"DISPATCH_BIND": "127.0.0.1:0", **settings}
+        self.argv = [sys.executable, "-m", "dispatch.service"]
         self.process: LogProcess
         self.url = ""
         self._clients: list[Client] = []
@@ -104,7 +105,7 @@ class ServiceProcess:
         """Start it and wait until it serves. A second start takes the same port."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCH_")}
         env |= {"DISPATCH_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT), **self._settings}
-        self.process = LogProcess("service", [sys.executable, "-m", "dispatch.service"], env)
+        self.process = LogProcess("service", self.argv, env)
         eventually(
             lambda: self.process.find("service_ready") or self.process.exit_code is not None, 20, "the service's start"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import tomllib
@@ -33,6 +34,7 @@ FILES = sorted(name for name in TRACKED.split("\0") if name and (ROOT / name).is
 SOURCES = [name for name in FILES if name.endswith(".py")]
 # Written in pieces, so that this file does not hold what it forbids.
 INDEX_HOSTS = ["pypi" + ".org", "python" + "hosted.org", "/simple" + "/", "--index" + "-url ", "--find" + "-links "]
+INDEX_HOSTS += ["npm" + "js.", "registry" + "="]
 PRIVATE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|Users|work)" + r"/[\w.]+")
 
 
@@ -70,6 +72,17 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
     names = {re.split(r"[\[<>=;! ]", item)[0].lower().replace("_", "-") for item in wanted} - {"ats-dispatch"}
     locked = set(re.findall(r"^([a-z0-9.-]+)==", text_of("constraints.txt"), re.MULTILINE))
     assert names <= locked
+
+
+def test_the_lock_of_npm_has_versions_and_hashes_only() -> None:
+    """Every package from npm is pinned and hashed, and comes from whatever registry npm is set to."""
+    lock = json.loads(text_of("tests/npm/package-lock.json"))
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert packages
+    assert all(re.fullmatch(r"sha512-[\w+/=]{88}", entry["integrity"]) for entry in packages.values())
+    assert not [name for name, entry in packages.items() if "resolved" in entry or "link" in entry]
+    wanted = json.loads(text_of("tests/npm/package.json"))["dependencies"]
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", SOURCES)

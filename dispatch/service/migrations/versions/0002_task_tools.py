@@ -42,6 +42,9 @@ def upgrade() -> None:
     order = sa.text("priority DESC")
     op.create_index("ix_tasks_list", "tasks", ["project_id", "status", "position", order, "id"])
     op.create_index("ix_tasks_next", "tasks", ["status", "project_id", order, "position", "id"])
+    op.drop_index("ix_tasks_status_tasks_channel_tasks_priority_tasks_id", table_name="tasks")
+    op.create_index("ix_tasks_channel", "tasks", ["status", "channel", order, "id"])
+    op.create_index("ix_tasks_status", "tasks", ["status", "id"])
     op.create_index("ix_tasks_assigned", "tasks", ["assigned_to", "status"])
     op.create_table(
         "task_needs",
