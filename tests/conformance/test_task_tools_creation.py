@@ -256,7 +256,7 @@ async def test_project_keys_are_judged(bench: ToolBench, wrong: Any) -> None:
     await bench.refused("INVALID", "core_create_task", project_key=wrong)
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "0" * 36, str(uuid.uuid4())[:-1], "{" + str(uuid.uuid4()) + "}", 5, None])
+@pytest.mark.parametrize("wrong", ["", "x", "0" * 36, NOBODY[:-1], NOBODY + "\n", "{" + NOBODY + "}", 5, None])
 @pytest.mark.parametrize("field", ["run_id", "agent_id", "task_id", "parent_id"])
 async def test_uuids_are_judged(bench: ToolBench, field: str, wrong: Any) -> None:
     """Only the form with four hyphens is one."""
@@ -281,7 +281,7 @@ async def test_unknown_and_missing_arguments_are_invalid(bench: ToolBench, name:
 # --- once ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("once", [{"task_id": str(uuid.uuid4())}, {"idempotency_key": "k"}])
+@pytest.mark.parametrize("once", [{"task_id": NOBODY}, {"idempotency_key": "k"}])
 async def test_a_repeated_creation_is_one(bench: ToolBench, once: dict[str, str]) -> None:
     """The same request makes one task: created=false, the task as it is now; another request is a CONFLICT."""
     first = await bench.call("core_create_task", title="one", **once)

@@ -280,13 +280,12 @@ async def test_a_call_that_is_cancelled_at_any_moment_holds_no_task(bench: ToolB
         assert (await bench.get(task_id))["locked_by"] == ANN
         return
 
-    async def is_free() -> bool:
-        task = await bench.get(task_id)
-        lines = [line["event"] for line in await bench.history(task_id)]
-        settled = ("claimed" in lines) == ("released" in lines)
-        return settled and (task["status"], task["locked_by"], task["attempts"]) == ("todo", None, 0)
+    async def is_settled() -> bool:
+        return not claiming_next._giving_back
 
-    await until(is_free)
+    await until(is_settled)
+    task = await bench.get(task_id)
+    assert (task["status"], task["locked_by"], task["attempts"]) == ("todo", None, 0)
     assert await next_of(bench, BOB) == task_id
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -64,6 +66,24 @@ class Faces:
         word = answer["task"]["status"] if status == 200 else answer["status"]
         return Outcome(status == 200, answer.get("code", ""), STATUS_OF_ATS_WORD[word].value)
 
+    def mcp(self, task_id: str, target: Status) -> Outcome:
+        """tools/call of the same tool."""
+        params = {
+            "name": "core_transition_task",
+            "arguments": {"task_id": task_id, "agent_id": ANN, "to_status": target.value},
+        }
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        parts = urlsplit(self.client.url)
+        line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+        accepted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        with contextlib.closing(line):
+            line.request("POST", "/mcp", json.dumps(body), accepted)
+            text = line.getresponse().read().decode()
+        (event,) = [row for row in text.splitlines() if row.startswith("data: {")]
+        result = json.loads(event.removeprefix("data: "))["result"]
+        answer = result["structuredContent"]
+        return Outcome(not result.get("isError"), answer.get("code", ""), answer["status"])
+
     def command_line(self, task_id: str, target: Status) -> Outcome:
         """Run ``dispatch move``, without the start of a process."""
         shown = io.StringIO()
@@ -78,6 +98,7 @@ class Faces:
 FACES: dict[str, Callable[[Faces, str, Status], Outcome]] = {
     "rest": Faces.rest,
     "ats": Faces.ats,
+    "mcp": Faces.mcp,
     "command line": Faces.command_line,
 }
 
