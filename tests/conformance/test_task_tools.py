@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,24 +14,14 @@ from dispatch.errors import StaleLeaseError
 from dispatch.service import leases
 from dispatch.service.access import Caller, agent_uuid
 from dispatch.service.rows import Ref
-from tests.support.service import STORES
-from tests.support.tools import ANN, BOB, EVE, LOCK_S, NOBODY, REGRANT_S, ToolBench, tool_bench
+from tests.support.tools import ANN, BOB, EVE, LOCK_S, NOBODY, REGRANT_S, ToolBench
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PEOPLE = [Actor("human", "eve", "Eve"), Actor("system", "cron", "Cron")]
 STATES = [state.value for state in Status]
 UNFINISHED = [state.value for state in Status if state not in FINISHED]
 ENDED = [state.value for state in Status if state in FINISHED]
-
-
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ToolBench]:
-    """The tools on a fresh store of every kind."""
-    async with tool_bench(request.param, tmp_path) as made:
-        yield made
 
 
 # --- core_claim_task -------------------------------------------------------------------------------------------------

@@ -12,26 +12,19 @@ from dispatch.ats.model import Actor
 from dispatch.service import tasks
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.tools.registry import TOOLS
-from tests.support.service import STORES
-from tests.support.tools import ANN, BOB, NOBODY, PROJECT, RUN, ToolBench, tool_bench
+from tests.support.tools import ANN, BOB, NOBODY, RUN, ToolBench
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
     from dispatch.service.store import Tx
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ToolBench]:
-    """The tools on a fresh store of every kind."""
-    async with tool_bench(request.param, tmp_path) as made:
-        yield made
+SOME = str(uuid.uuid5(uuid.NAMESPACE_OID, "some"))
 
 
-async def count(bench: ToolBench, project: str = PROJECT) -> int:
+async def count(bench: ToolBench, project: str | None = None) -> int:
     """Return how many tasks a project has."""
-    return int((await bench.call("core_list_tasks", project_key=project, limit=1000))["count"])
+    return int((await bench.call("core_list_tasks", project_key=project or bench.project, limit=1000))["count"])
 
 
 # --- core_create_task ------------------------------------------------------------------------------------------------
@@ -43,7 +36,7 @@ async def test_a_task_has_defaults(bench: ToolBench) -> None:
     task = await bench.get(made["task_id"])
     assert made == {**task, "created": True}
     expected = {
-        "project_key": PROJECT,
+        "project_key": bench.project,
         "title": "a task",
         "detail": "",
         "status": "backlog",
@@ -219,7 +212,7 @@ async def test_dependencies_are_bounded_and_counted_once(bench: ToolBench) -> No
 
 async def test_dependencies_must_be_there_and_in_the_project(bench: ToolBench) -> None:
     """Itself, a UUID that is nobody's, another project's task, as dependency or parent: INVALID, and nothing made."""
-    other = await bench.create(project_key="other")
+    other = await bench.create(project_key="elsewhere")
     own = str(uuid.uuid4())
     await bench.create()
     before = await count(bench)
@@ -235,19 +228,21 @@ async def test_dependencies_must_be_there_and_in_the_project(bench: ToolBench) -
 
 async def test_a_project_comes_into_being_with_its_first_task(bench: ToolBench) -> None:
     """Not before, and not by a creation that was refused; every other tool says NOT_FOUND until then."""
+    fresh = f"org/{bench.project}"
     for name, arguments in (
         ("core_list_tasks", {}),
         ("claim_next", {"wait_s": 0}),
-        ("post_task_message", {"task_id": await bench.create(project_key="other"), "body": "x"}),
-        ("list_task_messages", {"task_id": await bench.create(project_key="other")}),
+        ("post_task_message", {"task_id": await bench.create(project_key="elsewhere"), "body": "x"}),
+        ("list_task_messages", {"task_id": await bench.create(project_key="elsewhere")}),
     ):
-        await bench.refused("NOT_FOUND", name, **{"project_key": "org/fresh", **arguments})
-    await bench.refused("INVALID", "core_create_task", project_key="org/fresh", depends_on=[NOBODY])
-    await bench.refused("NOT_FOUND", "core_list_tasks", project_key="org/fresh")
-    made = await bench.call("core_create_task", project_key="org/fresh")
-    assert made["project_key"] == "org/fresh"
-    assert await count(bench, "org/fresh") == 1
-    assert (await bench.call("core_create_task", project_key="default/here"))["project_key"] == "here"
+        await bench.refused("NOT_FOUND", name, **{"project_key": fresh, **arguments})
+    await bench.refused("INVALID", "core_create_task", project_key=fresh, depends_on=[NOBODY])
+    await bench.refused("NOT_FOUND", "core_list_tasks", project_key=fresh)
+    made = await bench.call("core_create_task", project_key=fresh)
+    assert made["project_key"] == fresh
+    assert await count(bench, fresh) == 1
+    made = await bench.call("core_create_task", project_key=f"default/{bench.project}")
+    assert made["project_key"] == bench.project
 
 
 @pytest.mark.parametrize("wrong", ["", "/x", "x/", "a b", "ä", "-x", ".", 5, None, "a//b"])
@@ -271,7 +266,7 @@ async def test_unknown_and_missing_arguments_are_invalid(bench: ToolBench, name:
     known = TOOLS[name].required[0]
     body = await bench.refused("INVALID", name, **required, **{f"{known}x": 1})
     assert f"did you mean {known!r}" in body["error"]
-    complete = {"project_key": PROJECT, "run_id": RUN, "agent_id": ANN, "title": "t", **required}
+    complete = {"project_key": bench.project, "run_id": RUN, "agent_id": ANN, "title": "t", **required}
     for missing in TOOLS[name].required:
         arguments = {key: complete[key] for key in TOOLS[name].required if key != missing}
         with pytest.raises(Exception, match=f"{missing!r} is missing"):
@@ -281,7 +276,7 @@ async def test_unknown_and_missing_arguments_are_invalid(bench: ToolBench, name:
 # --- once ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("once", [{"task_id": NOBODY}, {"idempotency_key": "k"}])
+@pytest.mark.parametrize("once", [{"task_id": SOME}, {"idempotency_key": "k"}])
 async def test_a_repeated_creation_is_one(bench: ToolBench, once: dict[str, str]) -> None:
     """The same request makes one task: created=false, the task as it is now; another request is a CONFLICT."""
     first = await bench.call("core_create_task", title="one", **once)
@@ -298,15 +293,16 @@ async def test_a_task_id_is_given_once_in_all_projects(bench: ToolBench) -> None
     """The same words for another project, or for a task that was made otherwise, are another request."""
     ident = str(uuid.uuid4())
     await bench.call("core_create_task", task_id=ident)
-    await bench.refused("CONFLICT", "core_create_task", task_id=ident, project_key="other")
+    other = f"{bench.project}-2"
+    await bench.refused("CONFLICT", "core_create_task", task_id=ident, project_key=other)
     await bench.refused("CONFLICT", "core_create_task", task_id=await bench.create())
-    await bench.refused("NOT_FOUND", "core_list_tasks", project_key="other")
+    await bench.refused("NOT_FOUND", "core_list_tasks", project_key=other)
 
 
 async def test_a_key_belongs_to_an_agent_and_a_project(bench: ToolBench) -> None:
     """Another agent or project may use the same key for something else."""
     await bench.call("core_create_task", idempotency_key="k", title="one")
-    for other in ({"agent_id": BOB}, {"project_key": "other"}):
+    for other in ({"agent_id": BOB}, {"project_key": f"{bench.project}-2"}):
         assert (await bench.call("core_create_task", idempotency_key="k", title="two", **other))["created"] is True
 
 

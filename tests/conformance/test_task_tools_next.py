@@ -12,22 +12,15 @@ from dispatch.ats.model import Actor
 from dispatch.service import leases, moves
 from dispatch.service.rows import Ref
 from dispatch.service.tools import claiming_next
-from tests.support.service import STORES
-from tests.support.tools import ANN, BOB, LOCK_S, REGRANT_S, VALIDATORS, ToolBench, full, tool_bench
+from tests.support.tools import ANN, BOB, LOCK_S, REGRANT_S, VALIDATORS, ToolBench
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 WAKES_S = 10.0
 """Much longer than a wake-up takes, much shorter than the wait that it ends."""
-
-
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ToolBench]:
-    """The tools on a fresh store of every kind."""
-    async with tool_bench(request.param, tmp_path) as made:
-        yield made
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
@@ -67,7 +60,7 @@ async def test_the_most_urgent_comes_first(bench: ToolBench) -> None:
 async def test_only_todo_is_offered(bench: ToolBench, status: str) -> None:
     """Nothing of another status, nothing of another project, nothing that is locked."""
     await bench.put(status)
-    await bench.create(project_key="other")
+    await bench.create(project_key="elsewhere")
     await bench.claim(await bench.create(), BOB)
     assert await next_of(bench) is None
 
@@ -207,7 +200,7 @@ async def test_what_is_not_for_me_does_not_end_the_wait(bench: ToolBench) -> Non
     await bench.create(status="backlog")
     began = time.monotonic()
     call = asyncio.create_task(bench.call("claim_next", wait_s=1))
-    await bench.create(project_key="other")
+    await bench.create(project_key="elsewhere")
     await bench.create(assigned_to=BOB)
     await bench.create(needs=["gpu"])
     found = await call
@@ -242,7 +235,7 @@ async def test_progress_is_told_while_waiting(bench: ToolBench, monkeypatch: pyt
         if len(told) == 3:
             third.set()
 
-    arguments = full("claim_next", {"wait_s": 100})
+    arguments = bench.full("claim_next", {"wait_s": 100})
     call = asyncio.create_task(bench.box.call("claim_next", arguments, bench.caller, progress))
     async with asyncio.timeout(WAKES_S):
         await third.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,21 +14,11 @@ from dispatch.core.lifecycle import Status
 from dispatch.service import leases, listeners, listing
 from dispatch.service.rows import Ref
 from dispatch.service.tools import shapes
-from tests.support.service import STORES
-from tests.support.tools import ANN, BOB, LOCK_S, PROJECT, ToolBench, tool_bench
+from tests.support.tools import ANN, BOB, LOCK_S, ToolBench
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PRIORITIES = ["urgent", "high", "medium", "low", "none"]
-
-
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ToolBench]:
-    """The tools on a fresh store of every kind."""
-    async with tool_bench(request.param, tmp_path) as made:
-        yield made
 
 
 async def pages(bench: ToolBench, **arguments: Any) -> list[list[dict[str, Any]]]:
@@ -225,7 +215,7 @@ async def test_a_cursor_stays_good_while_tasks_move(bench: ToolBench) -> None:
     assert [task["title"] for task in rest["tasks"]] == ["3", "4", "late", "5", "2"]
 
 
-def test_a_cursor_returns_the_place_it_was_made_of() -> None:
+async def test_a_cursor_returns_the_place_it_was_made_of() -> None:
     """Also the place of tasks without an order_index."""
 
     class Row:
@@ -428,13 +418,17 @@ async def test_a_running_task_has_no_reason_until_its_lock_runs_out(bench: ToolB
 
 async def test_a_ready_task_knows_its_place_in_line(bench: ToolBench) -> None:
     """NO_WORKER, then OFFERED to whoever listens on its channel or on all, IN_LINE behind more urgent ones."""
-    first, second = await bench.create(priority="high"), await bench.create(needs=["gpu"])
+    channel = bench.project
+    first, second = (
+        await bench.create(priority="high", channel=channel),
+        await bench.create(needs=["gpu"], channel=channel),
+    )
     assert await why(bench, second) == ["NO_WORKER"]
     assert "gpu" in (await bench.call("explain", task_id=second))["summary"]
     await bench.store.write(lambda tx: listeners.report(tx, "p1", {"other": 1}))
     assert await why(bench, first) == ["NO_WORKER"]
-    for channel in ("default", listeners.EVERY):
-        await bench.store.write(lambda tx, channel=channel: listeners.report(tx, "p1", {channel: 1}))
+    for heard in (channel, listeners.EVERY):
+        await bench.store.write(lambda tx, heard=heard: listeners.report(tx, "p1", {heard: 1}))
         assert await why(bench, first) == ["OFFERED"]
         assert await why(bench, second) == ["IN_LINE"]
     bench.clock.step(listeners.STALE_MS / 1000 + 1)
@@ -484,9 +478,11 @@ async def test_reading_changes_nothing(bench: ToolBench, status: str) -> None:
     """No read tool writes a line of history, extends a lock or wakes anybody."""
     task_id = await bench.put(status)
     heard: list[Any] = []
-    bench.store.bus.listen(heard.extend)
+    hear = heard.extend
+    bench.store.bus.listen(hear)
     async with bench.untouched(task_id):
         for name in ("explain", "unblocks", "task_history", "list_task_messages"):
             await bench.call(name, task_id=task_id)
-        await bench.call("core_list_tasks", project_key=PROJECT)
+        await bench.call("core_list_tasks", project_key=bench.project)
+    bench.store.bus.forget(hear)
     assert heard == []

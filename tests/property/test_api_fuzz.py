@@ -492,6 +492,11 @@ REQUEST = (
     b"POST /tools/core_list_tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Content-Length: 22\r\n\r\n{"project_key":"proj"}'
 )
+MCP = (
+    b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Accept: application/json, text/event-stream\r\nContent-Length: 98\r\n\r\n"
+    b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"core_get_task","arguments":{"x":1}}}'
+)
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -501,7 +506,7 @@ HANDSHAKE = (
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
     """Return a request that was cut, doubled, changed or filled with other bytes; or nothing like one."""
-    text = bytearray(draw(st.sampled_from([REQUEST, HANDSHAKE, HANDSHAKE + b"\x81\x85aaaa"])))
+    text = bytearray(draw(st.sampled_from([REQUEST, MCP, HANDSHAKE, HANDSHAKE + b"\x81\x85aaaa"])))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(text)))
         match draw(st.integers(0, 3)):

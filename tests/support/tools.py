@@ -14,13 +14,12 @@ from dispatch.errors import TaskError
 from dispatch.service import lapse
 from dispatch.service.access import Caller
 from dispatch.service.tools.registry import TOOLS, LocalToolbox
-from tests.support.service import STORES, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from dispatch.service.store import Store
+    from tests.support.service import SteppingClock
 
 ANN, BOB, EVE = (str(uuid.uuid5(uuid.NAMESPACE_OID, name)) for name in ("ann", "bob", "eve"))
 """Three agents. Eve is a person when her calls come from ``HUMAN``."""
@@ -28,11 +27,12 @@ RUN = str(uuid.uuid5(uuid.NAMESPACE_OID, "run"))
 NOBODY = str(uuid.uuid5(uuid.NAMESPACE_OID, "nobody"))
 """A UUID that is nobody's and nothing's."""
 PROJECT = "proj"
+"""For tests that need no project of their own."""
 LOCK_S = 3_600
 REGRANT_S = 15
 
-DEFAULTS: dict[str, Any] = {"project_key": PROJECT, "run_id": RUN, "title": "a task", "agent_id": ANN}
-"""What a test does not say."""
+DEFAULTS: dict[str, Any] = {"run_id": RUN, "title": "a task", "agent_id": ANN}
+"""What a test does not say, besides the project."""
 
 VALIDATORS = {name: Draft202012Validator(dict(tool.output)) for name, tool in TOOLS.items()}
 
@@ -50,31 +50,32 @@ WAY = {
 """Legal moves that lead from backlog to each status."""
 
 
-def full(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the required ones that the test left out."""
-    missing = {key: DEFAULTS[key] for key in TOOLS[name].required if key in DEFAULTS and key not in arguments}
-    return {**missing, **arguments}
-
-
 class ToolBench:
-    """A store, a clock that stands still, and the tools as coroutines."""
+    """A store, a clock that stands still, and the tools as coroutines on a project that no other bench has."""
 
     def __init__(self, store: Store, clock: SteppingClock) -> None:
         self.store = store
         self.clock = clock
         self.box = LocalToolbox(store, lock_ms=LOCK_S * 1000)
         self.caller = Caller(Actor("agent", "tester", "Tester"))
+        self.project = f"p-{uuid.uuid4().hex}"
+
+    def full(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with the required ones that the test left out."""
+        defaults = {**DEFAULTS, "project_key": self.project}
+        missing = {key: defaults[key] for key in TOOLS[name].required if key in defaults and key not in arguments}
+        return {**missing, **arguments}
 
     async def call(self, name: str, *, caller: Caller | None = None, **arguments: Any) -> dict[str, Any]:
         """Call a tool, which must succeed with a result that its output schema allows."""
-        result = await self.box.call(name, full(name, arguments), caller or self.caller)
+        result = await self.box.call(name, self.full(name, arguments), caller or self.caller)
         VALIDATORS[name].validate(result)
         return result
 
     async def refused(self, code: str, name: str, *, caller: Caller | None = None, **arguments: Any) -> dict[str, Any]:
         """Call a tool, which must refuse with ``code``; return the refusal's body."""
         with pytest.raises(TaskError) as caught:
-            await self.box.call(name, full(name, arguments), caller or self.caller)
+            await self.box.call(name, self.full(name, arguments), caller or self.caller)
         body = caught.value.as_body()
         assert body["code"] == code, body
         assert all(body[part] for part in ("error", "why", "next"))
@@ -134,14 +135,3 @@ class ToolBench:
         yield
         assert await self.get(task_id) == before
         assert await self.history(task_id) == lines
-
-
-@contextlib.asynccontextmanager
-async def tool_bench(kind: str, directory: Path) -> AsyncIterator[ToolBench]:
-    """Run the tools on a fresh store of a kind of ``STORES``."""
-    clock = SteppingClock()
-    store = await STORES[kind](directory, clock)
-    try:
-        yield ToolBench(store, clock)
-    finally:
-        await store.close()
