@@ -117,13 +117,8 @@ class RestFace:
             headers.append((b"connection", b"close"))
         if status == 503:
             headers.append((b"retry-after", b"1"))
-        try:
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-        except RuntimeError as exc:
-            # uvloop says so when the connection was closed while the answer was made: nobody is there to read it.
-            if "closed" not in str(exc):
-                raise
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: AsgiScope, receive: Receive) -> tuple[int, str]:
         actor, announced = read_headers(scope["headers"])

@@ -20,7 +20,7 @@ from dispatch.errors import ConfigurationError
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
-from dispatch.service.sockets import SocketProtocol
+from dispatch.service.protocols import HttpProtocol, SocketProtocol
 from dispatch.service.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ async def serve_app(app: ServiceApp, sock: socket.socket, on_ready: Callable[[st
     """Serve an application on a socket that listens, until SIGTERM or SIGINT."""
     config = uvicorn.Config(
         app.asgi,
-        http="httptools",
+        http=HttpProtocol,
         ws=SocketProtocol,
         ws_max_size=FRAME_BYTES_MAX,
         ws_per_message_deflate=False,

@@ -206,6 +206,17 @@ TOOL_VALUES: dict[str, st.SearchStrategy[Any]] = {
 """Argument of a tool -> what is better than what its schema says."""
 
 
+def _spoilt(draw: st.DrawFn, value: Any) -> Any:
+    """Return a value with something wild in it, or instead of it."""
+    if isinstance(value, list) and draw(st.booleans()):
+        at = draw(st.integers(0, len(value)))
+        return [*value[:at], *(_spoilt(draw, one) for one in value[at : at + 1] or [None]), *value[at + 1 :]]
+    if isinstance(value, dict) and value and draw(st.booleans()):
+        key = draw(st.sampled_from(sorted(value)))
+        return {**value, key: _spoilt(draw, value[key])}
+    return draw(wild)
+
+
 @st.composite
 def mostly(draw: st.DrawFn, good: Mapping[str, st.SearchStrategy[Any]], required: tuple[str, ...]) -> dict[str, Any]:
     """Return an object that is mostly right: some fields, now and then one wrong, missing or unknown."""
@@ -213,8 +224,9 @@ def mostly(draw: st.DrawFn, good: Mapping[str, st.SearchStrategy[Any]], required
     for name in draw(st.lists(st.sampled_from(sorted(good)), max_size=4, unique=True)):
         found[name] = draw(good[name])
     match draw(st.integers(0, 9)):
-        case 0 if found:
-            found[draw(st.sampled_from(sorted(found)))] = draw(wild)
+        case 0 | 3 if found:
+            name = draw(st.sampled_from(sorted(found)))
+            found[name] = _spoilt(draw, found[name])
         case 1 if found:
             del found[draw(st.sampled_from(sorted(found)))]
         case 2:
@@ -494,7 +506,7 @@ REQUEST = (
 )
 MCP = (
     b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    b"Accept: application/json, text/event-stream\r\nContent-Length: 98\r\n\r\n"
+    b"Accept: application/json, text/event-stream\r\nContent-Length: 100\r\n\r\n"
     b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"core_get_task","arguments":{"x":1}}}'
 )
 HANDSHAKE = (
