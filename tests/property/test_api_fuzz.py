@@ -224,7 +224,7 @@ def mostly(draw: st.DrawFn, good: Mapping[str, st.SearchStrategy[Any]], required
     for name in draw(st.lists(st.sampled_from(sorted(good)), max_size=4, unique=True)):
         found[name] = draw(good[name])
     match draw(st.integers(0, 9)):
-        case 0 | 3 if found:
+        case 0 | 3 | 4 | 5 if found:
             name = draw(st.sampled_from(sorted(found)))
             found[name] = _spoilt(draw, found[name])
         case 1 if found:
