@@ -10,13 +10,13 @@ import contextlib
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import redis
 
-from dispatch.ats import choose, protocol
+from dispatch.ats import answers, choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.broker import WORKER_KEY, connect, shown_url
@@ -94,6 +94,8 @@ def check_service(settings: Settings) -> list[Check]:
             health = client.send(protocol.health(), deadline_s=_TIMEOUT_S)
             extensions = choose.extensions_of_health(health)
             client.send(protocol.list_tasks(limit=1, channel=ats.channels[0]), deadline_s=_TIMEOUT_S)
+            if "auth.me" in extensions:
+                _check_access(client)
         except GatewayUnavailableError as exc:
             advice = "Start it with 'dispatch serve' or 'dispatch up', or set DISPATCH_ATS_URL."
             return [Check("service", "error", str(exc), advice, GatewayUnavailableError)]
@@ -111,6 +113,29 @@ def check_service(settings: Settings) -> list[Check]:
     advice = "Known limits are in docs/protocol.md. Set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS if it cannot renew."
     sentence = f"The task service at {url} answers, but has no fencing tokens."
     return [Check("service", "warning", sentence, advice, extensions=extensions)]
+
+
+def _check_access(client: Client) -> None:
+    """Raise AuthenticationError when our key may only read."""
+    _, access = answers.me_of(client.send(protocol.me(), deadline_s=_TIMEOUT_S))
+    if access == "read":
+        raise AuthenticationError("the key may only read.")
+
+
+def check_keys(settings: Settings) -> list[Check]:
+    """Would the task service serve somebody without a key? Says nothing when it does not answer."""
+    try:
+        where = replace(protocol.endpoint_of(settings.ats), token=None)
+        with contextlib.closing(Client(where, _DOCTOR)) as client:
+            client.send(protocol.list_tasks(limit=1), deadline_s=_TIMEOUT_S)
+    except AuthenticationError:
+        return [Check("keys", "ok", "The task service wants an API key from everybody.")]
+    except (GatewayError, ConfigurationError):
+        return []
+    sentence = "The task service has no API keys: whoever reaches it may act as anybody."
+    if where.host in ("localhost", "::1") or where.host.startswith("127."):
+        return [Check("keys", "ok", f"{sentence} It listens on this machine.")]
+    return [Check("keys", "warning", sentence, "Make keys with 'dispatch api-key create' where it runs.")]
 
 
 # --- Redis ----------------------------------------------------------------------------------------------------------
@@ -277,4 +302,4 @@ _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
 
 def check_all(settings: Settings) -> list[Check]:
     """Make every check."""
-    return [check for look in (*_LOOKS.values(), check_workers) for check in look(settings)]
+    return [check for look in (*_LOOKS.values(), check_keys, check_workers) for check in look(settings)]

@@ -54,11 +54,12 @@ class Secret(str):
 
 
 _PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
+_PASSWORD_IN_QUERY: Final = re.compile(r"([?&](?:ssl)?password=)[^&]*", re.IGNORECASE)
 
 
 def masked_url(url: str) -> str:
     """Return a URL with its password as stars, for messages and logs."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", url)
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", url))
 
 
 class Url(str):
@@ -85,6 +86,15 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("must be a comma-separated list")
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _origins(value: Any) -> frozenset[str]:
+    found = [name.lower().rstrip("/") for name in _names(value)]
+    for origin in found:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError("must hold origins such as https://tasks.example:8443, comma-separated")
+    return frozenset(found)
 
 
 def _argv(value: Any) -> tuple[str, ...]:
@@ -260,8 +270,17 @@ class Service:
     """The task service of our own."""
 
     bind: str = setting("bind", "127.0.0.1:8700", _text, "address and port that the task service listens on")
+    allowed_origins: frozenset[str] = setting(
+        "allowed_origins",
+        "",
+        _origins,
+        "web sites whose pages may call the service with a key, comma-separated origins such as https://tasks.example",
+    )
     database_url: str | None = setting(
-        "database_url", None, _url(), "the store; default is a SQLite file in the data directory"
+        "database_url",
+        None,
+        _url(),
+        "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
     regrant_delay_s: float = setting(
         "regrant_delay_s",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.postgres import stop_shared_server
 from tests.support.redis import RedisServer
 from tests.support.stack import Stack
 
@@ -23,6 +24,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     item.stash.setdefault(_report, {})[report.when] = report
     return report
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no PostgreSQL behind."""
+    stop_shared_server()
 
 
 @pytest.fixture

@@ -127,6 +127,13 @@ def extensions_of(answer: Any) -> frozenset[str]:
     return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()
 
 
+def me_of(answer: Any) -> tuple[str, str]:
+    """Read (actor id, access) from the answer about ourselves; "" for what is not said."""
+    found = answer if isinstance(answer, dict) else {}
+    actor = found.get("actor")
+    return _text(actor.get("id")) if isinstance(actor, dict) else "", _text(found.get("access"))
+
+
 def _lower(found: Mapping[str, str]) -> dict[str, str]:
     return {key.lower(): value for key, value in found.items()}
 

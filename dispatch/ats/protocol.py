@@ -268,6 +268,11 @@ def patch_project(org: str, project: str, *, slug: str | None = None, name: str 
 # --- calls of the extension -----------------------------------------------------------------------------------------
 
 
+def me() -> Request:
+    """Ask whom the service takes us for, and what we may do (``auth.me``)."""
+    return Request("GET", "/auth/me")
+
+
 def start(
     task_id: str, *, token: int, runner: str, lease_s: float | None = None, message: str | None = None
 ) -> Request:

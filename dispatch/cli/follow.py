@@ -44,7 +44,8 @@ def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | 
       dispatch watch --json | jq .type
     """  # noqa: D301 - click's mark
     wanted = {word.strip().removeprefix("task.") for item in verbs for word in item.split(",")}
-    state.client.send(protocol.health())
+    # What needs a key, unlike /health: the feed itself would only try again and again.
+    state.client.send(protocol.list_tasks(limit=1))
     asyncio.run(_watch(state, lambda event: _is_wanted(event, wanted, type_, task_id)))
 
 

@@ -12,7 +12,7 @@ import click
 
 import dispatch
 from dispatch.cli.options import State, common_options
-from dispatch.errors import DispatchError, GatewayUnavailableError
+from dispatch.errors import AuthenticationError, DispatchError, GatewayUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,7 @@ COMMANDS: Final = {
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",
         "status": "dispatch.cli.status:status",
+        "api-key": "dispatch.cli.api_key:api_key",
     },
 }
 """Section of the help -> command -> where it is. A command's module is imported when it is needed."""
@@ -159,6 +160,12 @@ def _exit_code(exc: DispatchError) -> int:
 
 
 def _advice(exc: DispatchError) -> str:
+    if isinstance(exc, AuthenticationError) and "DISPATCH_ATS_TOKEN" not in str(exc):
+        stop = "" if str(exc).endswith(".") else "."
+        return (
+            f"{stop} Name a file with a key that may do this in DISPATCH_ATS_TOKEN_FILE or with --token-file;"
+            " 'dispatch api-key create' makes keys."
+        )
     if isinstance(exc, GatewayUnavailableError) and exc.retry_after_s is None and "dispatch serve" not in str(exc):
         return " Start it with 'dispatch up' or 'dispatch serve', or set DISPATCH_ATS_URL; 'dispatch doctor' says more."
     return ""

@@ -139,8 +139,11 @@ def _keep_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # 
         ctx.ensure_object(State).is_json = True
 
 
+json_option: Final = click.option("--json", is_flag=True, expose_value=False, callback=_keep_json, help="Print JSON.")
+"""The one common option of commands that do not talk to the service."""
+
 _COMMON: Final = (
-    click.option("--json", is_flag=True, expose_value=False, callback=_keep_json, help="Print JSON."),
+    json_option,
     click.option("--url", metavar="URL", expose_value=False, callback=_keep("ats_url"), help="The task service."),
     click.option(
         "--token-file",

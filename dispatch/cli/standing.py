@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatch.asynchronous import cancel_all
 from dispatch.embedded import EmbeddedRedis
-from dispatch.errors import ConfigurationError, DispatchError
+from dispatch.errors import AuthenticationError, ConfigurationError, DispatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,6 +88,8 @@ class Standing:
         self.worker = Part("worker", worker, "worker_ready", drain_s + 45.0)
         self.url = ""
         """Where the task service listens, once it is ready."""
+        self.has_keys = False
+        """Whether the service wants API keys, once it is ready."""
         self.failed = asyncio.Event()
         """Set when a part cannot run at all (it says so by exit code 77 or 78)."""
 
@@ -130,7 +132,8 @@ class Standing:
             for wait in waits:
                 wait.cancel()
         if part.ended.is_set():
-            kind = ConfigurationError if part.exit_code == ConfigurationError.exit_code else DispatchError
+            kinds = {kind.exit_code: kind for kind in (ConfigurationError, AuthenticationError)}
+            kind = kinds.get(part.exit_code or 0, DispatchError)
             raise kind(part.last_error or f"The {part.name} ended with exit code {part.exit_code}.")
         if not done:
             raise DispatchError(f"The {part.name} was not ready within {START_TIMEOUT_S:g} s; its log says why.")
@@ -176,6 +179,7 @@ class Standing:
             if line.get("event") == part.ready_event:
                 if part is self.service:
                     self._pin_address(str(line.get("url", "")))
+                    self.has_keys = line.get("keys") is True
                 part.ready.set()
             if line.get("level") in ("error", "critical") or "level" not in line:
                 part.last_error = str(line.get("reason") or line.get("event") or "")

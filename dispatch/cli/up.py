@@ -88,9 +88,10 @@ async def _run(settings: Settings, slots: int) -> None:
             return
         await starting
         redis = "embedded Redis" if standing.redis else shown_url(settings.broker)
+        keys = "API keys on" if standing.has_keys else "no API keys: for this machine only"
         lines.say(
             f"\n[bold green]dispatch is up[/bold green]: service {standing.url}, {redis}, {slots} slots, "
-            f"channel {', '.join(settings.ats.channels)}\n"
+            f"channel {', '.join(settings.ats.channels)}, {keys}\n"
             f"Try in another terminal:  dispatch create 'Say hello' --wait\n"
             "Ctrl-C drains and stops everything; a second one does not wait for running attempts.\n"
         )

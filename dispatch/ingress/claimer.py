@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.admission import Backlog, credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
-from dispatch.errors import GatewayError, GatewayRejectedError
+from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError
 from dispatch.ingress.enqueuer import EnqueueError
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ class Claimer:
         asked = getattr(exc, "retry_after_s", None) or 0.0
         self._pauses += 1
         self._paused_until = now + max(step * random.uniform(0.5, 1.0), asked)  # noqa: S311  Jitter, not a secret.
+        if isinstance(exc, AuthenticationError) and self._pauses > 1:
+            return  # said once; until somebody mends it there is nothing new
         self._log.warning("claiming_paused", pause_s=round(self._paused_until - now, 3), reason=str(exc))
 
 

@@ -26,7 +26,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 from dispatch.asynchronous import cancel_all
-from dispatch.ats import protocol
+from dispatch.ats import answers, protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health, has_fencing
 from dispatch.ats.feed import Connected, Disconnected, Feed
@@ -34,7 +34,7 @@ from dispatch.ats.model import Actor, Event, parse_task
 from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
-from dispatch.errors import GatewayError
+from dispatch.errors import AuthenticationError, ConfigurationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
@@ -116,6 +116,8 @@ class Ingress:
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
         self._feed_is_up = True
         self._ready_logged = False
+        self._refusals = 0
+        """How often in a row the service refused our key."""
 
     def _make_claims(self, *, fenced: bool) -> Claims:
         lease_s = self._settings.execution.lease_s
@@ -173,8 +175,9 @@ class Ingress:
                 self._log.info("feed_connected", extended=item.extended)
                 self._reconcile_now.set()
             elif isinstance(item, Disconnected):
+                if self._feed_is_up or not self._refusals:
+                    self._log.warning("feed_disconnected", reason=item.reason)
                 self._feed_is_up = False
-                self._log.warning("feed_disconnected", reason=item.reason)
                 self._reconcile_now.set()
 
     async def _reconcile_loop(self) -> None:
@@ -188,11 +191,16 @@ class Ingress:
             listed_at = time.monotonic()
             try:
                 await self._reconciler.with_service()
+            except AuthenticationError as exc:
+                self._key_is_refused(exc)
+                period_s = min(_AGAIN_S * 2.0 ** min(self._refusals - 1, 10), usual_s)
+                continue
             except GatewayError as exc:
                 self._log.warning("reconcile_failed", reason=str(exc))
                 period_s = min(_AGAIN_S, usual_s)
                 continue
             period_s = usual_s
+            self._key_is_accepted()
             # The service lives: a feed that waits to reconnect, for up to a minute, need not wait longer.
             if not self._feed_is_up:
                 self._feed.hurry()
@@ -215,6 +223,8 @@ class Ingress:
                 self._redis_is_lost(exc)
                 await asyncio.sleep(_REDIS_PAUSE_S)
                 continue
+            except AuthenticationError as exc:
+                self._key_is_refused(exc)
             except GatewayError as exc:
                 self._log.warning("sweep_failed", reason=str(exc))
             await self._wait(self._sweep_now, min(sweep_s, PRESENCE_EVERY_S))
@@ -246,6 +256,17 @@ class Ingress:
             self._log.error("redis_lost", reason=type(exc).__name__)
         self._claimer.capacity.redis_ok = False
 
+    def _key_is_refused(self, exc: AuthenticationError) -> None:
+        """Note that the service refuses our key. An operator must mend it: said once, tried on and on."""
+        if not self._refusals:
+            self._log.error("service_refuses_key", reason=str(exc))
+        self._refusals += 1
+
+    def _key_is_accepted(self) -> None:
+        if self._refusals:
+            self._log.info("service_accepts_key")
+        self._refusals = 0
+
     def _presence(self) -> IngressPresence:
         return IngressPresence(
             actor=self._actor.id,
@@ -265,6 +286,8 @@ class Ingress:
                 else:
                     self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))), read_now=True)
                     self._claimer.kick()
+            except AuthenticationError as exc:
+                self._key_is_refused(exc)
             except (RedisError, OSError, GatewayError) as exc:
                 self._log.warning("errand_failed", errand=errand, task=task_id, reason=str(exc))
 
@@ -280,9 +303,21 @@ def make_client(settings: Settings, actor: Actor) -> AsyncClient:
     return AsyncClient(protocol.endpoint_of(settings.ats), actor)
 
 
+def _check_identity(wanted: str, known_as: str) -> None:
+    """Raise ConfigurationError when the key makes us somebody else: our own claims would look like another's."""
+    if known_as not in ("", wanted):
+        raise ConfigurationError(
+            f"The key of this ingress acts as {known_as}, not as {wanted}. Set DISPATCH_ACTOR_ID to {known_as}, or to"
+            f" {known_as}-HOST where several ingresses share the key; or use a key whose actor begins {wanted}."
+        )
+
+
 async def _serve(settings: Settings, actor: Actor) -> None:
     async with make_client(settings, actor) as client:
-        fenced = has_fencing(extensions_of_health(await client.send(protocol.health())))
+        extensions = extensions_of_health(await client.send(protocol.health()))
+        if "auth.me" in extensions:
+            _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
+        fenced = has_fencing(extensions)
     ingress = Ingress(settings, actor, fenced=fenced)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -16,7 +16,7 @@ from dispatch.ats.model import Actor
 from dispatch.core import retry
 from dispatch.core.prompt import build_prompt
 from dispatch.core.retry import Action, EndReason
-from dispatch.errors import GatewayError, GatewayUnavailableError
+from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError
 from dispatch.runner import attempt, pool_child, process, spool, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
@@ -119,8 +119,9 @@ class _Execution:
             sent_at = tree.boottime()
             try:
                 grant = ctx.gateway.start(ref, runner=runner, message=STARTED_MESSAGE)
-            except GatewayUnavailableError as exc:
-                wait_s = max(pause_s * (0.5 + 0.5 * ctx.rand()), exc.retry_after_s or 0.0)
+            except (GatewayUnavailableError, AuthenticationError) as exc:
+                asked_s = exc.retry_after_s if isinstance(exc, GatewayUnavailableError) else None
+                wait_s = max(pause_s * (0.5 + 0.5 * ctx.rand()), asked_s or 0.0)
                 if tree.boottime() + wait_s >= give_up_at or self._child.stopping(ctx.stop_fd):
                     ctx.log.warning("attempt_not_started", error=str(exc), **self._ids)
                     return None

@@ -33,6 +33,8 @@ class Caller:
     """Numbers of the projects that the key is for; None means all."""
     is_keyed: bool = False
     """An API key vouches for ``actor``."""
+    key_id: str = ""
+    """The public id of that key."""
 
     def require(self, access: Access) -> None:
         """Raise ForbiddenError unless the caller has at least this access."""
@@ -41,6 +43,14 @@ class Caller:
                 f"This needs a key with {access.name.lower()} access; the key of {self.actor.name} has"
                 f" {self.access.name.lower()} access."
             )
+
+    def reporter(self, token: int | None) -> Actor | None:
+        """Return who must hold a task that the caller reports on by its fencing token; None where the token is enough.
+
+        Everybody who may read sees the token, so of a key's agent more is asked, unless it may act as any agent.
+        """
+        is_bound = self.is_keyed and self.access < Access.ADMIN and self.actor.type == "agent"
+        return self.actor if is_bound and token is not None else None
 
     def as_agent(self, agent_id: str) -> Actor:
         """Return whom a call with this ``agent_id`` (lower-case UUID) acts as.
@@ -56,6 +66,10 @@ class Caller:
                 agent_id=agent_uuid(self.actor.type, self.actor.id),
             )
         return Actor("agent", agent_id, f"agent-{agent_id[:8]}")
+
+
+NOBODY: Final = Caller(Actor("agent", "anonymous", "anonymous"), Access.READ, frozenset())
+"""Whoever asks for what everybody may see."""
 
 
 @lru_cache(maxsize=4096)

@@ -11,9 +11,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from dispatch.service import tenants
-from dispatch.service.access import Caller
 from dispatch.service.audience import Audience
-from dispatch.service.caller import read_headers
+from dispatch.service.caller import authenticate, read_headers
 from dispatch.service.calls import Calls
 from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
@@ -26,6 +25,7 @@ from dispatch.service.tools.registry import LocalToolbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from dispatch.service.access import Caller
     from dispatch.service.store import Store
     from dispatch.service.tools.model import Toolbox
 
@@ -47,27 +47,28 @@ class ServiceApp:
         await self.feed.close()
 
 
-async def _caller_of(scope: Any) -> Caller:
-    actor, _ = read_headers(scope["headers"])
-    return Caller(actor)
-
-
 def create_app(
     store: Store,
     *,
     default_lease_ms: int = 60_000,
     lock_ms: int = 3_600_000,
     regrant_delay_ms: int = 15_000,
+    origins: frozenset[str] = frozenset(),
     toolbox: Toolbox | None = None,
 ) -> ServiceApp:
     """Build the application on a store that was started. Its lifespan runs the expiry of leases.
 
+    ``origins`` are the web sites whose pages may call it, where there are keys.
     ``toolbox`` stands in for the tools on the store, which REST and MCP show.
     """
     toolbox = toolbox or LocalToolbox(store, lock_ms=lock_ms)
-    feed = Feed(store)
+    feed = Feed(store, origins)
     calls = Calls()
-    mcp = McpFace(toolbox, _caller_of, calls)
+
+    async def caller_of(scope: Any) -> Caller:
+        return await authenticate(store, read_headers(scope["headers"]), scope.get("client"), origins)
+
+    mcp = McpFace(toolbox, caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
     audience = Audience(store, feed)
 
@@ -83,7 +84,7 @@ def create_app(
             await audience.close()
             await expiry.close()
 
-    rest = RestFace(Context(store, default_lease_ms, toolbox), calls)
+    rest = RestFace(Context(store, default_lease_ms, toolbox, origins), calls)
     starlette = Starlette(routes=[WebSocketRoute("/ws", feed)], lifespan=lifespan)
     # Not a Mount: its pattern does not match every path, and Starlette's own answers are not JSON.
     starlette.router.default = rest

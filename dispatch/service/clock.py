@@ -17,3 +17,7 @@ class Clock:
     def now_ms(self) -> int:
         """Return milliseconds since the Unix epoch; never goes back."""
         return (time.monotonic_ns() + self._offset_ns) // 1_000_000
+
+    def set(self, now_ms: int) -> None:
+        """Make it now_ms. Only before the service serves: all services of one database go by the database's clock."""
+        self._offset_ns = now_ms * 1_000_000 - time.monotonic_ns()

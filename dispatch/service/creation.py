@@ -65,7 +65,10 @@ def create(tx: Tx, project_id: int, actor: Actor, agent: str, plan: Plan) -> tup
     for scope, key in names:
         found = idempotency.recall(tx, scope, key, digest)
         if found is not None:
-            return fetch(tx, Ref(found)), False
+            row = fetch(tx, Ref(found))
+            if row.project_id != project_id:
+                break
+            return row, False
     if plan.task.uuid is not None and tx.all(_OF_UUIDS, {"p_uuids": [plan.task.uuid]}):
         raise ConflictError(f"There is a task {plan.task.uuid} already, and this request would make another one.")
     if plan.task.uuid is not None and plan.task.uuid in (*plan.depends_on, plan.parent):

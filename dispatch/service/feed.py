@@ -18,7 +18,8 @@ from urllib.parse import parse_qs
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
 from dispatch.log import get_logger
 from dispatch.service import history, listeners, strict, wire
-from dispatch.service.caller import actor_of, read_headers, refuse_socket
+from dispatch.service.access import Access
+from dispatch.service.caller import actor_of, authenticate, is_still_good, read_headers, refuse_socket
 from dispatch.service.fields import NAME_CHARS_MAX
 from dispatch.service.handlers import EXTENSIONS
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from dispatch.service.access import Caller
     from dispatch.service.events import Event
     from dispatch.service.store import Store
 
@@ -40,6 +42,11 @@ _RETRY_S: Final = 1.0
 TRY_AGAIN_LATER: Final = 1013
 GOING_AWAY: Final = 1001
 INTERNAL_ERROR: Final = 1011
+POLICY_VIOLATION: Final = 1008
+_LOOK_S: Final = 0.5
+"""How often the key of an idle connection is looked at."""
+_BATCH_MAX: Final = 32
+"""How many frames are sent after one look at the key."""
 _log: Final = get_logger("service")
 
 
@@ -73,6 +80,8 @@ class Subscription:
     event_types: frozenset[str] = frozenset()
     thin: bool = False
     extended: bool = False
+    within: frozenset[int] | None = None
+    """The projects that the subscriber may see; None means all."""
 
     def frame(self, event: Event) -> str | None:
         """Return the event as this subscriber gets it, or None."""
@@ -82,6 +91,7 @@ class Subscription:
             or (self.event_types and shown not in self.event_types)
             or (self.channels and event.task.channel not in self.channels)
             or (self.task_types and event.task.type not in self.task_types)
+            or (self.within is not None and event.task.project_id not in self.within)
         ):
             return None
         return event.frame(shown, thin=self.thin)
@@ -90,8 +100,10 @@ class Subscription:
 class Feed:
     """The ASGI application behind ``/ws``."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, origins: frozenset[str] = frozenset()) -> None:
+        """``origins`` are the web sites whose pages may connect, where there are keys."""
         self._store = store
+        self._origins = origins
         self._connections: set[_Connection] = set()
         self.changed = asyncio.Event()
         """Set whenever somebody begins or ends to listen. Whoever waits for it clears it."""
@@ -115,7 +127,9 @@ class Feed:
         """Serve one client until it or the service goes away."""
         await receive()  # websocket.connect
         try:
-            read_headers(scope["headers"])
+            heads = read_headers(scope["headers"])
+            caller = await authenticate(self._store, heads, scope.get("client"), self._origins)
+            caller.require(Access.READ)
             query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=20)
             actor_of(*(query.get(f"actor_{name}", [""])[0] for name in ("type", "id", "name")))
         except (TaskError, ValueError) as exc:
@@ -124,7 +138,7 @@ class Feed:
             )
             return
         await send({"type": "websocket.accept"})
-        connection = _Connection(self._store, receive, send, self.changed)
+        connection = _Connection(self._store, caller, receive, send, self.changed)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -146,10 +160,11 @@ class Feed:
 class _Connection:
     """One client: a bounded outbox, the subscription, and a replay while it catches up."""
 
-    def __init__(self, store: Store, receive: Receive, send: Send, changed: asyncio.Event) -> None:
+    def __init__(self, store: Store, caller: Caller, receive: Receive, send: Send, changed: asyncio.Event) -> None:
         self.subscription: Subscription | None = None
         self._changed = changed
         self._store = store
+        self._caller = caller
         self._receive = receive
         self._send = send
         self._outbox: deque[str] = deque()
@@ -166,7 +181,7 @@ class _Connection:
     async def run(self) -> None:
         """Talk until one side ends it."""
         self._push(json.dumps({"type": "connected", "extensions": EXTENSIONS}))
-        tasks = [asyncio.create_task(work()) for work in (self._send_all, self._read_all, self._stop.wait)]
+        tasks = [asyncio.create_task(work()) for work in (self._send_all, self._read_all, self._look, self._stop.wait)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -210,12 +225,37 @@ class _Connection:
     async def _send_all(self) -> None:
         while True:
             while self._outbox:
-                frame = self._outbox.popleft()
-                self._chars -= len(frame)
-                await self._send({"type": "websocket.send", "text": frame})
+                # Counted before the look at the key: whatever happened after its end is not among them.
+                batch = min(len(self._outbox), _BATCH_MAX)
+                if not await self._may_hear():
+                    return
+                while batch and self._outbox:
+                    batch -= 1
+                    frame = self._outbox.popleft()
+                    self._chars -= len(frame)
+                    await self._send({"type": "websocket.send", "text": frame})
             self._drained.set()
             self._filled.clear()
             await self._filled.wait()
+
+    async def _may_hear(self) -> bool:
+        """Say whether the client may still hear anything; if not, its connection is closed."""
+        while True:
+            try:
+                is_good = await is_still_good(self._store, self._caller)
+            except OverloadedError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if not is_good:
+                self.stop(POLICY_VIOLATION)
+            return is_good
+
+    async def _look(self) -> None:
+        """Close the connection soon after its key has ended, even if nothing is to be sent."""
+        while not self._stop.is_set() and await self._may_hear():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._stop.wait()
 
     async def _read_all(self) -> None:
         while True:
@@ -243,7 +283,7 @@ class _Connection:
         """Replace the subscription. It begins at ``since``, or at this moment."""
         ident, since = found.pop("id", None), found.pop("since", None)
         del found["type"]
-        subscription = self.subscription = Subscription(**found)
+        subscription = self.subscription = Subscription(**found, within=self._caller.projects)
         self._changed.set()
         self._live = None
         if self._replay is not None:

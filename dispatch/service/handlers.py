@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
-from dispatch.service import fields, leases, messages, moves, strict, tasks, tenants, wire
-from dispatch.service.access import Caller, agent_uuid
+from dispatch.service import fields, leases, messages, moves, strict, tasks, tenant_handlers, wire
+from dispatch.service.access import agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
 from dispatch.service.tools.registry import TOOLS
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from dispatch.ats.model import Actor
+    from dispatch.service.access import Caller
     from dispatch.service.store import Store, Tx
     from dispatch.service.tools.model import Toolbox
 
@@ -33,6 +34,7 @@ EXTENSIONS: Final = (
     "events.since",
     "events.thin",
     "fields",
+    "auth.me",
     "claimable",
     "tools",
 )
@@ -45,6 +47,8 @@ class Context:
     store: Store
     default_lease_ms: int
     toolbox: Toolbox
+    origins: frozenset[str] = frozenset()
+    """Web sites whose pages may call, where there are keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,22 @@ class Call:
     """One request, read as far as every route needs it."""
 
     context: Context
-    actor: Actor
+    caller: Caller
     scope: Scope | None
     names: tuple[str, ...]
     """The variable parts of the path."""
     body: Any
     query: list[tuple[str, str]]
+
+    @property
+    def actor(self) -> Actor:
+        """Who does it."""
+        return self.caller.actor
+
+    @property
+    def within(self) -> frozenset[int] | None:
+        """The projects that the caller may see, None for all."""
+        return self.caller.projects
 
     @property
     def store(self) -> Store:
@@ -69,7 +83,11 @@ class Call:
         ident = strict.task_ident(self.names[0])
         if ident is None:
             raise NotFoundError(f"There is no task {self.names[0][:80]!r}; a task is named by its number or its UUID.")
-        return Ref(ident, self.scope)
+        return Ref(ident, self.scope, self.within)
+
+    def report_ref(self, token: int | None) -> Ref:
+        """Return the task that the path names, for a call that is made under its fencing token."""
+        return replace(self.ref(), reporter=self.caller.reporter(token))
 
 
 Answer = tuple[int, str]
@@ -100,7 +118,7 @@ async def health(call: Call) -> Answer:
 async def stats(call: Call) -> Answer:
     """GET /tasks/stats."""
     strict.parse_query(call.query, {})
-    return 200, wire.dumps({"stats": await call.store.read(tasks.stats)})
+    return 200, wire.dumps({"stats": await call.store.read(lambda tx: tasks.stats(tx, call.within))})
 
 
 async def create(call: Call) -> Answer:
@@ -108,7 +126,7 @@ async def create(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.CREATE, required=("title",))
     found["description"] = found.get("description") or ""
     new = tasks.NewTask(**found)
-    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new))
+    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new, call.within))
     return 201, _envelope(row, row.created_at)
 
 
@@ -124,7 +142,7 @@ async def list_tasks(call: Call) -> Answer:
         found["claimable_by"] = agent_uuid(call.actor.type, call.actor.id)
     if "sort_dir" in found:
         found["descending"] = found.pop("sort_dir")
-    query = tasks.Query(scope=call.scope, **found)
+    query = tasks.Query(scope=call.scope, within=call.within, **found)
     now_ms = call.store.clock.now_ms()
 
     def work(tx: Tx) -> list[str]:
@@ -184,7 +202,7 @@ async def claim_many(call: Call) -> Answer:
     found = strict.parse_object(call.body, fields.CLAIM_MANY, required=("ids", "claim_id"))
     ids = found["ids"]
     lease_ms = found.get("lease_duration") or call.context.default_lease_ms
-    refs = [Ref(ident, call.scope) for ident in ids]
+    refs = [Ref(ident, call.scope, call.within) for ident in ids]
     results = await call.store.write(
         lambda tx: leases.claim_many(tx, refs, call.actor, lease_ms=lease_ms, claim_id=found["claim_id"])
     )
@@ -200,8 +218,8 @@ def _claimed(ident: int, result: leases.Granted | TaskError) -> str:
 
 async def start(call: Call) -> Answer:
     """POST T/{id}/start."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.START, required=("fencing_token", "runner"))
+    ref = call.report_ref(found["fencing_token"])
     granted = await call.store.write(
         lambda tx: leases.start(
             tx,
@@ -218,8 +236,8 @@ async def start(call: Call) -> Answer:
 
 async def renew(call: Call) -> Answer:
     """POST T/{id}/renew."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.RENEW, required=("fencing_token",))
+    ref = call.report_ref(found["fencing_token"])
     granted = await call.store.write(
         lambda tx: leases.renew(
             tx,
@@ -235,8 +253,8 @@ async def renew(call: Call) -> Answer:
 
 async def release(call: Call) -> Answer:
     """POST T/{id}/release."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.RELEASE, required=("fencing_token",))
+    ref = call.report_ref(found["fencing_token"])
     token = found.pop("fencing_token")
     row = await call.store.write(lambda tx: leases.release(tx, ref, call.actor, token=token, **found))
     return 200, _envelope(row, call.store.clock.now_ms())
@@ -244,8 +262,8 @@ async def release(call: Call) -> Answer:
 
 async def complete(call: Call) -> Answer:
     """POST T/{id}/complete."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.COMPLETE)
+    ref = call.report_ref(found.get("fencing_token"))
     outputs = found.get("outputs")
     bytes_max = fields.OUTPUTS_BYTES_MAX
     if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
@@ -257,8 +275,8 @@ async def complete(call: Call) -> Answer:
 
 async def fail(call: Call) -> Answer:
     """POST T/{id}/fail."""
-    ref = call.ref()
     found = strict.parse_object(call.body, fields.FAIL)
+    ref = call.report_ref(found.get("fencing_token"))
     row = await call.store.write(
         lambda tx: moves.fail(tx, ref, call.actor, reason=found.get("reason"), token=found.get("fencing_token"))
     )
@@ -294,66 +312,6 @@ async def list_messages(call: Call) -> Answer:
     return 200, f'{{"messages":[{",".join(objects)}]}}'
 
 
-async def list_organizations(call: Call) -> Answer:
-    """GET /orgs."""
-    strict.parse_query(call.query, {})
-    rows = await call.store.read(tenants.all_organizations)
-    return 200, wire.dumps({"organizations": [tenants.organization_object(row) for row in rows]})
-
-
-async def create_organization(call: Call) -> Answer:
-    """POST /orgs."""
-    found = strict.parse_object(call.body, fields.ORGANIZATION, required=("slug",))
-    name = found.get("name", found["slug"])
-    row = await call.store.write(lambda tx: tenants.create_organization(tx, found["slug"], name))
-    return 201, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def get_organization(call: Call) -> Answer:
-    """GET /orgs/{org}."""
-    row = await call.store.read(lambda tx: tenants.organization(tx, call.names[0]))
-    return 200, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def patch_organization(call: Call) -> Answer:
-    """PATCH /orgs/{org}."""
-    found = strict.parse_object(call.body, fields.ORGANIZATION)
-    row = await call.store.write(lambda tx: tenants.change_organization(tx, call.names[0], found))
-    return 200, wire.dumps({"organization": tenants.organization_object(row)})
-
-
-async def list_projects(call: Call) -> Answer:
-    """GET /orgs/{org}/projects."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    counts = strict.parse_query(call.query, {"counts": strict.one_of(words)}).get("counts", False)
-    rows = await call.store.read(lambda tx: tenants.all_projects(tx, call.names[0], counts=counts))
-    return 200, wire.dumps({"projects": [tenants.project_object(row, counted) for row, counted in rows]})
-
-
-async def create_project(call: Call) -> Answer:
-    """POST /orgs/{org}/projects."""
-    found = strict.parse_object(call.body, fields.PROJECT, required=("slug",))
-    slug = found["slug"]
-    name, description = found.get("name", slug), found.get("description") or ""
-    row = await call.store.write(lambda tx: tenants.create_project(tx, call.names[0], slug, name, description))
-    return 201, wire.dumps({"project": tenants.project_object(row)})
-
-
-async def get_project(call: Call) -> Answer:
-    """GET /orgs/{org}/projects/{project}."""
-    row = await call.store.read(lambda tx: tenants.project(tx, *call.names))
-    return 200, wire.dumps({"project": tenants.project_object(row)})
-
-
-async def patch_project(call: Call) -> Answer:
-    """PATCH /orgs/{org}/projects/{project}."""
-    found = strict.parse_object(call.body, fields.PROJECT)
-    if "description" in found:
-        found["description"] = found["description"] or ""
-    row = await call.store.write(lambda tx: tenants.change_project(tx, call.names[0], call.names[1], found))
-    return 200, wire.dumps({"project": tenants.project_object(row)})
-
-
 async def list_tools(call: Call) -> Answer:
     """GET /tools: what the Task Tools are, as MCP tells it."""
     profile = strict.parse_query(call.query, {"profile": strict.text(40)}).get("profile", "default")
@@ -364,7 +322,7 @@ async def call_tool(call: Call) -> Answer:
     """POST /tools/{name}: one tool, its arguments in the body."""
     if not isinstance(call.body, dict):
         raise InvalidInputError("The body must be a JSON object with the tool's arguments.")
-    name, caller = call.names[0], Caller(call.actor)
+    name, caller = call.names[0], call.caller
     arguments = call.body
     if name in TOOLS and "agent_id" in TOOLS[name].params and "agent_id" not in arguments:
         # Over REST the caller is known; an agent's UUID need not be worked out first.
@@ -378,6 +336,7 @@ def _post(handler: Callable[[Call], Awaitable[Answer]], bytes_max: int = fields.
 
 ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitable[Answer]], int]]]] = {
     ("health",): {"GET": (health, 0)},
+    ("auth", "me"): {"GET": (tenant_handlers.me, 0)},
     ("tasks", "stats"): {"GET": (stats, 0)},
     ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
     ("tasks", "claim"): _post(claim_many),
@@ -394,8 +353,20 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
-    ("orgs",): {"GET": (list_organizations, 0), "POST": (create_organization, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*"): {"GET": (get_organization, 0), "PATCH": (patch_organization, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects"): {"GET": (list_projects, 0), "POST": (create_project, fields.SMALL_BYTES_MAX)},
-    ("orgs", "*", "projects", "*"): {"GET": (get_project, 0), "PATCH": (patch_project, fields.SMALL_BYTES_MAX)},
+    ("orgs",): {
+        "GET": (tenant_handlers.list_organizations, 0),
+        "POST": (tenant_handlers.create_organization, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*"): {
+        "GET": (tenant_handlers.get_organization, 0),
+        "PATCH": (tenant_handlers.patch_organization, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*", "projects"): {
+        "GET": (tenant_handlers.list_projects, 0),
+        "POST": (tenant_handlers.create_project, fields.SMALL_BYTES_MAX),
+    },
+    ("orgs", "*", "projects", "*"): {
+        "GET": (tenant_handlers.get_project, 0),
+        "PATCH": (tenant_handlers.patch_project, fields.SMALL_BYTES_MAX),
+    },
 }

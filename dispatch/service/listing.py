@@ -12,11 +12,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, func, select, union_all
+from sqlalchemy import and_, select, union_all
 
 from dispatch.core.lifecycle import Status
 from dispatch.core.priority import NUMBERS_OF
 from dispatch.errors import InvalidInputError
+from dispatch.service.collation import fold, folded
 from dispatch.service.schema import tasks
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _filters(board: Board) -> Iterator[ColumnElement[bool]]:
     if board.assigned_to is not None:
         yield _c.assigned_to == board.assigned_to
     if board.title:
-        yield func.lower(_c.title).contains(board.title.lower(), autoescape=True)
+        yield folded(_c.title).contains(fold(board.title), autoescape=True)
 
 
 def _places(after: tuple[float, int, int] | None) -> Iterator[ColumnElement[bool]]:

@@ -18,11 +18,13 @@ from dispatch.errors import (
     NotFoundError,
     SlowBodyError,
     TaskError,
+    UnauthorizedError,
 )
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
+from dispatch.service.access import NOBODY, Access
 from dispatch.service.body import GoneError, read_body
-from dispatch.service.caller import read_headers, refuse_socket
+from dispatch.service.caller import CHALLENGE, authenticate, check_open, read_headers, refuse_socket
 from dispatch.service.calls import while_connected
 from dispatch.service.handlers import ROUTES, Call, Context, call_tool
 from dispatch.service.rows import Scope
@@ -44,6 +46,21 @@ class _Match:
     methods: dict[str, tuple[Callable[[Call], Awaitable[tuple[int, str]]], int]]
     names: tuple[str, ...]
     scope: Scope | None
+    shape: tuple[str, ...]
+
+
+OPEN_PATHS: Final = frozenset({"/health", "/health/"})
+"""What is answered without a key."""
+
+
+def access_needed(method: str, shape: tuple[str, ...]) -> Access:
+    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and projects.
+
+    A tool says itself what it needs; the toolbox checks that.
+    """
+    if method == "GET" or shape[0] == "tools":
+        return Access.READ
+    return Access.ADMIN if shape[0] == "orgs" else Access.WRITE
 
 
 def _match(path: str) -> _Match:
@@ -60,7 +77,7 @@ def _match(path: str) -> _Match:
         methods = ROUTES.get(shape)
         if methods is not None and not (scope is not None and shape == ("tasks", "stats")):
             names = tuple(part for part, word in zip(parts, shape, strict=True) if word == "*")
-            return _Match(methods, names, scope)
+            return _Match(methods, names, scope, shape)
     raise NotFoundError("There is nothing at this path.")
 
 
@@ -99,14 +116,14 @@ class RestFace:
             await receive()
             await refuse_socket(send, NotFoundError("The WebSocket is at /ws."))
             return
-        close = False
+        close = challenge = False
         try:
             status, text = await self._answer(scope, receive)
         except GoneError:
             return
         except TaskError as exc:
             status, text = exc.http_status, wire.dumps(exc.as_body())
-            close = isinstance(exc, SlowBodyError)
+            close, challenge = isinstance(exc, SlowBodyError), isinstance(exc, UnauthorizedError)
         except Exception:  # noqa: BLE001 - the boundary: whatever went wrong, the client gets JSON
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
             error = InternalError("The service made a mistake; its log says more.")
@@ -115,13 +132,21 @@ class RestFace:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if close:
             headers.append((b"connection", b"close"))
+        if challenge:
+            headers.append(CHALLENGE)
         if status == 503:
             headers.append((b"retry-after", b"1"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: AsgiScope, receive: Receive) -> tuple[int, str]:
-        actor, announced = read_headers(scope["headers"])
+        context = self._context
+        heads = read_headers(scope["headers"])
+        if scope["path"] in OPEN_PATHS:
+            await check_open(context.store, heads, context.origins)
+            caller = NOBODY
+        else:
+            caller = await authenticate(context.store, heads, scope.get("client"), context.origins)
         match = _match(scope["path"])
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         found = match.methods.get(method)
@@ -129,16 +154,17 @@ class RestFace:
             raise MethodNotAllowedError(
                 f"{scope['method']} is not possible here; possible: {', '.join(sorted(match.methods))}."
             )
+        caller.require(access_needed(method, match.shape))
         handler, bytes_max = found
         body: Any = {}
         if method != "GET":
-            raw = await read_body(receive, announced, bytes_max)
+            raw = await read_body(receive, heads.length, bytes_max)
             if raw.strip():
                 body = strict.parse_json(raw)
         query = _query(scope["query_string"])
         if query and method != "GET":
             raise InvalidInputError("This call takes its values in the body, not in the query.")
-        call = Call(self._context, actor, match.scope, match.names, body, query)
+        call = Call(context, caller, match.scope, match.names, body, query)
         if handler is not call_tool:
             return await handler(call)
         async with self._calls.running(None):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, select, update
 
 from dispatch.core.lifecycle import ATS_WORD, Status
-from dispatch.errors import NotFoundError
+from dispatch.errors import LeaseHeldError, NotFoundError
 from dispatch.service.schema import organizations, projects, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
 ALL: Final = tuple(tasks.c)
@@ -25,7 +26,9 @@ OWN_WORDS: Final[Mapping[str, str]] = {state.value: state.value for state in Sta
 _BY_ID: Final = select(*ALL).where(tasks.c.id == bindparam("p_id"))
 _BY_ID_LOCKED: Final = _BY_ID.with_for_update()
 _ID_OF_UUID: Final = select(tasks.c.id).where(tasks.c.uuid == bindparam("p_uuid"))
-_PROJECT_OF: Final = select(tasks.c.project_id).where(tasks.c.id == bindparam("p_id"))
+_BELONGS: Final = select(tasks.c.project_id, tasks.c.holder_type, tasks.c.holder_id).where(
+    tasks.c.id == bindparam("p_id")
+)
 _ID_IN_PROJECT: Final = (
     select(tasks.c.id)
     .join(projects, projects.c.id == tasks.c.project_id)
@@ -90,12 +93,18 @@ class Ref:
     scope: Scope | None = None
     within: frozenset[int] | None = None
     """Numbers of the projects that the caller may see; None means all."""
+    reporter: Actor | None = None
+    """Who says that the task is theirs by its fencing token, where API keys vouch for actors: then the token, which
+    every reader sees, is not enough, and nobody else may hold the task."""
     words: Mapping[str, str] = field(default_factory=lambda: ATS_WORDS, compare=False)
     """What refusals call each state."""
 
 
 def locate(tx: Tx, ref: Ref) -> int:
-    """Return the number of the task. It may not exist if the caller gave a number. Raises NotFoundError."""
+    """Return the number of the task. It may not exist if the caller gave a number.
+
+    Raises NotFoundError, and LeaseHeldError when it is not the reporter's.
+    """
     ident = ref.ident
     if isinstance(ident, str):
         found = tx.one(_ID_OF_UUID, {"p_uuid": ident})
@@ -106,11 +115,18 @@ def locate(tx: Tx, ref: Ref) -> int:
         _ID_IN_PROJECT, {"p_id": ident, "p_org": ref.scope.org, "p_project": ref.scope.project}
     ):
         raise no_task(ref)
-    if ref.within is not None:
-        project = tx.one(_PROJECT_OF, {"p_id": ident})
-        if project is None or project[0] not in ref.within:
-            raise no_task(ref)
+    if ref.within is not None or ref.reporter is not None:
+        _check_belongs(tx, ref, ident)
     return ident
+
+
+def _check_belongs(tx: Tx, ref: Ref, ident: int) -> None:
+    row = tx.one(_BELONGS, {"p_id": ident})
+    if row is None or (ref.within is not None and row.project_id not in ref.within):
+        raise no_task(ref)
+    mine = ref.reporter
+    if mine is not None and row.holder_id is not None and (row.holder_type, row.holder_id) != (mine.type, mine.id):
+        raise LeaseHeldError(f"Task {ident} is held by {row.holder_id}, not by {mine.id}.", holder=row.holder_id)
 
 
 def no_task(ref: Ref) -> NotFoundError:

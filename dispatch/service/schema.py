@@ -204,3 +204,25 @@ events: Final = Table(
     Index(None, "task_id", "seq"),
     sqlite_autoincrement=True,
 )
+
+api_keys: Final = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True, comment="stands in the key's text"),
+    Column("name", String(64), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("access", String(8), nullable=False, comment="read, write or admin"),
+    Column("actor_type", String(16), nullable=False),
+    Column("actor_id", String(255), nullable=False),
+    Column("projects", Text, nullable=True, comment="JSON list of project ids; null is all"),
+    _time("created_at", nullable=False),
+    _time("expires_at"),
+    _time("revoked_at"),
+    Index(
+        "ux_api_keys_name",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+)

@@ -17,6 +17,7 @@ import uvloop
 
 from dispatch import log
 from dispatch.errors import ConfigurationError
+from dispatch.service import direct, keys
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
@@ -40,29 +41,39 @@ _log: Final = log.get_logger("service")
 def open_store(url: str, clock: Clock) -> Store:
     """Return the store for a database URL, not started yet. Raises ConfigurationError."""
     parts = urlsplit(url)
+    if direct.is_postgres(url):
+        return direct.open_postgres(url, clock)
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2:
         raise ConfigurationError(
-            f"DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db; it begins with {parts.scheme!r}."
+            "DISPATCH_DATABASE_URL must be sqlite:///path/to/file.db or postgresql://user@host/database;"
+            f" it begins with {parts.scheme!r}."
         )
     return SqliteStore(Path(url.removeprefix("sqlite:///")).expanduser(), clock)
 
 
-def _address(bind: str) -> tuple[str, int]:
+def address_of(bind: str) -> tuple[str, int]:
+    """Take ``host:port`` apart. Raises ConfigurationError."""
     host, colon, port = bind.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65_535:
         raise ConfigurationError(f"DISPATCH_BIND must be host:port, such as 127.0.0.1:8700; it is {bind!r}.")
-    host = host.removeprefix("[").removesuffix("]")
-    if not is_loopback(host):
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _check_reach(settings: Settings) -> None:
+    """Refuse an address beyond this machine when nobody would need a key. Raises ConfigurationError."""
+    host, port = address_of(settings.service.bind)
+    if is_loopback(host):
+        return
+    if not direct.transaction(settings.database_url, keys.exist):
         raise ConfigurationError(
-            f"DISPATCH_BIND names {host!r}: without API keys the service listens on loopback only,"
-            f" such as 127.0.0.1:{port}."
+            f"DISPATCH_BIND names {host!r}: without API keys the service listens on loopback only, such as"
+            f" 127.0.0.1:{port}. Make a key first: 'dispatch api-key create NAME'."
         )
-    return host, int(port)
 
 
 def listen(bind: str) -> socket.socket:
     """Return a socket that listens on ``host:port`` (0 takes a free port). Raises ConfigurationError."""
-    host, port = _address(bind)
+    host, port = address_of(bind)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
@@ -121,6 +132,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
 
     Raises ConfigurationError when the address or the database cannot be used.
     """
+    _check_reach(settings)
     sock = listen(settings.service.bind)
     store = open_store(settings.database_url, Clock())
     try:
@@ -130,15 +142,18 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
             default_lease_ms=round(settings.service.default_lease_s * 1000),
             lock_ms=round(settings.service.lock_s * 1000),
             regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
+            origins=settings.service.allowed_origins,
         )
-        await serve_app(app, sock, on_ready)
+        await serve_app(app, sock, on_ready, has_keys=await store.has_keys())
     finally:
         sock.close()
         await store.close()
 
 
-async def serve_app(app: ServiceApp, sock: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve an application on a socket that listens, until SIGTERM or SIGINT."""
+async def serve_app(
+    app: ServiceApp, sock: socket.socket, on_ready: Callable[[str], None] | None = None, *, has_keys: bool = False
+) -> None:
+    """Serve an application on a socket that listens, until SIGTERM or SIGINT. ``has_keys`` is for the log."""
     config = uvicorn.Config(
         app.asgi,
         http=HttpProtocol,
@@ -159,7 +174,7 @@ async def serve_app(app: ServiceApp, sock: socket.socket, on_ready: Callable[[st
 
     def ready() -> None:
         url = _url_of(sock)
-        _log.info("service_ready", url=url)
+        _log.info("service_ready", url=url, keys=has_keys)
         if on_ready is not None:
             on_ready(url)
 

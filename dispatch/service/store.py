@@ -1,18 +1,15 @@
 """What the use cases need of a database, whichever it is.
 
 A use case is a synchronous function of a ``Tx``; the store runs it as one
-transaction and, after the commit, publishes what it emitted. ``SqliteStore``
-(``sqlite.py``) is the first store; another one differs in engine set-up and
-locking only.
+transaction and, after the commit, publishes what it emitted. There are
+``SqliteStore`` (``sqlite.py``) and ``PostgresStore`` (``postgres.py``), both
+on the group commit of ``writer.py``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from sqlalchemy import bindparam, insert
-
-from dispatch.service import schema
 from dispatch.service.events import Bus, Event
 
 if TYPE_CHECKING:
@@ -22,31 +19,22 @@ if TYPE_CHECKING:
 
     from dispatch.ats.model import Actor
     from dispatch.service.clock import Clock
+    from dispatch.service.keys import Key
 
 T = TypeVar("T")
-
-_INSERT_EVENT: Final = (
-    insert(schema.events)
-    .values(
-        {
-            column.name: bindparam(column.name)
-            for column in schema.events.c
-            if column.name != "seq"  # the database numbers them
-        }
-    )
-    .returning(schema.events.c.seq)
-)
 
 
 class Tx:
     """One transaction as a use case sees it: statements, the time, and what happened."""
 
-    __slots__ = ("_connection", "events", "first_expiry_ms", "now_ms")
+    __slots__ = ("_connection", "events", "first_expiry_ms", "lines", "now_ms")
 
     def __init__(self, connection: Connection, now_ms: int) -> None:
         self._connection = connection
         self.now_ms = now_ms
         self.events: list[Event] = []
+        self.lines: list[dict[str, Any]] = []
+        """The rows of ``events``, one for one."""
         self.first_expiry_ms: int | None = None
 
     def one(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Any:
@@ -76,10 +64,12 @@ class Tx:
         note: str | None = None,
         message: tuple[int, str] | None = None,
     ) -> None:
-        """Append to the event log: ``moved`` is (from, to), ``message`` is (id, JSON)."""
+        """Append to the event log: ``moved`` is (from, to), ``message`` is (id, JSON).
+
+        The store numbers and writes the events of a whole commit at its end; until then they are not in the table.
+        """
         came, went = moved or (None, None)
-        row = self.one(
-            _INSERT_EVENT,
+        self.lines.append(
             {
                 "type": kind,
                 "task_id": task.id,
@@ -92,11 +82,9 @@ class Tx:
                 "token": task.fencing_token,
                 "message_id": message[0] if message else None,
                 "created_at": self.now_ms,
-            },
+            }
         )
-        self.events.append(
-            Event(row[0], kind, task, actor.id, actor.name, self.now_ms, message[1] if message else None)
-        )
+        self.events.append(Event(0, kind, task, actor.id, actor.name, self.now_ms, message[1] if message else None))
 
 
 class Store(Protocol):
@@ -104,19 +92,32 @@ class Store(Protocol):
 
     bus: Bus
     clock: Clock
+    is_shared: ClassVar[bool]
+    """Whether other processes may use the database, and grant leases, of which ``on_lease`` does not tell."""
+    is_alone: bool
+    """After ``start``: whether no other service had the database open, so that nobody can have renewed."""
     on_lease: Callable[[int], None]
-    """Called on the event loop with the expiry of leases that were just granted or extended."""
+    """Called on the event loop with the expiry of leases that were just granted or extended by this process."""
 
     def write(self, work: Callable[[Tx], T]) -> Awaitable[T]:
         """Run ``work`` as one transaction and return its result once it is durable.
 
         Raises what ``work`` raises, with nothing changed, and OverloadedError
-        when the database cannot do it now.
+        when the database cannot do it now; its sentence says so when the
+        connection was lost in the very moment of the commit.
         """
         ...
 
     def read(self, work: Callable[[Tx], T]) -> Awaitable[T]:
         """Run ``work``, which must not write, on a snapshot. Raises as ``write`` does."""
+        ...
+
+    async def key(self, key_id: str) -> Key | None:
+        """Return the API key with this public id as it is now, or None. Raises OverloadedError."""
+        ...
+
+    async def has_keys(self) -> bool:
+        """Say whether an API key was ever made: then every caller needs one. Raises OverloadedError."""
         ...
 
     async def start(self) -> None:

@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, false, func, insert, or_, select, update
+from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import moves, tenants, wire
+from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.leases import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import POSITION_LAST, tasks
@@ -76,6 +77,7 @@ class Query:
     """What a list asks for. Times are ms since the epoch; empty tuples and None filter nothing."""
 
     scope: Scope | None = None
+    within: frozenset[int] | None = None
     project_id: int | None = None
     ids: tuple[int, ...] | None = None
     status: tuple[Status, ...] = ()
@@ -96,9 +98,13 @@ class Query:
     fields: tuple[str, ...] | None = None
 
 
-def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask) -> Any:
-    """Create a task and return its row. Raises NotFoundError for an unknown project."""
-    row = insert_row(tx, tenants.project_id(tx, scope or tenants.DEFAULT), actor, new)
+def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask, within: frozenset[int] | None = None) -> Any:
+    """Create a task in todo and return its row. ``within`` holds the projects that the caller may see, None for all.
+
+    Raises NotFoundError for an unknown project, ForbiddenError when none is named and the default is not the caller's.
+    """
+    project_id = tenants.home(tx, within) if scope is None else tenants.project_id(tx, scope, within)
+    row = insert_row(tx, project_id, actor, new)
     tx.emit("task.created", row, actor, moved=(None, row.status))
     return row
 
@@ -165,7 +171,9 @@ def patch(
 def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
     c = tasks.c
     if query.scope is not None:
-        yield c.project_id == tenants.project_id(tx, query.scope)
+        yield c.project_id == tenants.project_id(tx, query.scope, query.within)
+    if query.within is not None:
+        yield c.project_id.in_(query.within)
     if query.ids is not None:
         yield c.id.in_(query.ids)
     choices = ((c.status, query.status), (c.type, query.type), (c.channel, query.channel))
@@ -184,8 +192,8 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)
         yield ~waits
     if query.search:
-        part = query.search.lower()
-        yield or_(*(func.lower(text).contains(part, autoescape=True) for text in (c.title, c.description)))
+        part = fold(query.search)
+        yield or_(*(folded(text).contains(part, autoescape=True) for text in (c.title, c.description)))
 
 
 def find(tx: Tx, query: Query) -> Sequence[Any]:
@@ -194,25 +202,39 @@ def find(tx: Tx, query: Query) -> Sequence[Any]:
     Equal sort keys are in order of creation. Raises NotFoundError for an unknown project.
     """
     # Tasks are numbered in the order of their creation, and by their number they are found without sorting.
-    key = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    key: Any = tasks.c.id if query.sort_by == "created_at" else tasks.c[query.sort_by]
+    if query.sort_by == "title":
+        key = bytewise(key)
     order = [key.desc() if query.descending else key.asc(), *([] if key is tasks.c.id else [tasks.c.id])]
     columns = ALL if query.fields is None else [tasks.c[name] for name in wire.columns_of(query.fields)]
     return tx.all(
-        select(*columns).where(*_conditions(tx, query)).order_by(*order).limit(query.limit).offset(query.offset)
+        select(*columns)
+        .where(*_conditions(tx, query))
+        .order_by(*order)
+        .limit(query.limit)
+        .offset(literal(query.offset, BigInteger))
     )
 
 
-def stats(tx: Tx) -> dict[str, Any]:
-    """Count the tasks of all projects by status (ATS words) and channel, and say how fast they complete."""
+def stats(tx: Tx, within: frozenset[int] | None = None) -> dict[str, Any]:
+    """Count the tasks of all projects, or of those in ``within``, by status (ATS words) and channel.
+
+    Say how fast they complete as well.
+    """
     c = tasks.c
-    by_status = {ATS_WORD[Status(r[0])]: r[1] for r in tx.all(select(c.status, func.count()).group_by(c.status))}
-    by_channel = {r[0]: r[1] for r in tx.all(select(c.channel, func.count()).group_by(c.channel))}
+    seen = true() if within is None else c.project_id.in_(within)
+
+    def count_by(column: Any) -> Sequence[Any]:
+        return tx.all(select(column, func.count()).where(seen).group_by(column))
+
+    by_status = {ATS_WORD[Status(row[0])]: row[1] for row in count_by(c.status)}
+    by_channel = {row[0]: row[1] for row in count_by(c.channel)}
     done = c.status == Status.COMPLETED.value
-    average = tx.one(select(func.avg(c.completed_at - c.created_at)).where(done))[0]
+    average = tx.one(select(func.avg(c.completed_at - c.created_at)).where(done, seen))[0]
 
     def since(column: Any, days: int, *also: Any) -> int:
         after = column > tx.now_ms - days * _DAY_MS
-        return int(tx.one(select(func.count()).select_from(tasks).where(after, *also))[0])
+        return int(tx.one(select(func.count()).select_from(tasks).where(after, seen, *also))[0])
 
     return {
         "total": sum(by_status.values()),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, case, func, insert, select, update
 
 from dispatch.core.lifecycle import Status
-from dispatch.errors import ConflictError, NotFoundError
+from dispatch.errors import ConflictError, ForbiddenError, NotFoundError
 from dispatch.service import wire
+from dispatch.service.collation import bytewise
 from dispatch.service.rows import Scope
 from dispatch.service.schema import organizations, projects, tasks
 
@@ -31,14 +32,31 @@ _PROJECT: Final = select(*projects.c).where(
 )
 
 
-def project_id(tx: Tx, scope: Scope) -> int:
-    """Return the number of a project. Raises NotFoundError, which says how to create it."""
+def project_id(tx: Tx, scope: Scope, within: frozenset[int] | None = None) -> int:
+    """Return the number of a project. Raises NotFoundError, which says how to create it.
+
+    ``within`` holds the projects that the caller may see, here and below; None
+    means all. What is not in it does not exist.
+    """
     row = tx.one(_PROJECT_ID, {"p_org": scope.org, "p_project": scope.project})
-    if row is None:
+    if row is None or (within is not None and row[0] not in within):
         raise NotFoundError(
             f"There is no project {scope.org}/{scope.project}; create it with POST /orgs/{scope.org}/projects."
         )
     return int(row[0])
+
+
+def home(tx: Tx, within: frozenset[int] | None = None) -> int:
+    """Return the number of the project for tasks that name none. Raises ForbiddenError when it is not in ``within``."""
+    try:
+        return project_id(tx, DEFAULT, within)
+    except NotFoundError:
+        if within is None:
+            raise
+        raise ForbiddenError(
+            f"A task that names no project goes to {DEFAULT.org}/{DEFAULT.project}, and this key is not for it.",
+            next_step="Create it under /orgs/ORG/projects/PROJECT/tasks; GET /auth/me lists the projects of this key.",
+        ) from None
 
 
 def ensure_default(tx: Tx) -> None:
@@ -59,17 +77,22 @@ def ensure(tx: Tx, scope: Scope) -> int:
     return int(create_project(tx, scope.org, scope.project, scope.project, "").id)
 
 
-def organization(tx: Tx, slug: str) -> Any:
+def _has_some(within: frozenset[int]) -> Any:
+    return organizations.c.id.in_(select(projects.c.organization_id).where(projects.c.id.in_(within)))
+
+
+def organization(tx: Tx, slug: str, within: frozenset[int] | None = None) -> Any:
     """Return an organisation's row. Raises NotFoundError."""
-    row = tx.one(_ORGANIZATION, {"p_slug": slug})
+    row = tx.one(_ORGANIZATION if within is None else _ORGANIZATION.where(_has_some(within)), {"p_slug": slug})
     if row is None:
         raise NotFoundError(f"There is no organization {slug}; create it with POST /orgs.")
     return row
 
 
-def all_organizations(tx: Tx) -> Sequence[Any]:
+def all_organizations(tx: Tx, within: frozenset[int] | None = None) -> Sequence[Any]:
     """Return every organisation, by slug."""
-    return tx.all(select(*organizations.c).order_by(organizations.c.slug))
+    rows = select(*organizations.c).order_by(bytewise(organizations.c.slug))
+    return tx.all(rows if within is None else rows.where(_has_some(within)))
 
 
 def create_organization(tx: Tx, slug: str, name: str) -> Any:
@@ -94,18 +117,22 @@ def change_organization(tx: Tx, slug: str, changes: dict[str, str]) -> Any:
     )
 
 
-def project(tx: Tx, org: str, slug: str) -> Any:
+def project(tx: Tx, org: str, slug: str, within: frozenset[int] | None = None) -> Any:
     """Return a project's row. Raises NotFoundError."""
-    row = tx.one(_PROJECT, {"p_org": organization(tx, org).id, "p_slug": slug})
-    if row is None:
+    row = tx.one(_PROJECT, {"p_org": organization(tx, org, within).id, "p_slug": slug})
+    if row is None or (within is not None and row.id not in within):
         raise NotFoundError(f"There is no project {org}/{slug}; create it with POST /orgs/{org}/projects.")
     return row
 
 
-def all_projects(tx: Tx, org: str, *, counts: bool) -> list[tuple[Any, dict[str, int] | None]]:
+def all_projects(
+    tx: Tx, org: str, within: frozenset[int] | None = None, *, counts: bool
+) -> list[tuple[Any, dict[str, int] | None]]:
     """Return every project of an organisation, by slug, with counts of tasks on demand. Raises NotFoundError."""
-    owner = organization(tx, org).id
-    rows = tx.all(select(*projects.c).where(projects.c.organization_id == owner).order_by(projects.c.slug))
+    found = select(*projects.c).where(projects.c.organization_id == organization(tx, org, within).id)
+    if within is not None:
+        found = found.where(projects.c.id.in_(within))
+    rows = tx.all(found.order_by(bytewise(projects.c.slug)))
     if not counts:
         return [(row, None) for row in rows]
 
@@ -140,9 +167,9 @@ def create_project(tx: Tx, org: str, slug: str, name: str, description: str) -> 
     return tx.one(insert(projects).values(values).returning(*projects.c))
 
 
-def change_project(tx: Tx, org: str, slug: str, changes: dict[str, str]) -> Any:
+def change_project(tx: Tx, org: str, slug: str, changes: dict[str, str], within: frozenset[int] | None = None) -> Any:
     """Change slug, name or description. Raises NotFoundError, ConflictError."""
-    row = project(tx, org, slug)
+    row = project(tx, org, slug, within)
     wanted = changes.get("slug", slug)
     if wanted != slug and tx.one(_PROJECT, {"p_org": row.organization_id, "p_slug": wanted}) is not None:
         raise ConflictError(f"The project {org}/{wanted} exists already.")

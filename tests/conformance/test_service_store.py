@@ -26,7 +26,6 @@ from tests.support.service import STORES, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from dispatch.service.events import Event
     from dispatch.service.store import Store
@@ -99,13 +98,12 @@ class Bench:
         return await self.do(tasks.patch, ref, actor, fields=fields, status=status, default_lease_ms=LEASE_MS)
 
 
-@pytest.fixture(params=sorted(STORES))
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+@pytest.fixture(params=STORES)
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """A fresh store of every kind."""
     clock = SteppingClock()
-    store = await STORES[request.param](tmp_path, clock)
-    yield Bench(store, clock)
-    await store.close()
+    async with STORES[request.param](clock) as store:
+        yield Bench(store, clock)
 
 
 @pytest.mark.parametrize("current", Status)
@@ -516,3 +514,79 @@ async def test_stats_count_everything(bench: Bench) -> None:
     assert stats["by_channel"] == {"default": 2, "c": 1}
     assert stats["recent"] == {"created_24h": 1, "completed_24h": 0, "created_7d": 3, "completed_7d": 1}
     assert (stats["total"], stats["completed_count"]) == (3, 1)
+
+
+async def test_searching_ignores_case_for_all_of_unicode(bench: Bench) -> None:
+    """What one database finds the other finds: umlauts, Greek, Cyrillic, Turkish, and nothing that is not there."""
+    titles = ["Größe ÄÖÜ", "ΟΔΥΣΣΕΥΣ", "ПРИВЕТ мир", "İstanbul", "naïve CAFÉ", "50% _off_ \\ 'quoted'", "日本語 🙂"]
+    refs = {title: await bench.create(title=title) for title in titles}
+
+    async def find(search: str) -> list[int]:
+        return [row.id for row in await bench.store.read(lambda tx: tasks.find(tx, tasks.Query(search=search)))]
+
+    for search, title in (
+        ("grÖSSE", None),
+        ("GRÖßE äöü", "Größe ÄÖÜ"),
+        ("οδυσσευς", "ΟΔΥΣΣΕΥΣ"),
+        ("ΟΔΥΣΣΕΥΣ", "ΟΔΥΣΣΕΥΣ"),
+        ("δυσ", "ΟΔΥΣΣΕΥΣ"),
+        ("привет МИР", "ПРИВЕТ мир"),
+        ("istanbul", "İstanbul"),
+        ("İSTAN", "İstanbul"),
+        ("NAÏVE café", "naïve CAFÉ"),
+        ("50% _OFF_ \\ 'Q", "50% _off_ \\ 'quoted'"),
+        ("5_%", None),
+        ("本語 🙂", "日本語 🙂"),
+    ):
+        assert await find(search) == ([] if title is None else [refs[title]]), search
+
+
+async def test_titles_are_in_order_of_code_points(bench: Bench) -> None:
+    """Sorting by title does not depend on the database's language."""
+    titles = ["b", "a-c", "ab", "B", "_", "é", "Z", "a b", "ä", "日", "🙂", "", "e"]
+    for title in titles:
+        await bench.create(title=title)
+    query = tasks.Query(sort_by="title", descending=False)
+    rows = await bench.store.read(lambda tx: tasks.find(tx, query))
+    assert [row.title for row in rows] == sorted(titles)
+
+
+async def test_extreme_values_come_back_as_they_were(bench: Bench) -> None:
+    """The largest numbers and the oddest texts are stored, compared and found alike on every database."""
+    largest = 2**63 - 1
+    for order_index in (1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 0.0, 0.1, 1e16 + 2):
+        ref = await bench.create(order_index=order_index)
+        assert repr((await bench.row(ref)).order_index) == repr(order_index)
+    odd = "\u0001\u001f\u007f\u0085\u2028\ufffe\uffff\U0010ffff e\u0301 \u202eabc \\ ' \" % %s {} :p"
+    ref = await bench.create(title=odd, description=odd * 100, payload=f'"{largest}"')
+    await bench.do(moves.cancel, ref, reason=odd)
+    row = await bench.row(ref)
+    assert (row.title, row.description, row.payload, row.reason) == (odd, odd * 100, f'"{largest}"', odd)
+    assert (await bench.history(ref))[-1].note == odd
+    for filters in ({"offset": largest}, {"ids": (largest,)}, {"project_id": largest}, {"created_after": largest}):
+        query = tasks.Query(**filters)
+        assert await bench.store.read(lambda tx, query=query: tasks.find(tx, query)) == []
+    with pytest.raises(NotFoundError):
+        await bench.row(largest)
+    with pytest.raises(StaleLeaseError):
+        await bench.do(leases.renew, ref, token=largest)
+
+
+async def test_events_are_numbered_without_gaps(bench: Bench) -> None:
+    """Requests that were refused or broke take no number, in a commit of their own or with others."""
+
+    def broken(tx: Any) -> None:
+        tasks.create(tx, None, ANN, tasks.NewTask("gone"))
+        raise ZeroDivisionError
+
+    async def attempt(work: Any) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await bench.store.write(work)
+
+    await attempt(broken)
+    await asyncio.gather(*(attempt(broken) if n % 3 else bench.create() for n in range(12)))
+    await attempt(broken)
+    await bench.create()
+    assert [event.seq for event in bench.published] == [1, 2, 3, 4, 5]
+    logged = await bench.store.read(lambda tx: history.page(tx, 0, 100, 100))
+    assert [event.seq for event in logged] == [1, 2, 3, 4, 5]

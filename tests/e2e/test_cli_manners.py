@@ -79,10 +79,12 @@ def test_busy_service_is_exit_75(ats, cli):
 
 
 def test_refused_key_is_exit_77(ats, cli):
-    """A key that may not do this is "not permitted"."""
+    """A key that may not do this is "not permitted"; the sentence says where another one is named."""
     ats.fault("answer", status=403, body=b'{"error": "read-only access"}')
     ended = cli("create", "t")
-    assert (ended.code, ended.err) == (77, "dispatch: read-only access\n")
+    assert ended.code == 77
+    assert ended.err.startswith("dispatch: read-only access. Name a file with a key")
+    assert "DISPATCH_ATS_TOKEN_FILE" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,7 @@ def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
         ("executor", "ok"),
         ("data_dir", "ok"),
         ("user", "warning" if os.geteuid() == 0 else "ok"),
+        ("keys", "ok"),
         ("workers", "warning"),
     ]
 

@@ -111,7 +111,7 @@ async def test_a_call_that_waits_is_woken_by_a_new_task(connect: Connect, servic
         task_id = await created(author, project)
         began = time.monotonic()
         assert (await waiting)["task_id"] == task_id
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
 
 
 async def test_a_wait_that_was_cancelled_takes_no_task(connect: Connect, service: ServiceProcess) -> None:
@@ -126,7 +126,7 @@ async def test_a_wait_that_was_cancelled_takes_no_task(connect: Connect, service
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(service.process.wait_event, "call_cancelled", 3.0, count=before + 1)
+        await asyncio.to_thread(service.process.wait_event, "call_cancelled", 15.0, count=before + 1)
         task_id = await created(author, project)
         begun = await call(author, "claim_next", project_key=project, agent_id=OTHER, wait_s=5)
         assert (begun["claimed"], begun["task_id"]) == (True, task_id)

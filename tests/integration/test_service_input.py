@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.service import ServiceProcess
+from tests.support.service import STORES, service_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.service import Client
+    from tests.support.service import Client, ServiceProcess
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One service for the file, whose log must stay clean."""
-    running = ServiceProcess(tmp_path_factory.mktemp("service")).start()
-    yield running
-    assert running.stop() == 0
-    events = [event["event"] for event in running.process.events]
-    assert events == ["service_ready", "service_stopped"], running.process.tail()
+@pytest.fixture(scope="module", params=STORES)
+def service(request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
+    """One service for the file on each store, whose log must stay clean."""
+    with service_on(request.param) as running:
+        yield running
+        assert running.stop() == 0
+        events = [event["event"] for event in running.process.events]
+        assert events == ["service_ready", "service_stopped"], running.process.tail()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.processes import eventually
-from tests.support.service import ServiceProcess
+from tests.support.service import STORES, ServiceProcess, service_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
     from tests.support.service import Client
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One service for the file, whose log must stay clean."""
-    running = ServiceProcess(
-        tmp_path_factory.mktemp("service"), DISPATCH_REGRANT_DELAY_S="0.05", DISPATCH_DEFAULT_LEASE_MS="60000"
-    ).start()
-    yield running
-    assert running.stop() == 0
-    events = [event["event"] for event in running.process.events]
-    assert events == ["service_ready", "service_stopped"], running.process.tail()
+@pytest.fixture(scope="module", params=STORES)
+def service(request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
+    """One service for the file on each store, whose log must stay clean."""
+    with service_on(request.param, DISPATCH_REGRANT_DELAY_S="0.05", DISPATCH_DEFAULT_LEASE_MS="60000") as running:
+        yield running
+        assert running.stop() == 0
+        events = [event["event"] for event in running.process.events]
+        assert events == ["service_ready", "service_stopped"], running.process.tail()
 
 
 @pytest.fixture

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.service import Client, ServiceProcess
+from tests.support.service import STORES, Client, service_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.service import ServiceProcess
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One service for the file."""
-    running = ServiceProcess(tmp_path_factory.mktemp("service")).start()
-    yield running
-    assert running.stop() == 0
-    assert not [line for line in running.process.output if "Traceback" in line or '"error"' in line]
+
+@pytest.fixture(scope="module", params=STORES)
+def service(request: pytest.FixtureRequest) -> Iterator[ServiceProcess]:
+    """One service for the file on each store."""
+    with service_on(request.param) as running:
+        yield running
+        assert running.stop() == 0
+        assert not [line for line in running.process.output if "Traceback" in line or '"error"' in line]
 
 
 @pytest.fixture

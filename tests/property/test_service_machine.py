@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -17,7 +15,7 @@ from dispatch.ats.model import Actor
 from dispatch.errors import TaskError
 from dispatch.service import history, lapse, leases, moves, tasks
 from dispatch.service.rows import Ref, fetch
-from tests.support.service import SteppingClock, sqlite_store
+from tests.support.service import STORES, SteppingClock
 
 ACTORS = [Actor("agent", "ann", "Ann"), Actor("agent", "bob", "Bob"), Actor("human", "eve", "Eve")]
 FINISHED = {"completed", "failed", "cancelled", "skipped"}
@@ -45,13 +43,15 @@ class Model:
 class StoreMachine(RuleBasedStateMachine):
     """Three tasks, three actors, tokens right and wrong."""
 
+    engine = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.directory = tempfile.TemporaryDirectory(prefix="dispatch-")
         self.clock = SteppingClock()
         self.now = 0.0
-        self.store = self.runner.run(sqlite_store(Path(self.directory.name), self.clock))
+        self.context = STORES[self.engine](self.clock)
+        self.store = self.runner.run(self.context.__aenter__())
         self.models: list[Model] = []
         self.ids: list[int] = []
 
@@ -65,9 +65,8 @@ class StoreMachine(RuleBasedStateMachine):
                 assert before.to_status == after.from_status
                 if before.to_status in FINISHED:
                     assert after.type == "task.reopened"
-        self.runner.run(self.store.close())
+        self.runner.run(self.context.__aexit__(None, None, None))
         self.runner.close()
-        self.directory.cleanup()
 
     def _write(self, work: Any) -> Any:
         async def run() -> Any:
@@ -225,7 +224,16 @@ class StoreMachine(RuleBasedStateMachine):
                 assert row.holder_id == model.holder
 
 
-StoreMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-TestStoreAgainstModel = StoreMachine.TestCase
+class PostgresMachine(StoreMachine):
+    """The same on the other store."""
+
+    engine = "postgresql"
+
+
+TestSqliteAgainstModel = StoreMachine.TestCase
+TestPostgresAgainstModel = PostgresMachine.TestCase
+for case, examples in ((TestSqliteAgainstModel, 25), (TestPostgresAgainstModel, 10)):
+    case.settings = settings(
+        max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+del case  # else it would be collected once more

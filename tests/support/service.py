@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from dispatch.service import tenants
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from dispatch.ats.model import Actor
+from dispatch.service import direct, keys, tenants
+from dispatch.service.access import Access
 from dispatch.service.clock import Clock
+from dispatch.service.postgres import PostgresStore
+from dispatch.service.rows import Scope
 from dispatch.service.sqlite import SqliteStore
+from tests.support.postgres import shared_server
 from tests.support.processes import LogProcess, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
-    from dispatch.service.store import Store
+    from dispatch.service.store import Store, Tx
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 class Client:
     """One keep-alive connection. ``call`` returns (status, decoded JSON) and fails on anything but JSON."""
 
-    def __init__(self, url: str, actor: str = "worker-1", kind: str = "agent") -> None:
+    def __init__(self, url: str, actor: str = "worker-1", kind: str = "agent", token: str | None = None) -> None:
         self.url = url
         self.headers = {
             "Content-Type": "application/json",
@@ -34,6 +46,8 @@ class Client:
             "X-Actor-ID": actor,
             "X-Actor-Name": actor.title(),
         }
+        if token is not None:
+            self.headers["Authorization"] = f"Bearer {token}"
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
 
@@ -121,10 +135,34 @@ class ServiceProcess:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def client(self, actor: str = "worker-1", kind: str = "agent") -> Client:
+    def client(self, actor: str = "worker-1", kind: str = "agent", token: str | None = None) -> Client:
         """Return a client, closed with the service."""
-        self._clients.append(Client(self.url, actor, kind))
+        self._clients.append(Client(self.url, actor, kind, token))
         return self._clients[-1]
+
+    def make_key(self, name: str, **options: Any) -> tuple[str, str]:
+        """Make an API key beside the running service and return (its id, the key); ``projects`` are org/project."""
+
+        def work(tx: Tx) -> tuple[str, str]:
+            key, text = keys.create(
+                tx,
+                name,
+                access=Access[options.get("access", "write").upper()],
+                actor=Actor(options.get("kind", "agent"), options.get("actor", name), name),
+                scopes=[Scope(*project.split("/")) for project in options.get("projects", ())],
+                expires_at=tx.now_ms + round(options["expires_s"] * 1000) if "expires_s" in options else None,
+            )
+            return key.id, text
+
+        return direct.transaction(self._database_url, work)
+
+    def revoke_key(self, key_id: str) -> None:
+        """Revoke an API key beside the running service."""
+        direct.transaction(self._database_url, lambda tx: keys.revoke(tx, key_id))
+
+    @property
+    def _database_url(self) -> str:
+        return self._settings.get("DISPATCH_DATABASE_URL", f"sqlite:///{self.directory / 'tasks.db'}")
 
     def kill(self) -> None:
         """End it with SIGKILL."""
@@ -142,6 +180,37 @@ class ServiceProcess:
             self._clients.pop().close()
 
 
+class Subscriber:
+    """A WebSocket that collects every event of a service, in the order in which they came."""
+
+    def __init__(self, url: str, **subscription: Any) -> None:
+        self._stack = contextlib.ExitStack()
+        where = url.replace("http", "ws", 1) + "/ws"
+        self._socket = self._stack.enter_context(connect(where, compression=None, proxy=None, max_size=None))
+        self._socket.send(json.dumps({"type": "subscribe", "extended": True, "thin": True, **subscription}))
+        self.events: list[Any] = []
+        assert [json.loads(self._socket.recv(5))["type"] for _ in range(2)] == ["connected", "subscribed"]
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                frame = json.loads(self._socket.recv())
+                if frame["type"].startswith("task."):
+                    self.events.append(frame)
+
+    @property
+    def seqs(self) -> list[int]:
+        """The numbers of the events until now."""
+        return [event["seq"] for event in list(self.events)]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stack.close()
+        self._thread.join()
+
+
 class SteppingClock(Clock):
     """A clock of the service that stands still until a test puts it forward."""
 
@@ -153,18 +222,53 @@ class SteppingClock(Clock):
         """Return the time that the test made it."""
         return self._now_ms
 
+    def set(self, now_ms: int) -> None:
+        """Go by the test, not by the database."""
+
     def step(self, seconds: float) -> None:
         """Let time pass."""
         self._now_ms += round(seconds * 1000)
 
 
-async def sqlite_store(directory: Path, clock: Clock) -> Store:
-    """Start a store on SQLite with the default project in it."""
-    store = SqliteStore(directory / "tasks.db", clock)
-    await store.start()
-    await store.write(tenants.ensure_default)
-    return store
+@contextlib.asynccontextmanager
+async def sqlite_store(clock: Clock) -> AsyncIterator[Store]:
+    """A store on SQLite."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory:
+        store = SqliteStore(Path(directory) / "tasks.db", clock)
+        async with _started(store):
+            yield store
 
 
-STORES: dict[str, Callable[[Path, Clock], Awaitable[Store]]] = {"sqlite": sqlite_store}
-"""Every store that must pass the conformance suite, by name."""
+@contextlib.asynccontextmanager
+async def postgres_store(clock: Clock) -> AsyncIterator[Store]:
+    """A store on PostgreSQL."""
+    with shared_server().database() as url:
+        async with _started(PostgresStore(url, clock)) as store:
+            yield store
+
+
+@contextlib.asynccontextmanager
+async def _started(store: Store) -> AsyncIterator[Store]:
+    try:
+        await store.start()
+        await store.write(tenants.ensure_default)
+        yield store
+    finally:
+        await store.close()
+
+
+STORES: dict[str, Callable[[Clock], AbstractAsyncContextManager[Store]]] = {
+    "sqlite": sqlite_store,
+    "postgresql": postgres_store,
+}
+"""Every store that must pass the conformance suite, by name: started, with the default project in it."""
+
+
+@contextlib.contextmanager
+def service_on(engine: str, **settings: str) -> Iterator[ServiceProcess]:
+    """Run a service on one of STORES; the caller checks how it ends."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory, contextlib.ExitStack() as stack:
+        if engine == "postgresql":
+            settings["DISPATCH_DATABASE_URL"] = stack.enter_context(shared_server().database())
+        with ServiceProcess(Path(directory), **settings) as service:
+            yield service

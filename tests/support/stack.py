@@ -112,6 +112,8 @@ class Stack:
             "X-Actor-ID": ident,
             "X-Actor-Name": ident,
         }
+        if token := self.env.get("DISPATCH_ATS_TOKEN"):
+            headers["Authorization"] = f"Bearer {token}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)

@@ -22,7 +22,7 @@ from dispatch.errors import (
 )
 from dispatch.service.access import Caller
 from dispatch.service.app import create_app
-from dispatch.service.caller import read_headers
+from dispatch.service.caller import actor_of, read_headers
 from dispatch.service.clock import Clock
 from dispatch.service.server import listen, open_store, serve_app
 from dispatch.service.tools.model import no_progress
@@ -132,8 +132,9 @@ async def keyed_caller(scope: Any) -> Caller:
     sent = dict(scope["headers"]).get(b"authorization", b"")
     if sent != f"Bearer {KEY}".encode():
         raise UnauthorizedError("The request carries no API key.")
-    actor, _ = read_headers([(k, v) for k, v in scope["headers"] if k not in (b"host", b"origin")])
-    return Caller(actor, is_keyed=True)
+    heads = read_headers(scope["headers"])
+    names = (heads.actor_type, heads.actor_id, heads.actor_name)
+    return Caller(actor_of(*(name.decode() for name in names)), is_keyed=True)
 
 
 class ToolService(ServiceProcess):

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "reconcile_s": ("1.5", 1.5),
     "sweep_s": ("0.25", 0.25),
     "bind": ("127.0.0.1:9999", "127.0.0.1:9999"),
+    "allowed_origins": (
+        "https://Tasks.example, http://x.example:3000/",
+        frozenset({"https://tasks.example", "http://x.example:3000"}),
+    ),
     "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
@@ -207,6 +211,13 @@ def test_secrets_are_masked_in_every_shape(shape: Any) -> None:
     assert shape(Secret("")).strip() in ("", "Secret('')")
 
 
+def test_a_password_in_a_query_is_shown_as_stars() -> None:
+    """PostgreSQL takes the password as a parameter as well."""
+    url = "postgresql://host/db?user=u&password=hunter2&sslpassword=hunter2&x=1"
+    assert masked_url(url) == "postgresql://host/db?user=u&password=***&sslpassword=***&x=1"
+    assert "hunter2" not in repr(load({"DISPATCH_DATABASE_URL": url}))
+
+
 @pytest.mark.parametrize("name", ["redis_url", "database_url"])
 @pytest.mark.parametrize("password", ["hunter2", "p/hunter2", "p@hunter2", "p:hunter2"])
 def test_a_password_in_a_url_is_shown_as_stars(name: str, password: str) -> None:
@@ -241,3 +252,10 @@ def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
     assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize("value", ["tasks.example", "https://tasks.example/path", "ftp://x", "https://", "*"])
+def test_an_origin_is_scheme_and_host(value: str) -> None:
+    """What no browser would send as Origin is a mistake, not a rule that never matches."""
+    with pytest.raises(ConfigurationError, match="ALLOWED_ORIGINS must hold origins"):
+        load({"DISPATCH_ALLOWED_ORIGINS": value})

@@ -23,8 +23,8 @@ from dispatch.errors import (
     InternalError,
     InvalidInputError,
     MethodNotAllowedError,
+    SlowBodyError,
     TaskError,
-    TooLargeError,
     UnauthorizedError,
 )
 from dispatch.log import get_logger
@@ -265,7 +265,7 @@ async def _refuse(scope: Scope, send: Send, error: TaskError) -> None:
         headers.append((b"allow", b"POST"))
     if error.http_status == 503:
         headers.append((b"retry-after", b"1"))
-    if isinstance(error, TooLargeError) or error.http_status == 408:
+    if isinstance(error, SlowBodyError):
         headers.append((b"connection", b"close"))
     rpc = {"code": code, "message": error.as_text(), "data": error.as_body()}
     await _send_json(send, error.http_status, {"jsonrpc": "2.0", "id": None, "error": rpc}, headers)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dispatch.service.tools.model import Toolbox
 
 EXIT_INTERRUPTED: Final = 130
-_FAREWELL_S: Final = 0.4
+_FAREWELL_S: Final = 0.3
 """How long what was asked for may still be answered when stdin has ended."""
-_TURN_S: Final = 0.05
+_TURN_S: Final = 0.02
 _LINES_AHEAD: Final = 16
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import Status
 from dispatch.core.priority import NUMBER_OF
-from dispatch.errors import ForbiddenError, InvalidInputError
+from dispatch.errors import InvalidInputError
 from dispatch.service import creation, tasks, tenants, wire
 from dispatch.service.access import agent_uuid
 from dispatch.service.fields import NAME_CHARS_MAX
@@ -39,11 +39,9 @@ _WHAT: Final = {
 
 
 def project_of(tx: Tx, call: Call, scope: Scope) -> int:
-    """Return the number of the project, created if need be. Raises ForbiddenError."""
-    found = tenants.ensure(tx, scope) if call.caller.projects is None else tenants.project_id(tx, scope)
-    if call.caller.projects is not None and found not in call.caller.projects:
-        raise ForbiddenError(f"The key of {call.caller.actor.name} is not for project {scope.org}/{scope.project}.")
-    return found
+    """Return the number of the project, made if need be; a key for some projects makes none. Raises NotFoundError."""
+    within = call.caller.projects
+    return tenants.ensure(tx, scope) if within is None else tenants.project_id(tx, scope, within)
 
 
 def _new(found: dict[str, Any], ident: str | None, run_id: str) -> tasks.NewTask:

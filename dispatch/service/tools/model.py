@@ -38,7 +38,8 @@ class Call:
 
     def ref(self, name: str = "task_id") -> Ref:
         """Return the task that an argument names."""
-        return Ref(self.arguments[name], within=self.caller.projects, words=OWN_WORDS)
+        reporter = self.caller.reporter(self.arguments.get("lease_token"))
+        return Ref(self.arguments[name], within=self.caller.projects, reporter=reporter, words=OWN_WORDS)
 
     def actor(self) -> Actor:
         """Return whom the call acts as. Raises ForbiddenError."""

@@ -106,7 +106,7 @@ def _number(name: str, value: Any) -> float:
         found = math.inf
     if not math.isfinite(found) or abs(found) > 1e300:
         raise InvalidInputError(f"{name} must be a number between -1e300 and 1e300.")
-    return found
+    return found + 0.0  # minus zero becomes zero, which every database keeps
 
 
 NUMBER: Final = Param(_number, {"type": "number"})

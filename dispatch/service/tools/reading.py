@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.errors import InvalidInputError, NotFoundError
+from dispatch.errors import InvalidInputError
 from dispatch.service import history, listing, tenants, wire
 from dispatch.service.access import Access, agent_uuid
 from dispatch.service.rows import fetch
@@ -23,10 +23,7 @@ HISTORY_MAX: Final = 200
 
 def known_project(tx: Tx, call: Call, scope: Scope) -> int:
     """Return the number of a project that the caller may see. Raises NotFoundError."""
-    found = tenants.project_id(tx, scope)
-    if call.caller.projects is not None and found not in call.caller.projects:
-        raise NotFoundError(f"There is no project {scope.org}/{scope.project}.")
-    return found
+    return tenants.project_id(tx, scope, call.caller.projects)
 
 
 async def get_task(call: Call) -> dict[str, Any]:

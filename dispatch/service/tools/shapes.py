@@ -16,6 +16,7 @@ from dispatch.core.lifecycle import Status
 from dispatch.core.priority import word_of
 from dispatch.service import tenants, wire
 from dispatch.service.access import agent_uuid
+from dispatch.service.collation import bytewise
 from dispatch.service.schema import organizations, projects, task_dependencies, task_needs, tasks
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _DEPENDENCIES: Final = (
 _NEEDS: Final = (
     select(task_needs.c.task_id, task_needs.c.name)
     .where(task_needs.c.task_id.in_(bindparam("p_ids", expanding=True)))
-    .order_by(task_needs.c.name)
+    .order_by(bytewise(task_needs.c.name))
 )
 
 _TEXT: Final = {"type": "string"}

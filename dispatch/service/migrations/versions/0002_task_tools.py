@@ -49,16 +49,16 @@ def upgrade() -> None:
     op.create_table(
         "task_needs",
         sa.Column("task_id", _ID, nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False, comment="a capability that whoever does it must have"),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_task_needs_task_id_tasks")),
         sa.PrimaryKeyConstraint("task_id", "name", name=op.f("pk_task_needs")),
     )
     op.create_table(
         "idempotency_keys",
-        sa.Column("scope", sa.String(length=300), nullable=False),
+        sa.Column("scope", sa.String(length=300), nullable=False, comment="what the key is for, and whose it is"),
         sa.Column("key", sa.String(length=255), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("answer_id", _ID, nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False, comment="of the request that used it first"),
+        sa.Column("answer_id", _ID, nullable=False, comment="the task or message that it made"),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("scope", "key", name=op.f("pk_idempotency_keys")),
     )

@@ -1,0 +1,147 @@
+"""A fleet with API keys, on real processes: the main job, a key that ends in the middle, and keys that will not do."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.processes import ROOT, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.stack import Stack
+
+WRONG = f"dsk_0123456789ab_{'0' * 64}"
+
+
+def command(stack: Stack, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of dispatch with the stack's settings."""
+    argv = [sys.executable, "-m", *arguments]
+    return subprocess.run(
+        argv, env={**stack.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def key(stack: Stack, *arguments: str) -> str:
+    """Make a key as an operator does, and return it."""
+    made = command(stack, "dispatch", "api-key", "create", *arguments)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.strip()
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    """A stack with a service and a Redis, one key, and nothing else running."""
+    found = make_stack()
+    found.env["DISPATCH_ATS_TOKEN"] = key(found, "dispatch")
+    found.redis.start()
+    found.start_service()
+    return found
+
+
+def test_the_main_job_with_a_key(stack: Stack) -> None:
+    """``api-key create dispatch`` makes all that a fleet needs; the key is in no log and no argument."""
+    secret = stack.env["DISPATCH_ATS_TOKEN"].rpartition("_")[2]
+    file = stack.directory / "fleet.key"
+    file.write_text(stack.env["DISPATCH_ATS_TOKEN"] + "\n")
+    by_file = {"DISPATCH_ATS_TOKEN_FILE": str(file)}
+    stack.env.pop("DISPATCH_ATS_TOKEN")
+    stack.start_ingress(by_file)
+    stack.start_ingress(by_file)
+    stack.start_worker(2, by_file)
+    stack.env["DISPATCH_ATS_TOKEN"] = file.read_text().strip()
+    made = [stack.create(f"task {number}", tick={"exits": [1, 0]})["id"] for number in range(6)]
+    for ident in made:
+        task = stack.wait_task(ident)
+        assert (task["status"], task["attempts"]) == ("completed", 2), task
+        assert task["assignee_id"].startswith("dispatch-")
+    long = stack.create("a long one", tick={"duration_s": 30})["id"]
+    stack.wait_task(long, "in_progress")
+    eventually(lambda: stack.tick_lines(long), 10, "the long task's child")
+    arguments = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not [line for line in arguments if secret.encode() in line]
+    stack.call("POST", f"/tasks/{long}/cancel")
+    assert stack.wait_task(long)["status"] == "cancelled"
+    for process in stack.processes:
+        process.stop()
+        assert secret not in "\n".join(process.output)
+    assert not stack.processes[0].find("key_refused")
+
+
+def test_a_refused_renewal_does_not_kill_and_nothing_is_lost(stack: Stack) -> None:
+    """A key refused for a while: the attempt runs on, its report waits, the ingress says it once and tries on."""
+    ingress, worker = stack.start_ingress(), stack.start_worker(1)
+    ident = stack.create("mid work", tick={"duration_s": 2.5})["id"]
+    eventually(lambda: stack.tick_lines(ident), 10, "the child")
+    revoked = command(stack, "dispatch", "api-key", "revoke", "dispatch")
+    assert revoked.returncode == 0, revoked.stderr
+    worker.wait_event("lease_renewal_failed")
+    ingress.wait_event("service_refuses_key")
+    worker.wait_event("report_delayed")
+    eventually(lambda: len(stack.processes[0].find("key_refused")) > 8, 20, "more tries")
+    assert ingress.exit_code is None
+    with closing(sqlite3.connect(stack.directory / "data/tasks.db", timeout=5)) as database:
+        database.execute("UPDATE api_keys SET revoked_at = NULL")
+        database.commit()
+    ingress.wait_event("service_accepts_key", timeout_s=10)
+    assert len(ingress.find("service_refuses_key")) == 1
+    done = stack.wait_task(ident)
+    assert (done["status"], done["attempts"]) == ("completed", 1), done
+    assert {line["token"] for line in stack.tick_lines(ident)} == {1}
+    after = stack.create("afterwards")["id"]
+    assert stack.wait_task(after)["status"] == "completed"
+    assert len(ingress.find("claiming_paused")) <= 1
+    assert not ingress.find("sweep_failed")
+    assert len(ingress.find("feed_disconnected")) <= 2
+
+
+def test_keys_that_will_not_do_are_exit_77(stack: Stack) -> None:
+    """No key, a wrong one and one that may only read: CLI, ingress, worker, doctor and up say so and exit 77."""
+    read = key(stack, "reader", "--access", "read")
+    keyless = {name: value for name, value in stack.env.items() if name != "DISPATCH_ATS_TOKEN"}
+    worker = ("celery", "-A", "dispatch", "worker", "-c", "1")
+    for what in (("dispatch", "ingress"), worker, ("dispatch", "doctor"), ("dispatch", "create", "t")):
+        for token, word in ((None, "no API key"), (WRONG, "not accepted"), (read, "only read")):
+            stack.env = keyless if token is None else {**keyless, "DISPATCH_ATS_TOKEN": token}
+            ended = command(stack, *what)
+            said = ended.stdout + ended.stderr
+            assert ended.returncode == 77, (what, token, said)
+            assert word in said or (word == "only read" and "read access" in said), said
+            assert "DISPATCH_ATS_TOKEN_FILE" in said, said
+            assert "Traceback" not in said
+            assert token is None or token.rpartition("_")[2] not in said
+    for what in (("list",), ("show", "1"), ("watch",)):
+        stack.env = keyless
+        assert command(stack, "dispatch", *what).returncode == 77
+        stack.env = {**keyless, "DISPATCH_ATS_TOKEN": read}
+        if what == ("list",):
+            assert command(stack, "dispatch", *what).returncode == 0
+    stack.processes[0].stop()
+    stack.env = keyless
+    assert command(stack, "dispatch", "up").returncode == 77
+
+
+def test_an_ingress_must_be_who_its_key_says(stack: Stack) -> None:
+    """With a key for another actor the ingress would not find its own claims: it says so and exits 78."""
+    ended = command(stack, "dispatch", "ingress", DISPATCH_ATS_TOKEN=key(stack, "fleet"))
+    assert ended.returncode == 78, ended
+    assert "acts as fleet" in ended.stderr
+    assert "DISPATCH_ACTOR_ID" in ended.stderr
+    stack.start_ingress(
+        {"DISPATCH_ACTOR_ID": "fleet-here", "DISPATCH_ATS_TOKEN": key(stack, "fleet-2", "--actor", "fleet")}
+    )
+
+
+def test_the_doctor_says_whether_there_are_keys(stack: Stack, make_stack: Callable[..., Stack]) -> None:
+    """Of a service with keys and of one without."""
+    assert "wants an API key" in command(stack, "dispatch", "doctor").stdout
+    open_one = make_stack()
+    open_one.start_service()
+    assert "has no API keys" in command(open_one, "dispatch", "doctor").stdout
