@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(STORES))
 async def shared_store(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[tuple[Store, SteppingClock]]:
     """A store of every kind, and its clock, which stands still until a test puts it forward."""
     clock = SteppingClock()
-    store = await STORES[request.param](tmp_path_factory.mktemp("store"), clock)
-    yield store, clock
-    await store.close()
+    async with STORES[request.param](clock) as store:
+        yield store, clock
 
 
 @pytest.fixture

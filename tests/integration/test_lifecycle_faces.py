@@ -15,13 +15,13 @@ import pytest
 from dispatch.cli.main import cli
 from dispatch.core.lifecycle import ATS_WORD, MOVES, STATUS_OF_ATS_WORD, Status
 from dispatch.errors import GatewayRejectedError
-from tests.support.service import ServiceProcess
+from tests.support.service import STORES, service_on
 from tests.support.tools import ANN, PROJECT, RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.service import Client
+    from tests.support.service import Client, ServiceProcess
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ FACES: dict[str, Callable[[Faces, str, Status], Outcome]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faces]:
-    """One service for all cells."""
+@pytest.fixture(scope="module", params=sorted(STORES))
+def faces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faces]:
+    """One service on each database for all cells."""
     directory = tmp_path_factory.mktemp("faces")
-    with ServiceProcess(directory) as service, pytest.MonkeyPatch.context() as patch:
+    with service_on(request.param) as service, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISPATCH_ATS_URL", service.url)
         patch.setenv("DISPATCH_DATA_DIR", str(directory))
         patch.chdir(directory)
