@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 1
+SECONDS ?= 300
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test bench chaos docs lock clean
+.PHONY: help demo up check format test bench chaos race fuzz docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,12 @@ bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 
 chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7
 	@$(BIN)/python -m tests.chaos --seed $(SEED)
+
+race: $(STAMP)  ## Let 32 claimers in 8 processes race for one task, 1,000 times
+	@$(BIN)/python -m tests.race
+
+fuzz: $(STAMP)  ## Send nonsense to every part of the API for SECONDS=300
+	@FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -p no:cacheprovider --timeout 0 tests/property/test_api_fuzz.py
 
 docs: $(STAMP)  ## Write the pages that the code writes: settings, errors, example configuration
 	@$(BIN)/python -m tests.support.documents

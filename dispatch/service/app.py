@@ -18,6 +18,7 @@ from dispatch.service.expiry import Expiry
 from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
 from dispatch.service.mcp.http import McpFace, serves
+from dispatch.service.protocols import into_the_void
 from dispatch.service.rest import RestFace
 from dispatch.service.tools.registry import LocalToolbox
 
@@ -94,8 +95,8 @@ def create_app(
         if scope["type"] != "http":
             await starlette(scope, receive, send)
         elif serves(scope["path"]):
-            await mcp(scope, receive, send)
+            await mcp(scope, receive, into_the_void(send))
         else:
-            await rest(scope, receive, send)
+            await rest(scope, receive, into_the_void(send))
 
     return ServiceApp(asgi, feed, calls, mcp)

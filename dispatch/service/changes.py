@@ -56,7 +56,9 @@ def update(
 
 def _meta(row: Any, wish: dict[str, Any], bytes_max: int, *, merge: bool) -> str:
     before = json.loads(row.meta_json) if merge and row.meta_json else {}
-    found = {name: value for name, value in {**before, **wish}.items() if not (merge and value is None)}
+    found = before | wish
+    if merge:
+        found = {name: value for name, value in found.items() if value is not None or name not in wish}
     text = wire.dumps(found)
     size = len(text.encode())
     if size > bytes_max:

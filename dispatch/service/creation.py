@@ -30,6 +30,8 @@ _OF_UUIDS: Final = select(table.c.id, table.c.uuid, table.c.project_id).where(
 _DEPEND: Final = insert(task_dependencies)
 _NEED: Final = insert(task_needs)
 _BY_ID: Final = "task_id"
+_PAGE: Final = 500
+"""Databases bound how many values a statement may have; a graph may name more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,7 @@ def create_graph(
             rows = {row.uuid: row for row in tx.all(select(*table.c).where(table.c.uuid.in_(uuids)))}
             return [rows[uuid] for uuid in uuids], False
     inside = {str(plan.task.uuid) for plan in plans}
-    cycle = find_cycle({str(plan.task.uuid): [d for d in plan.depends_on if d in inside] for plan in plans})
-    if cycle:
-        called = {plan.task.uuid: plan.name or str(plan.task.uuid) for plan in plans}
-        names = [called[uuid] for uuid in cycle]
-        raise InvalidInputError(f"The tasks depend on each other in a circle: {' -> '.join(names[:20])}.", cycle=names)
+    _check_circles(plans, inside)
     outside = {
         name
         for plan in plans
@@ -120,19 +118,33 @@ def create_graph(
     return made, True
 
 
+def _check_circles(plans: Sequence[Plan], inside: set[str]) -> None:
+    called = {str(plan.task.uuid): plan.name or str(plan.task.uuid) for plan in plans}
+    for what, refs in (
+        ("depend on each other", {str(plan.task.uuid): plan.depends_on for plan in plans}),
+        ("are each other's parents", {str(plan.task.uuid): (plan.parent or "",) for plan in plans}),
+    ):
+        cycle = find_cycle({name: [other for other in others if other in inside] for name, others in refs.items()})
+        if cycle:
+            names = [called[name] for name in cycle]
+            raise InvalidInputError(f"The tasks {what} in a circle: {' -> '.join(names[:20])}.", cycle=names)
+
+
 def _names(project_id: int, agent: str, plan: Plan) -> list[tuple[str, str]]:
     names = []
     if plan.key is not None:
         names.append((f"create:{project_id}:{agent}", plan.key))
     if plan.task.uuid is not None:
-        names.append((_BY_ID, plan.task.uuid))
+        names.append((f"{_BY_ID}:{project_id}", plan.task.uuid))
     return names
 
 
 def _known(tx: Tx, project_id: int, uuids: Iterable[str]) -> dict[str, int]:
     """Return the numbers of tasks that must be there, in the same project. Raises InvalidInputError."""
     wanted = sorted(set(uuids))
-    rows = {row.uuid: row for row in tx.all(_OF_UUIDS, {"p_uuids": wanted})} if wanted else {}
+    rows: dict[str, Any] = {}
+    for start in range(0, len(wanted), _PAGE):
+        rows |= {row.uuid: row for row in tx.all(_OF_UUIDS, {"p_uuids": wanted[start : start + _PAGE]})}
     missing = [uuid for uuid in wanted if uuid not in rows or rows[uuid].project_id != project_id]
     if missing:
         raise InvalidInputError(

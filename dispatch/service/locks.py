@@ -98,15 +98,16 @@ def take_and_start(
     actor: Actor,
     *,
     lease_ms: int | None,
+    token: int | None = None,
     claim_note: str | None = None,
     start_note: str | None = None,
 ) -> tuple[Granted, bool]:
     """Lock a task in todo and move it to in_progress, both or neither; repeated by the holder it changes nothing.
 
-    Return and refusals as ``take``.
+    A caller with the live ``token`` begins it in the holder's place. Return and refusals as ``take``.
     """
     row = lock(tx, ref)
-    ours = row.held and leases.is_holder(row, actor)
+    ours = check_lock(ref, row, actor, token)
     if ours and row.status == Status.IN_PROGRESS:
         return leases.granted(tx, settle(tx, row, **kept(tx, row) | _lasting(tx, lease_ms))), True
     if row.held and not ours and not row.yields:

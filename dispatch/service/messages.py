@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, func, insert, literal, select
 
 from dispatch.service import wire
 from dispatch.service.rows import Ref, fetch
@@ -87,8 +87,10 @@ def page(
     if kinds:
         query = query.where(c.kind.in_(kinds))
     if tag is not None:
-        # The tags are a JSON array of texts; one of them is found by its own JSON text.
-        query = query.where(c.tags.contains(wire.dumps(tag), autoescape=True))
+        # The tags are a JSON array of texts. A comma before a quote stands between two of them only, so that the
+        # JSON text of one is found nowhere else; unlike LIKE, replacing minds upper and lower case on every database.
+        tags = literal(",") + func.substr(c.tags, 2)
+        query = query.where(func.replace(tags, f",{wire.dumps(tag)}", "") != tags)
     if since is not None:
         return tx.all(query.where(c.id > since).order_by(c.id).limit(limit))
     return tx.all(query.order_by(c.id.desc()).limit(limit))[::-1]

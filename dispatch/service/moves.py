@@ -183,10 +183,12 @@ def transition(tx: Tx, ref: Ref, actor: Actor, wish: Wish) -> Any:
     if not ours and target is not Status.CANCELLED and actor.type == "agent" and leases.is_live(tx, row):
         raise leases.held_by_another(tx, ref, row)
     if target is Status.IN_PROGRESS:
+        # A lock that is ours already keeps its own length.
+        lease_ms = row.lease_ms if ours else wish.lease_ms
         granted, _ = locks.take_and_start(
-            tx, ref, actor, lease_ms=wish.lease_ms, claim_note=wish.note, start_note=wish.note
+            tx, ref, actor, lease_ms=lease_ms, token=wish.token, claim_note=wish.note, start_note=wish.note
         )
-        return locks.drop(tx, ref, actor)[0] if wish.release_lock else granted.task
+        return locks.drop(tx, ref, actor, token=wish.token)[0] if wish.release_lock else granted.task
     keep = locks.kept(tx, row) if ours and not wish.release_lock and target not in FINISHED else None
     if current is Status.IN_PROGRESS and target is Status.TODO:
         row = leases.give_back(tx, row, actor, reason=wish.note, keep=keep)

@@ -21,6 +21,7 @@ from dispatch.service import direct, keys
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
+from dispatch.service.protocols import HttpProtocol, SocketProtocol
 from dispatch.service.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -155,8 +156,8 @@ async def serve_app(
     """Serve an application on a socket that listens, until SIGTERM or SIGINT. ``has_keys`` is for the log."""
     config = uvicorn.Config(
         app.asgi,
-        http="httptools",
-        ws="websockets-sansio",
+        http=HttpProtocol,
+        ws=SocketProtocol,
         ws_max_size=FRAME_BYTES_MAX,
         ws_per_message_deflate=False,
         lifespan="on",

@@ -106,9 +106,9 @@ def _line(line: Any) -> dict[str, Any]:
 
 
 def _field(name: str, value: Any) -> str:
-    if value not in shapes.TASK_SCHEMA:
+    if not isinstance(value, str) or value not in shapes.TASK_SCHEMA:
         raise InvalidInputError(f"{name} must be one of {', '.join(shapes.TASK_SCHEMA)}.")
-    return str(value)
+    return value
 
 
 TOOLS: Final = (
