@@ -101,7 +101,8 @@ _COMPLETE = """UPDATE tasks SET status = 'completed', held = {false}, lease_expi
  outputs = '[]', result_hash = 'x', entered_at = 2, updated_at = 2
  WHERE id = {task} AND status = 'in_progress' RETURNING *"""
 _EVENT = """INSERT INTO events
- (type, task_id, from_status, to_status, actor_type, actor_id, actor_name, token, created_at, seq) SELECT 'task.x', {task}, 'todo', 'in_progress', 'agent', 'b', 'b', 1, 1, coalesce(max(seq), 0) + 1 FROM events"""
+ (type, task_id, from_status, to_status, actor_type, actor_id, actor_name, token, created_at, seq)
+ SELECT 'task.x', {task}, 'todo', 'in_progress', 'agent', 'b', 'b', 1, 1, coalesce(max(seq), 0) + 1 FROM events"""
 _RESET = "UPDATE tasks SET status = 'todo', held = {false}, holder_id = NULL"
 
 
