@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _OF_UUIDS: Final = select(table.c.id, table.c.uuid, table.c.project_id).where(
     table.c.uuid.in_(bindparam("p_uuids", expanding=True))
 )
-_DEPEND: Final = insert(task_dependencies)
 _NEED: Final = insert(task_needs)
 _BY_ID: Final = "task_id"
 _PAGE: Final = 500
@@ -110,6 +109,7 @@ def create_graph(
         raise ConflictError(f"There is a task {taken[0].uuid} already, and this request would make another one.")
     fresh = [_insert(tx, project_id, actor, replace(plan, depends_on=(), parent=None), {}) for plan in plans]
     known |= {row.uuid: row.id for row in fresh}
+    _link(tx, [(known[str(p.task.uuid)], known[uuid]) for p in plans for uuid in p.depends_on])
     made = [_connect(tx, row, plan, known) for row, plan in zip(fresh, plans, strict=True)]
     for row in made:
         tx.emit("task.created", row, actor, moved=(None, row.status))
@@ -160,14 +160,18 @@ def _insert(tx: Tx, project_id: int, actor: Actor, plan: Plan, known: dict[str, 
     row = tasks.insert_row(tx, project_id, actor, new)
     for name in plan.needs:
         tx.run(_NEED, {"task_id": row.id, "name": name})
-    for uuid in plan.depends_on:
-        tx.run(_DEPEND, {"task_id": row.id, "depends_on_id": known[uuid]})
+    _link(tx, [(row.id, known[uuid]) for uuid in plan.depends_on])
     return row
 
 
+def _link(tx: Tx, edges: Sequence[tuple[int, int]]) -> None:
+    """Write which task depends on which, many at once: a graph may have tens of thousands of edges."""
+    for start in range(0, len(edges), _PAGE):
+        rows = [{"task_id": task, "depends_on_id": needed} for task, needed in edges[start : start + _PAGE]]
+        tx.run(insert(task_dependencies).values(rows))
+
+
 def _connect(tx: Tx, row: Any, plan: Plan, known: dict[str, int]) -> Any:
-    for uuid in plan.depends_on:
-        tx.run(_DEPEND, {"task_id": row.id, "depends_on_id": known[uuid]})
     if plan.parent is None:
         return row
     return tx.one(table.update().where(table.c.id == row.id).values(parent_id=known[plan.parent]).returning(*table.c))

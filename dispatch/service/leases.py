@@ -219,6 +219,8 @@ def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id:
     """Answer a claim that granted nothing new: the same grant, a longer one, or the reason why not."""
     row = lock(tx, ref)
     if row.held:
+        if row.status == Status.TODO and is_holder(row, actor):
+            return _begin_locked(tx, ref, row, actor, lease_ms, claim_id)
         if row.status != Status.IN_PROGRESS or not is_holder(row, actor):
             raise held_by_another(tx, ref, row)
         if claim_id is not None:
@@ -229,6 +231,25 @@ def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id:
     path(Verb.CLAIM, Status(row.status), words=ref.words)
     check_ready(tx, ref, row, actor)
     raise AssertionError(f"task {row.id} could be claimed and was not")
+
+
+def _begin_locked(tx: Tx, ref: Ref, row: Any, actor: Actor, lease_ms: int | None, claim_id: str | None) -> Granted:
+    """Move a task that ``actor`` has locked before to in_progress; the grant is the one that it has."""
+    check_ready(tx, ref, row, actor)
+    expires = None if lease_ms is None else tx.now_ms + lease_ms
+    changed = settle(
+        tx,
+        row,
+        status=Status.IN_PROGRESS.value,
+        claim_id=claim_id,
+        runner=None,
+        lease_ms=lease_ms,
+        lease_expires_at=expires,
+        not_before=None,
+        result_hash=None,
+    )
+    tx.emit("task.claimed", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS))
+    return granted(tx, changed)
 
 
 def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:

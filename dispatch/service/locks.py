@@ -171,7 +171,7 @@ def give_up(tx: Tx, ref: Ref, actor: Actor, token: int, reason: str) -> None:
 def recover(tx: Tx, ref: Ref, actor: Actor, *, target: Status, note: str) -> Any:
     """Put a stuck task into ``target`` (one of RECOVERABLE) from any state, and fence whoever held it.
 
-    It begins afresh: attempts, pauses and the failure's reason are cleared unless it is failed.
+    It begins afresh: attempts, pauses and the failure's reason are cleared, and in todo its result.
     """
     row = lock(tx, ref)
     changes: dict[str, Any] = {
@@ -184,6 +184,8 @@ def recover(tx: Tx, ref: Ref, actor: Actor, *, target: Status, note: str) -> Any
         "reason": note if target is Status.FAILED else None,
         "completed_at": tx.now_ms if target in FINISHED else None,
     }
+    if target is Status.TODO:
+        changes["outputs"] = None
     changed = settle(tx, row, status=target.value, **leases.UNASSIGNED, **changes)
     tx.emit("task.recovered", changed, actor, moved=(row.status, target.value), note=note)
     return changed

@@ -19,7 +19,7 @@ from dispatch.errors import (
     NotReadyError,
     StaleLeaseError,
 )
-from dispatch.service import history, lapse, leases, moves, schema, tasks, tenants
+from dispatch.service import history, lapse, leases, locks, moves, schema, tasks, tenants
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, Scope, fetch
 from tests.support.service import STORES, SteppingClock
@@ -274,6 +274,17 @@ async def test_a_release_before_start_takes_no_attempt_back(bench: Bench) -> Non
     ref = await bench.create()
     await bench.claim(ref)
     assert (await bench.do(leases.release, ref, token=1)).attempts == 0
+
+
+async def test_the_holder_of_a_lock_claims_under_its_token(bench: Bench) -> None:
+    """Who locked a task in todo may claim it, and keeps the grant; somebody else may not."""
+    ref = await bench.create()
+    await bench.do(locks.take, ref, lease_ms=LEASE_MS)
+    with pytest.raises(LeaseHeldError):
+        await bench.claim(ref, BOB)
+    row = await bench.claim(ref)
+    assert (row.status, row.fencing_token, row.holder_id, row.held) == (Status.IN_PROGRESS, 1, "ann", True)
+    assert (await bench.history(ref))[-1].type == "task.claimed"
 
 
 async def test_expiry_waits_for_the_regrant_delay(bench: Bench) -> None:
