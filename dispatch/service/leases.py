@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
+HANDOVER_MS: Final = 15_000
+"""How long a worker may take to notice that somebody took its task away, and to stop what it runs."""
+
 UNHELD: Final = {"held": False, "yields": False, "claim_id": None, "lease_expires_at": None}
 """What ends a lock; who held it last stays known."""
 UNASSIGNED: Final = {**UNHELD, "holder_type": None, "holder_id": None, "holder_name": None, "held_since": None}
@@ -250,6 +253,17 @@ def _begin_locked(tx: Tx, ref: Ref, row: Any, actor: Actor, lease_ms: int | None
     )
     tx.emit("task.claimed", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS))
     return granted(tx, changed)
+
+
+def handover_ms(tx: Tx, row: Any) -> int:
+    """Return how long a task that is taken from its holder must rest, so that no second attempt runs beside the first.
+
+    No longer than the lease that it is taken from would have lasted.
+    """
+    if row.status != Status.IN_PROGRESS or row.runner is None or not is_live(tx, row):
+        return 0
+    left_ms = HANDOVER_MS if row.lease_expires_at is None else row.lease_expires_at - tx.now_ms
+    return min(HANDOVER_MS, left_ms)
 
 
 def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
