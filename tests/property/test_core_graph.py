@@ -1,14 +1,29 @@
-"""Circles are found where there are some and nowhere else, at any depth."""
+"""Circles, cascades and verdicts: found where there are some and nowhere else, at any depth."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.graph import find_cycle
+from dispatch.core.graph import (
+    GRAPH_MAX,
+    MISSING,
+    NEEDS_MAX,
+    Verdict,
+    blocked_reason,
+    cascade,
+    circle_reason,
+    circle_through,
+    dependents_of,
+    find_cycle,
+    freed_by,
+    read_needs,
+    verdict,
+)
+from dispatch.core.lifecycle import ATS_WORD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,3 +64,91 @@ def test_dense_graphs_are_quick() -> None:
     """Every node is looked at once: a graph with very many paths and no circle ends at once."""
     layers = {(layer * 10 + n): [(layer + 1) * 10 + m for m in range(10)] for layer in range(200) for n in range(10)}
     assert find_cycle(layers) == []
+
+
+statuses = st.sampled_from([*ATS_WORD.values(), MISSING, "a word of a foreign service"])
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=20))
+def test_whatever_stands_in_a_payload_is_read_or_refused(value: Any) -> None:
+    """Any JSON gives ids, each once and within the bounds, or a sentence; never both, never an exception."""
+    found = read_needs(value)
+    assert not (found.ids and found.problem)
+    assert len(set(found.ids)) == len(found.ids) <= NEEDS_MAX
+    assert all(name and not name.startswith("#,") and not any(c.isspace() or c in ",;" for c in name) for name in found.ids)
+
+
+@given(st.lists(st.integers(0, 10**9), max_size=NEEDS_MAX, unique=True), st.randoms())
+def test_ids_may_be_written_in_any_form(ids: list[int], chance: Any) -> None:
+    """Numbers, texts, one text with commas, with # and twice: the same ids in the same order."""
+    wanted = tuple(str(i) for i in ids)
+    assert read_needs(ids).ids == wanted
+    assert read_needs(", ".join(wanted)).ids == wanted
+    assert read_needs([chance.choice([i, str(i), f"#{i}", f" {i} "]) for i in ids] + ids).ids == wanted
+
+
+def test_bounds_of_dependencies() -> None:
+    """256 are read, 257 are refused; so are nested lists, booleans, fractions and objects."""
+    assert len(read_needs(list(range(256))).ids) == 256
+    assert "256" in read_needs(list(range(257))).problem
+    assert "256" in read_needs(",".join(map(str, range(300)))).problem
+    assert all(read_needs(bad).problem for bad in ([[1]], True, 1.5, {"id": 1}, ["x" * 513]))
+    assert not any(read_needs(nothing) for nothing in (None, [], "", " , ", [None]))
+
+
+@given(st.dictionaries(st.integers(0, 99).map(str), statuses, max_size=9))
+def test_a_verdict_is_one_of_three(found: dict[str, str]) -> None:
+    """One bad end fails, all completed release, anything else waits; the reason names every bad end and no other."""
+    bad = {name for name, status in found.items() if status in {"failed", "cancelled", "rejected", MISSING}}
+    good = {name for name, status in found.items() if status == "completed"}
+    expected = Verdict.FAIL if bad else Verdict.RELEASE if len(good) == len(found) else Verdict.WAIT
+    assert verdict(found.values()) is expected
+    if bad:
+        said = blocked_reason(found)
+        assert said.startswith("Blocked: dependency #")
+        assert {name for name in found if f"#{name} ({found[name]})" in said} == bad
+
+
+@given(graphs, st.integers(0, 10))
+def test_a_cascade_is_everything_behind_and_nothing_else(needs: dict[int, list[int]], root: int) -> None:
+    """Each task behind the root comes once, after one that it needs; nothing that does not reach the root is named."""
+    behind = cascade(dependents_of(needs), root)
+    reached = {root}
+    while more := {task for task, others in needs.items() if reached & set(others)} - reached:
+        reached |= more
+    assert set(behind) == reached - {root}
+    assert len(set(behind)) == len(behind)
+    before = {root}
+    for task in behind:
+        assert before & set(needs[task])
+        before.add(task)
+
+
+@given(graphs, st.sets(st.integers(0, 10)), st.integers(0, 10))
+def test_freed_tasks_are_those_that_waited_for_this_one_alone(
+    needs: dict[int, list[int]], completed: set[int], node: int
+) -> None:
+    """What a completion frees is what needs it and nothing else that is open."""
+    expected = [t for t in needs if t not in completed and node in needs[t] and set(needs[t]) - completed <= {node}]
+    assert freed_by(needs, completed, node) == expected
+
+
+@given(graphs, st.integers(0, 10))
+def test_a_circle_through_a_task_is_found(needs: dict[int, list[int]], node: int) -> None:
+    """It is found exactly when the task reaches itself, and it is one, step by step."""
+    found = circle_through(needs, node)
+    reached: set[int] = set()
+    while more := {n for task in {node, *reached} for n in needs.get(task, ())} - reached:
+        reached |= more
+    assert bool(found) == (node in reached)
+    if found:
+        assert (found[0], found[-1]) == (node, node)
+        assert all(after in needs[before] for before, after in pairwise(found))
+        assert "circle" in circle_reason(found)
+
+
+def test_large_cascades_are_quick_and_bounded() -> None:
+    """100,000 tasks in a row fail in one go; one more is cut off."""
+    chain = {n: [n + 1] for n in range(GRAPH_MAX + 5)}
+    assert len(cascade(chain, 0)) == GRAPH_MAX
+    assert circle_through(chain, 0) == []
