@@ -43,6 +43,8 @@ class Task:
     lease_losses: int = 0
     not_before_at: datetime | None = None
     runner: str | None = None
+    depends_on: tuple[str, ...] | None = None
+    """Ids of the tasks that it needs, as our own service shows them; None where they are not shown."""
     reason: str | None = None
     """Why the task failed, or was released last."""
     raw: dict[str, Any] | None = None
@@ -90,6 +92,12 @@ def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
+def _ids(value: Any) -> tuple[str, ...] | None:
+    if not isinstance(value, list):
+        return None
+    return tuple(str(item) for item in value if isinstance(item, int | str) and not isinstance(item, bool))
+
+
 def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
     """Read a task from an answer or an event, in its envelope ``{"task": {...}}`` or bare.
 
@@ -126,6 +134,7 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         lease_losses=_whole(body.get("lease_losses"), 0),
         not_before_at=parse_time(body.get("not_before")),
         runner=text("runner") or None,
+        depends_on=_ids(body.get("depends_on")),
         reason=text("reason") or None,
         raw=body if keep_raw else None,
     )

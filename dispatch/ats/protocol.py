@@ -295,6 +295,12 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
+def fail_many(reasons: Mapping[str, str]) -> Request:
+    """Fail tasks that wait for one that has ended badly, by id, without claiming them (``fail.many``)."""
+    items = [{"id": int(task_id), "reason": reason} for task_id, reason in reasons.items()]
+    return Request("POST", "/tasks/fail", body={"items": items}, scoped=True)
+
+
 def tools(profile: str) -> Request:
     """Ask what tools there are in a profile."""
     return Request("GET", "/tools", query=(("profile", profile),))

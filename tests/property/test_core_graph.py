@@ -75,7 +75,9 @@ def test_whatever_stands_in_a_payload_is_read_or_refused(value: Any) -> None:
     found = read_needs(value)
     assert not (found.ids and found.problem)
     assert len(set(found.ids)) == len(found.ids) <= NEEDS_MAX
-    assert all(name and not name.startswith("#,") and not any(c.isspace() or c in ",;" for c in name) for name in found.ids)
+    assert all(
+        name and not name.startswith("#,") and not any(c.isspace() or c in ",;" for c in name) for name in found.ids
+    )
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=NEEDS_MAX, unique=True), st.randoms())
