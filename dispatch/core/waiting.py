@@ -25,6 +25,10 @@ class Facts:
 
     status: Status
     waits_for: Sequence[Needed] = ()
+    missing: Sequence[str] = ()
+    """Names that it depends on and no task has."""
+    circle: str = ""
+    """The way by which what it waits for waits for itself."""
     holder: str | None = None
     """Who holds its lock."""
     until: str | None = None
@@ -149,6 +153,23 @@ def _dependencies(facts: Facts) -> list[Reason]:
     dead = [one for one in facts.waits_for if one.status in FINISHED]
     alive = [one for one in facts.waits_for if one.status not in FINISHED]
     found = []
+    if facts.circle:
+        found.append(
+            Reason(
+                "CYCLE",
+                f"What it waits for waits for itself: {facts.circle}. It can never run.",
+                "Take one of these out of another's depends_on, or fail one of them.",
+            )
+        )
+    if facts.missing:
+        names = ", ".join(facts.missing[:10])
+        found.append(
+            Reason(
+                "DEPENDENCY_MISSING",
+                f"It depends on what its project does not have: {names}.",
+                "Create it, or change depends_on.",
+            )
+        )
     if dead:
         names = ", ".join(f"{one.name} ({one.status})" for one in dead[:10])
         found.append(
