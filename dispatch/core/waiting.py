@@ -41,8 +41,8 @@ class Facts:
     """How long nobody may claim it."""
     assigned_to: str | None = None
     needs: Sequence[str] = ()
-    listeners: int = 0
-    """How many executors listen on its channel."""
+    listeners: int | None = 0
+    """How many executors listen on its channel; None: nobody knows."""
     ahead: int = 0
     """How many tasks of its channel go before it."""
     reason: str | None = None
@@ -208,6 +208,12 @@ def _offered(facts: Facts) -> Reason:
             "NO_WORKER",
             f"It is ready, and no executor listens on its channel.{needs}",
             "Start one with 'dispatch up' or 'dispatch ingress', or claim it as an agent.",
+        )
+    if facts.listeners is None:
+        return Reason(
+            "OFFERED",
+            "It is ready; whether an executor listens on its channel is not known.",
+            "Look at 'dispatch status', and whether an ingress watches this channel.",
         )
     if facts.ahead:
         return Reason(
