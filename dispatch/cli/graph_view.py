@@ -137,7 +137,7 @@ def _branch(graph: Graph, root: str, printed: set[str], *, drawn: bool) -> Itera
             yield Line(indent, ident, *shown, "waits for itself: a circle")
             continue
         if ident in printed:
-            yield Line(indent, ident, *shown, "see above" if graph.needs(ident) else graph.note(ident))
+            yield Line(indent, ident, *shown, "see above" if ident in graph.tasks else graph.note(ident))
             continue
         printed.add(ident)
         way.add(ident)

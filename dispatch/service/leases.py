@@ -36,12 +36,14 @@ _needed: Final = tasks.alias("needed")
 waits: Final = and_(
     tasks.c.depends_on.is_not(None),
     or_(
-        exists().where(
+        exists()
+        .where(
             task_dependencies.c.task_id == tasks.c.id,
             _needed.c.id == task_dependencies.c.depends_on_id,
             _needed.c.status != Status.COMPLETED.value,
-        ),
-        exists().where(missing_dependencies.c.task_id == tasks.c.id),
+        )
+        .correlate(tasks),
+        exists().where(missing_dependencies.c.task_id == tasks.c.id).correlate(tasks),
     ),
 )
 """True of a task with a dependency that is not completed, or does not exist."""

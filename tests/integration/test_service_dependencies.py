@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from websockets.sync.client import connect
 
-from tests.support.service import STORES, Client, Listener, service_on
+from tests.support.service import STORES, Client, service_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.service import ServiceProcess
 
@@ -46,6 +48,24 @@ def fail(client: Client, ident: int, reason: str = "no") -> Any:
 def explain(client: Client, task: Any) -> list[str]:
     """Return the codes of the reasons why a task is not running."""
     return [one["code"] for one in client.post("/tools/explain", {"task_id": task["uuid"]})["reasons"]]
+
+
+@contextlib.contextmanager
+def listening(service: ServiceProcess, **subscription: Any) -> Iterator[Callable[[], list[Any]]]:
+    """Subscribe; the value returns every frame until now, because a ping's answer comes after all of them."""
+    with connect(service.url.replace("http", "ws", 1) + "/ws", compression=None, proxy=None) as socket:
+        socket.send(json.dumps({"type": "subscribe", **subscription}))
+        while json.loads(socket.recv(timeout=5))["type"] != "subscribed":
+            pass
+
+        def drained() -> list[Any]:
+            socket.send('{"type":"ping"}')
+            found = []
+            while (frame := json.loads(socket.recv(timeout=5)))["type"] != "pong":
+                found.append(frame)
+            return found
+
+        yield drained
 
 
 def future_id(client: Client, ahead: int = 1) -> int:
@@ -244,12 +264,14 @@ def test_completion_tells_of_what_became_ready(client: Client, service: ServiceP
     low = client.create(channel="dep-ready", depends_on=[one, two], priority=2)["id"]
     high = client.create(channel="dep-ready", depends_on=[two], priority=9)["id"]
     client.create(channel="dep-ready", depends_on=[two, high])
-    with Listener(service.url, channels=["dep-ready"], extended=True, thin=True) as extended:
-        with Listener(service.url, channels=["dep-ready"]) as plain:
-            complete(client, one)
-            complete(client, two)
-            frames = [frame for frame in extended.drained() if frame["type"] == "task.ready"]
-            plain_types = [(frame["type"], frame["task_id"]) for frame in plain.drained()]
+    with (
+        listening(service, channels=["dep-ready"], extended=True, thin=True) as extended,
+        listening(service, channels=["dep-ready"]) as plain,
+    ):
+        complete(client, one)
+        complete(client, two)
+        frames = [frame for frame in extended() if frame["type"] == "task.ready"]
+        plain_types = [(frame["type"], frame["task_id"]) for frame in plain()]
     assert [(frame["task_id"], frame["data"]["task"]["depends_on"]) for frame in frames] == [
         (high, [two]),
         (low, [one, two]),
