@@ -206,9 +206,10 @@ def reject(task_id: str, reason: str | None = None) -> Request:
     return Request("POST", _task(task_id, "reject"), body=_present(reason=reason), scoped=True)
 
 
-def reopen(task_id: str, reason: str | None = None) -> Request:
-    """Bring an ended task back to pending."""
-    return Request("POST", _task(task_id, "reopen"), body=_present(reason=reason), scoped=True)
+def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False) -> Request:
+    """Bring an ended task back to pending; ``dependents`` (extension): also what failed only because of it."""
+    body = _present(reason=reason, dependents=dependents or None)
+    return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
 def post_message(task_id: str, text: str) -> Request:
@@ -295,10 +296,10 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
-def fail_many(reasons: Mapping[str, str]) -> Request:
-    """Fail tasks that wait for one that has ended badly, by id, without claiming them (``fail.many``)."""
-    items = [{"id": int(task_id), "reason": reason} for task_id, reason in reasons.items()]
-    return Request("POST", "/tasks/fail", body={"items": items}, scoped=True)
+def fail_many(items: Sequence[tuple[int, str]]) -> Request:
+    """Fail pending tasks whose dependencies ended badly: (number, reason), at most 100 (``fail.many``)."""
+    body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
+    return Request("POST", "/tasks/fail", body=body, scoped=True)
 
 
 def tools(profile: str) -> Request:

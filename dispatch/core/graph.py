@@ -7,10 +7,8 @@ another way it is failed instead, and so is everything behind it.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED_ATS_WORDS, Status
 
@@ -19,28 +17,13 @@ if TYPE_CHECKING:
 
 Node = TypeVar("Node", bound="str | int")
 
-NEEDS_MAX: Final = 256
-"""Most dependencies of one task."""
 GRAPH_MAX: Final = 100_000
 """Most tasks that one cascade names."""
 MISSING: Final = "does not exist"
 """Stands for the status of a dependency that the service does not know."""
 COMPLETED: Final = ATS_WORD[Status.COMPLETED]
 
-_ID_CHARS_MAX: Final = 512
 _REASON_CHARS_MAX: Final = 2_000
-_BETWEEN: Final = re.compile(r"[,;\s]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a task says it needs: ids, each once; ``problem`` is a sentence when it says so in a way nobody can use."""
-
-    ids: tuple[str, ...] = ()
-    problem: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.problem)
 
 
 class Verdict(Enum):
@@ -49,28 +32,6 @@ class Verdict(Enum):
     WAIT = "wait"
     RELEASE = "release"
     FAIL = "fail"
-
-
-def read_needs(value: Any) -> Needs:
-    """Read ``depends_on`` from a payload: a number, a text such as ``"100, #101"``, or a list of these.
-
-    Whoever wrote something that cannot be read must hear of it: it is a problem, not an empty list.
-    """
-    found: dict[str, None] = {}
-    for item in value if isinstance(value, list) else [value]:
-        if item is None:
-            continue
-        if isinstance(item, bool) or not isinstance(item, int | str):
-            return Needs(problem="depends_on must hold ids of tasks: numbers or texts.")
-        for word in _BETWEEN.split(str(item)):
-            name = word.removeprefix("#")
-            if len(name) > _ID_CHARS_MAX:
-                return Needs(problem="depends_on holds a text that is too long for the id of a task.")
-            if name:
-                found[(name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name] = None
-            if len(found) > NEEDS_MAX:
-                return Needs(problem=f"depends_on names more than {NEEDS_MAX} tasks.")
-    return Needs(tuple(found))
 
 
 def opens(status: str) -> bool:

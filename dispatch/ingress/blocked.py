@@ -39,7 +39,9 @@ class BulkFailing:
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
         """Do as the protocol says."""
-        rows: Any = await self._client.send(protocol.fail_many(reasons))
+        rows: Any = await self._client.send(
+            protocol.fail_many([(int(ident), reason) for ident, reason in reasons.items()])
+        )
         rows = rows.get("results") if isinstance(rows, dict) else None
         if not isinstance(rows, list) or len(rows) != len(reasons):
             raise GatewayUnavailableError("The task service answered something that is not a list of results.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
-from dispatch.core.graph import MISSING, Needs, is_settled, read_needs
+from dispatch.core.graph import MISSING, is_settled
 from dispatch.errors import GatewayRejectedError
 from dispatch.ingress.intake import PENDING
 
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 _READS_AT_ONCE: Final = 8
 _WATCHED_MAX: Final = 200
 _FIELDS: Final = "id,channel,status"
-
-
-def needs_in_payload(task: Task) -> Needs | None:
-    """Read what a task of a foreign ATS needs from its payload."""
-    return read_needs(task.payload.get("depends_on")) if isinstance(task.payload, dict) else Needs()
-
-
-def needs_in_field(task: Task) -> Needs | None:
-    """Read what a task of our own service needs; None when the news does not say."""
-    return None if task.depends_on is None else Needs(task.depends_on)
 
 
 class Dependencies:
@@ -84,8 +74,8 @@ class Dependencies:
                 self._missing_since.pop(name, None)
             elif task.channel not in self._channels or task.id != name:
                 self._elsewhere[name] = None
-                if not self._announced and task.status == PENDING and (needs := needs_in_payload(task)):
-                    self._found(name, needs.ids)
+                if not self._announced and task.status == PENDING and task.depends_on:
+                    self._found(name, task.depends_on)
         return states
 
     async def _tasks(self, names: Sequence[str]) -> dict[str, Task | None]:
@@ -93,10 +83,12 @@ class Dependencies:
             limit = asyncio.Semaphore(_READS_AT_ONCE)
             found = await asyncio.gather(*(self._get(name, limit) for name in names))
             return dict(zip(names, found, strict=True))
-        if not names:
-            return {}
-        answer = await self._client.send(protocol.list_tasks(ids=list(names), fields=_FIELDS, limit=len(names)))
-        known = {task.id: task for task in answers.tasks_of(answer)}
+        # Our own service shows other names only for tasks that it does not have.
+        numbers = [name for name in names if name.isascii() and name.isdigit()]
+        known: dict[str, Task] = {}
+        if numbers:
+            request = protocol.list_tasks(ids=numbers, fields=_FIELDS, limit=len(numbers))
+            known = {task.id: task for task in answers.tasks_of(await self._client.send(request))}
         return {name: known.get(name) for name in names}
 
     async def _get(self, name: str, limit: asyncio.Semaphore) -> Task | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch.ats.choose import has_fencing
 from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing
-from dispatch.ingress.dependencies import Dependencies, needs_in_field, needs_in_payload
+from dispatch.ingress.dependencies import Dependencies
 from dispatch.ingress.gates import Gates
 from dispatch.ingress.graphs import GraphHooks, GraphParts, Graphs
 from dispatch.ingress.registry import Registry
@@ -68,7 +68,6 @@ def make_graphs(
 
     gates = Gates(settings, base_url, on_blocked=on_blocked, log=log)
     tasks = WaitingTasks(
-        needs_in_field if is_ours else needs_in_payload,
         fail=lambda task_id, reason: blocked.add(task_id, reason=reason),
         kick=lambda: graphs.kick(),  # noqa: PLW0108 - it is made below
     )

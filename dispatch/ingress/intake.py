@@ -35,6 +35,7 @@ EVENTS: Final = (
     "failed",
     "completed",
     "rejected",
+    "ready",
 )
 """What the ingress wants to hear; the verbs of ``task.*`` events."""
 
@@ -75,6 +76,8 @@ class Intake:
         if task is None or not task.status:
             self._look(event.task_id)
             return
+        if event.verb == "ready" and self._waiting is not None:
+            self._waiting.freed(task.id)
         if task.status != PENDING and self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)

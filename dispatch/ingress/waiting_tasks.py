@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dispatch.core.dependencies import DEPENDENCIES_MAX
 from dispatch.core.graph import (
+    COMPLETED,
     GRAPH_MAX,
     circle_reason,
     find_cycle,
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dispatch.ats.model import Task
-    from dispatch.core.graph import Needs
 
 READY_MAX: Final = GRAPH_MAX
 _CIRCLES_AT_ONCE: Final = 100
@@ -37,19 +38,16 @@ class Waiting:
 class WaitingTasks:
     """The waiting tasks by id, and notes for who moves them (``dispatch.ingress.graphs``).
 
-    ``needs_of(task)`` reads what a task needs, None when the news does not say.
     ``fail(task id, reason)`` is called for tasks that can never run. ``kick``
     is called whenever something was noted.
     """
 
     def __init__(
         self,
-        needs_of: Callable[[Task], Needs | None],
         *,
         fail: Callable[[str, str], None],
         kick: Callable[[], None],
     ) -> None:
-        self._needs_of = needs_of
         self._fail = fail
         self._kick = kick
         self._waiting: dict[str, Waiting] = {}
@@ -86,31 +84,33 @@ class WaitingTasks:
 
     def holds(self, task: Task) -> bool:
         """Take news of a pending task and say whether it must wait; then it is not to be claimed."""
-        needs = self._needs_of(task)
-        if needs is None:
-            return task.id in self._waiting
-        if not needs:
+        if not task.depends_on:
             self.forget(task.id)
             return False
-        if needs.problem:
-            self._fail(task.id, f"Blocked: {needs.problem}")
+        if len(task.depends_on) > DEPENDENCIES_MAX:
+            self._fail(task.id, f"Blocked: dependencies are limited to {DEPENDENCIES_MAX}, it names more.")
             return True
-        if self._ready.get(task.id) == needs.ids:
+        if self._ready.get(task.id) == task.depends_on:
             return False
-        self._wait(task.id, needs.ids, task.priority)
+        self._wait(task.id, task.depends_on, task.priority)
         return True
 
     def may_run(self, task: Task) -> bool:
         """Say whether a task that was just claimed has been released for what it needs now."""
-        needs = self._needs_of(task)
-        return not needs or self._ready.get(task.id) == needs.ids
+        return not task.depends_on or self._ready.get(task.id) == task.depends_on
 
     def claimable(self, task: Task) -> None:
-        """Take the service's word that a pending task waits for nothing."""
-        needs = self._needs_of(task)
-        if needs and needs.ids:
+        """Take the service's word, in a listing, that a pending task waits for nothing."""
+        if task.depends_on:
             self.forget(task.id)
-            self._note_ready(task.id, needs.ids)
+            self._ready[task.id] = task.depends_on
+
+    def freed(self, task_id: str) -> None:
+        """Take the service's word, in an event, that all that a task needs is completed: its gates may open."""
+        task = self._waiting.get(task_id)
+        if task is not None:
+            self.to_settle.update(dict.fromkeys(task.needs, COMPLETED))
+            self._kick()
 
     def refused(self, task_id: str) -> None:
         """Take the service's word that a task we thought ready must wait."""
@@ -175,7 +175,7 @@ class WaitingTasks:
         task = self._waiting.get(task_id)
         if task is not None:
             self._unlink(task_id)
-            self._note_ready(task_id, task.needs)
+            self._ready[task_id] = task.needs
 
     def failed(self, task_id: str) -> None:
         """Note that a waiting task was failed: what is behind it hears of it now, not only with the event."""
@@ -203,9 +203,6 @@ class WaitingTasks:
         self.to_arm.update(dict.fromkeys(self._waiting))
         self.read_soon(name for name in self.dependents if name not in self._waiting)
         self._kick()
-
-    def _note_ready(self, task_id: str, needs: tuple[str, ...]) -> None:
-        self._ready[task_id] = needs
 
     def _unlink(self, task_id: str) -> bool:
         task = self._waiting.pop(task_id, None)

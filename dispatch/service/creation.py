@@ -12,10 +12,10 @@ from sqlalchemy import bindparam, insert, select
 
 from dispatch.core.graph import find_cycle
 from dispatch.errors import ConflictError, InvalidInputError
-from dispatch.service import idempotency, tasks
+from dispatch.service import dependencies, idempotency, tasks
 from dispatch.service.leases import digest_of
 from dispatch.service.rows import Ref, fetch
-from dispatch.service.schema import task_dependencies, task_needs
+from dispatch.service.schema import task_needs
 from dispatch.service.schema import tasks as table
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _OF_UUIDS: Final = select(table.c.id, table.c.uuid, table.c.project_id).where(
     table.c.uuid.in_(bindparam("p_uuids", expanding=True))
 )
-_DEPEND: Final = insert(task_dependencies)
 _NEED: Final = insert(task_needs)
 _BY_ID: Final = "task_id"
 _PAGE: Final = 500
@@ -76,6 +75,8 @@ def create(tx: Tx, project_id: int, actor: Actor, agent: str, plan: Plan) -> tup
     known = _known(tx, project_id, [*plan.depends_on, *([plan.parent] if plan.parent else [])])
     row = _insert(tx, project_id, actor, plan, known)
     tx.emit("task.created", row, actor, moved=(None, row.status))
+    if dependencies.arrived(tx, row, actor):
+        dependencies.check_circle(tx, row.id)
     for scope, key in names:
         idempotency.remember(tx, scope, key, digest, row.id)
     return row, True
@@ -113,6 +114,8 @@ def create_graph(
     made = [_connect(tx, row, plan, known) for row, plan in zip(fresh, plans, strict=True)]
     for row in made:
         tx.emit("task.created", row, actor, moved=(None, row.status))
+    for row in [row for row in made if dependencies.arrived(tx, row, actor)]:
+        dependencies.check_circle(tx, row.id)
     if key is not None:
         idempotency.remember(tx, scope, key, digest, made[0].id)
     return made, True
@@ -157,17 +160,22 @@ def _known(tx: Tx, project_id: int, uuids: Iterable[str]) -> dict[str, int]:
 
 def _insert(tx: Tx, project_id: int, actor: Actor, plan: Plan, known: dict[str, int]) -> Any:
     new = plan.task if plan.parent is None else replace(plan.task, parent_id=known[plan.parent])
-    row = tasks.insert_row(tx, project_id, actor, new)
+    row = tasks.insert_row(tx, project_id, actor, new, _found(plan, known))
     for name in plan.needs:
         tx.run(_NEED, {"task_id": row.id, "name": name})
-    for uuid in plan.depends_on:
-        tx.run(_DEPEND, {"task_id": row.id, "depends_on_id": known[uuid]})
     return row
 
 
+def _found(plan: Plan, known: dict[str, int]) -> dependencies.Found:
+    return dependencies.Found(tuple(sorted({known[uuid] for uuid in plan.depends_on})))
+
+
 def _connect(tx: Tx, row: Any, plan: Plan, known: dict[str, int]) -> Any:
-    for uuid in plan.depends_on:
-        tx.run(_DEPEND, {"task_id": row.id, "depends_on_id": known[uuid]})
-    if plan.parent is None:
+    found = _found(plan, known)
+    dependencies.connect(tx, row.id, found)
+    values: dict[str, Any] = {} if plan.parent is None else {"parent_id": known[plan.parent]}
+    if found.ids:
+        values["depends_on"] = found.text()
+    if not values:
         return row
-    return tx.one(table.update().where(table.c.id == row.id).values(parent_id=known[plan.parent]).returning(*table.c))
+    return tx.one(table.update().where(table.c.id == row.id).values(**values).returning(*table.c))

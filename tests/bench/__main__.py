@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import client
+from tests.bench import client, service
 from tests.bench.bare import app as bare_app
 from tests.support.processes import ROOT, LogProcess, children_of, eventually
 from tests.support.stack import Stack
@@ -172,6 +173,13 @@ def report(found: dict[str, Any]) -> None:
     ]
     for row in rows:
         table.add_row(*row)
+    for engine in service.ENGINES:
+        rate, raw = found[f"{engine}_requests_per_s"], found[f"{engine}_raw_per_s"]
+        table.add_row(f"raw SQL, {engine}", f"{raw:.0f} /s", "1.00", "")
+        table.add_row(f"claims and completions, {engine}", f"{rate:.0f} /s", f"{rate / raw:.2f}", "600 /s")
+        for name in ("list", "board"):
+            value = found[f"{engine}_{name}_ms"]
+            table.add_row(f"20 of {found['listed']:,} tasks, {name}, {engine}", f"{value:.1f} ms", "", "20 ms")
     CONSOLE.print(table)
 
 
@@ -182,7 +190,9 @@ def main() -> int:
     parser.add_argument("--pickups", type=int, default=300, help="tasks of the latency measurement")
     parser.add_argument("--pending", type=int, default=50_000, help="pending tasks of the memory measurement")
     parser.add_argument("--slots", type=int, default=8, help="slots of the throughput measurements")
-    parser.add_argument("--only", help="one of latency, burst, slots, pending")
+    parser.add_argument("--requests", type=int, default=2000, help="tasks that are claimed and completed by hand")
+    parser.add_argument("--listed", type=int, default=200_000, help="tasks of the list measurement")
+    parser.add_argument("--only", help="one of latency, burst, slots, pending, requests, lists")
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"))
     options = parser.parse_args()
     steps = {
@@ -193,9 +203,21 @@ def main() -> int:
             ("burst", lambda: measure_burst(options.tasks, options.slots)),
         ],
         "slots": [("memory per slot", lambda: measure_slots(16))],
+        "requests": [
+            (f"requests on {engine}", functools.partial(service.measure_requests, engine, options.requests))
+            for engine in service.ENGINES
+        ],
+        "lists": [
+            (f"lists on {engine}", functools.partial(service.measure_list, engine, options.listed))
+            for engine in service.ENGINES
+        ],
         "pending": [("ingress with pending tasks", lambda: measure_pending(options.pending))],
     }
-    found: dict[str, Any] = {"cpus": os.cpu_count(), "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "listed": options.listed,
+    }
     for name, group in steps.items():
         if options.only in (None, name):
             for label, measure in group:

@@ -60,8 +60,6 @@ class World:
 
     def do(self, ident: int, verb: str, **fields: Any) -> None:
         """Move or change a task as a person would."""
-        if self.ats is None:
-            self.stack.env.get("")
         url = self.stack.url if self.ats is None else self.ats.url
         client = Client(protocol.endpoint(url), Actor("human", "tester", "tester"))
         with closing(client):
@@ -106,7 +104,6 @@ class World:
 def world(request: pytest.FixtureRequest, make_stack: Callable[..., Stack]) -> Iterator[World]:
     """A fleet that is not started yet."""
     if request.param == "ours":
-        pytest.importorskip("dispatch.service")
         yield World(make_stack(), None)
         return
     with FakeAts() as ats:

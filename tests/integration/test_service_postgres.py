@@ -22,6 +22,7 @@ from dispatch.errors import ConfigurationError, OverloadedError
 from dispatch.service import tasks, tenants
 from dispatch.service.clock import Clock
 from dispatch.service.events import STEP
+from dispatch.service.keys import KEPT_S
 from dispatch.service.postgres import PostgresStore
 from dispatch.service.server import open_store
 from tests.support.postgres import PostgresServer, shared_server
@@ -193,6 +194,22 @@ def test_a_quiet_service_hears_of_an_event_at_once(
         eventually(lambda count=count: len(subscriber.events) == count)
         delays.append(time.monotonic() - began)
     assert sorted(delays)[5] < 0.5, delays
+
+
+def test_every_service_knows_of_a_key_at_once(database: str, start: Callable[..., ServiceProcess]) -> None:
+    """A key that is made or revoked counts on all services before what they keep of keys would run out."""
+    services = [start(database), start(database)]
+
+    def statuses(token: str | None) -> list[int]:
+        return [service.client(token=token).call("GET", "/tasks")[0] for service in services]
+
+    assert statuses(None) == [200, 200]
+    ident, text = services[0].make_key("agent-one")
+    within_s = KEPT_S * 0.8
+    eventually(lambda: statuses(None) == [401, 401], within_s, "the end of calls without a key")
+    eventually(lambda: statuses(text) == [200, 200], within_s, "the key on both services")
+    services[1].revoke_key(ident)
+    eventually(lambda: statuses(text) == [401, 401], within_s, "the end of the key on both services")
 
 
 def test_kill_9_of_one_service_leaves_the_other_in_charge(

@@ -146,6 +146,7 @@ def test_extended_and_thin_frames(client: Client, listen: Any) -> None:
         "not_before",
         "runner",
         "assignee_id",
+        "depends_on",
     }
     assert frames[2]["data"]["task"]["runner"] == "r"
 
@@ -351,3 +352,23 @@ def test_listeners_are_told_when_the_service_goes(tmp_path: Any) -> None:
         idle.close()
         listener.close()
         eventually(lambda: service.process.find("service_stopped"))
+
+
+def test_explain_knows_whether_an_executor_listens(service: ServiceProcess, client: Client) -> None:
+    """A ready task of a channel that no executor watches has NO_WORKER; while one watches it, the task is offered."""
+    task = client.create(title="look at me", channel="watched")
+
+    def code() -> str:
+        found = client.post("/tools/explain", {"task_id": task["uuid"]})
+        return str(found["reasons"][0]["code"])
+
+    assert code() == "NO_WORKER"
+    reader, other = Listener(service, channels=["watched"]), Listener(service, thin=True, channels=["elsewhere"])
+    executor = Listener(service, thin=True, extended=True, channels=["watched"])
+    try:
+        eventually(lambda: code() == "OFFERED", 5, "the executor to be seen")
+        executor.close()
+        eventually(lambda: code() == "NO_WORKER", 5, "the executor to be missed")
+    finally:
+        for listener in (reader, other, executor):
+            listener.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from dispatch.core.graph import (
     GRAPH_MAX,
     MISSING,
-    NEEDS_MAX,
     Verdict,
     blocked_reason,
     cascade,
@@ -20,7 +19,6 @@ from dispatch.core.graph import (
     dependents_of,
     find_cycle,
     freed_by,
-    read_needs,
     verdict,
 )
 from dispatch.core.lifecycle import ATS_WORD
@@ -67,35 +65,6 @@ def test_dense_graphs_are_quick() -> None:
 
 
 statuses = st.sampled_from([*ATS_WORD.values(), MISSING, "a word of a foreign service"])
-
-
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=20))
-def test_whatever_stands_in_a_payload_is_read_or_refused(value: Any) -> None:
-    """Any JSON gives ids, each once and within the bounds, or a sentence; never both, never an exception."""
-    found = read_needs(value)
-    assert not (found.ids and found.problem)
-    assert len(set(found.ids)) == len(found.ids) <= NEEDS_MAX
-    assert all(
-        name and not name.startswith("#,") and not any(c.isspace() or c in ",;" for c in name) for name in found.ids
-    )
-
-
-@given(st.lists(st.integers(0, 10**9), max_size=NEEDS_MAX, unique=True), st.randoms())
-def test_ids_may_be_written_in_any_form(ids: list[int], chance: Any) -> None:
-    """Numbers, texts, one text with commas, with # and twice: the same ids in the same order."""
-    wanted = tuple(str(i) for i in ids)
-    assert read_needs(ids).ids == wanted
-    assert read_needs(", ".join(wanted)).ids == wanted
-    assert read_needs([chance.choice([i, str(i), f"#{i}", f" {i} "]) for i in ids] + ids).ids == wanted
-
-
-def test_bounds_of_dependencies() -> None:
-    """256 are read, 257 are refused; so are nested lists, booleans, fractions and objects."""
-    assert len(read_needs(list(range(256))).ids) == 256
-    assert "256" in read_needs(list(range(257))).problem
-    assert "256" in read_needs(",".join(map(str, range(300)))).problem
-    assert all(read_needs(bad).problem for bad in ([[1]], True, 1.5, {"id": 1}, ["x" * 513]))
-    assert not any(read_needs(nothing) for nothing in (None, [], "", " , ", [None]))
 
 
 @given(st.dictionaries(st.integers(0, 99).map(str), statuses, max_size=9))

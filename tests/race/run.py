@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.race.claimer import CONNECTIONS, agent_of
+from tests.support.postgres import shared_server
 from tests.support.processes import ROOT
-from tests.support.service import Client
+from tests.support.service import Client, ServiceProcess
 from tests.support.tools import ANN, PROJECT, RUN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PROCESSES = 8
 _HEADWAY_S = 0.002
@@ -112,6 +116,17 @@ def _judge(number: int, found: list[tuple[str, str, int, Any]]) -> tuple[str, st
     assert len(winners) == 1, f"round {number} has the winners {winners}"
     assert named == {winners[0][0]}, f"round {number} was won by {winners[0]}; losers were told {named}"
     return winners[0]
+
+
+@contextlib.contextmanager
+def services(engine: str) -> Iterator[list[ServiceProcess]]:
+    """Run one service on SQLite, or two on one PostgreSQL; the claimers are spread over them."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory, contextlib.ExitStack() as stack:
+        settings = {}
+        if engine == "postgresql":
+            settings["DISPATCH_DATABASE_URL"] = stack.enter_context(shared_server().database())
+        count = 2 if engine == "postgresql" else 1
+        yield [stack.enter_context(ServiceProcess(Path(directory), **settings)) for _ in range(count)]
 
 
 def race(urls: Sequence[str], rounds: int, seconds_max: float = float("inf")) -> Outcome:
