@@ -78,7 +78,8 @@ class Gates:
             return needed
 
         def release(task_id: str, round_: str) -> None:
-            self._releases.release(task_id, round_)
+            if self._releases.release(task_id, round_):
+                self._log.info("task_released", task=task_id)
 
         def blocked(task_id: str, round_: str) -> None:
             self._on_blocked(task_id, round_)
