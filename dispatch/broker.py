@@ -31,6 +31,8 @@ WAKE_CHANNEL: Final = "dispatch:wake"
 """Published with a task id when somebody else than its holder moved a running task."""
 CANCEL_KEY: Final = "dispatch:cancel:"
 """+ task id: set for a while beside each wake-up, for who subscribes a moment too late."""
+GRAPH_KEY: Final = "dispatch:graph:"
+"""+ service + ":": what is kept of tasks that wait for others (dispatch.ingress.registry)."""
 
 _SOCKET_SCHEMES: Final = ("redis+socket", "unix")
 

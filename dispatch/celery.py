@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import billiard.pool
 import kombu.transport.redis
 from celery import Celery
+from celery.backends.redis import RedisBackend
 from celery.platforms import SecurityWarning
 
 from dispatch import log
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 EXECUTE: Final = "dispatch.execute"
 """The name of the one task that runs attempts: the wire contract between ingress and workers."""
+GATE: Final = "dispatch.gate"
+"""One dependency of one waiting task; it succeeds or fails as the dependency did."""
+RELEASE: Final = "dispatch.release"
+"""The body of a chord or the end of a chain of gates: the task may run."""
+BLOCKED: Final = "dispatch.blocked"
+"""The error callback of gates and bodies: a dependency ended badly."""
+
+CHORD_KEEP_S: Final = 90 * 24 * 3600
+"""How long Celery keeps a chord that waits. By default it is a day, and then the body silently never runs; a chord
+that waits longer than this is released by the ingress itself."""
 
 # Celery 5.7.0 closes a lost Redis connection twice; the second close raises AttributeError, which ends
 # the worker although it could reconnect. With this line it is one more connection error. Drop it when
@@ -113,6 +124,39 @@ def make_app(settings: Settings | None = None) -> Dispatch:
     app = Dispatch("dispatch", set_as_current=settings is None, include=["workers.tasks"])
     app.add_defaults(lambda: celery_config(settings or settings_module.load()))
     return app
+
+
+class GateBackend(RedisBackend):  # type: ignore[misc, unused-ignore]
+    """Celery's results in Redis, for who sends gates and never waits for a result."""
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do not subscribe to the result of every gate that is sent: it would be one subscription more each time."""
+
+
+def gates_config(settings: Settings, queue: str) -> dict[str, Any]:
+    """Return Celery's settings for the gates of task graphs: those of the fleet, and results, which chords need."""
+    return {
+        **celery_config(settings),
+        "task_default_queue": queue,
+        "task_ignore_result": False,
+        "task_allow_error_cb_on_chord_header": False,
+        "result_backend": "gates+" + celery_url(settings.broker).removeprefix("redis+"),
+        "result_backend_transport_options": {"global_keyprefix": KEY_PREFIX},
+        # Without it a Redis that is away for a moment fails the gate, and with it the task.
+        "result_backend_always_retry": True,
+        "result_expires": 3600,
+        "result_chord_expires": CHORD_KEEP_S,
+        "redis_socket_timeout": 15,
+        "redis_socket_connect_timeout": 5,
+    }
+
+
+def make_gates_app(settings: Settings, queue: str) -> Dispatch:
+    """Return the application of the gates, which has a queue and a result back end; workers do not know it."""
+    gates = Dispatch("dispatch.gates", set_as_current=False)
+    gates.loader.override_backends = {"gates": "dispatch.celery:GateBackend"}
+    gates.add_defaults(lambda: gates_config(settings, queue))
+    return gates
 
 
 app = make_app()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats import protocol
 from dispatch.ats.model import Actor, Grant, parse_task
+from dispatch.core import results
 
 if TYPE_CHECKING:
     from dispatch.ats.client import Client
     from dispatch.ats.gateway import AttemptRef
+
+_RESULT: Final = ("id", "title", "status", "outputs")
 
 
 class FencedGateway:
@@ -68,4 +71,11 @@ def read_grant(answer: Any, *, default_ttl_s: float) -> Grant:
         task=task,
         fencing_token=token if isinstance(token, int) and not isinstance(token, bool) else task.fencing_token,
         ttl_s=ttl_ms / 1000.0 if isinstance(ttl_ms, int | float) and not isinstance(ttl_ms, bool) else default_ttl_s,
+        dependencies=_results(answer),
     )
+
+
+def _results(answer: Any) -> tuple[dict[str, Any], ...]:
+    found = answer.get("dependencies") if isinstance(answer, dict) else None
+    items = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return tuple(results.bounded([{name: one.get(name) for name in _RESULT} for one in items]))

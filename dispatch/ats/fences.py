@@ -17,25 +17,26 @@ KEEP_S: Final = 30 * 24 * 3600
 
 
 @lru_cache(maxsize=8)
-def _service(base_url: str) -> str:
+def service_key(base_url: str) -> str:
+    """Return a short word that stands for one service: several may share one Redis."""
     return hashlib.sha256(base_url.encode()).hexdigest()[:12]
 
 
 def token_key(base_url: str, task_id: str) -> str:
     """Counter of claims: its value is the current fencing token."""
-    return f"dispatch:token:{_service(base_url)}:{task_id}"
+    return f"dispatch:token:{service_key(base_url)}:{task_id}"
 
 
 def start_key(base_url: str, task_id: str, token: int) -> str:
     """The runner that started the attempt with this token; set once."""
-    return f"dispatch:start:{_service(base_url)}:{task_id}:{token}"
+    return f"dispatch:start:{service_key(base_url)}:{task_id}:{token}"
 
 
 def attempts_key(base_url: str, task_id: str) -> str:
     """Counter of attempts that count: the service's URL and the task, never a Celery id."""
-    return f"dispatch:attempts:{_service(base_url)}:{task_id}"
+    return f"dispatch:attempts:{service_key(base_url)}:{task_id}"
 
 
 def not_before_key(base_url: str, task_id: str) -> str:
     """Exists, with an expiry, while a released task must wait."""
-    return f"dispatch:not_before:{_service(base_url)}:{task_id}"
+    return f"dispatch:not_before:{service_key(base_url)}:{task_id}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from dispatch.core.dependencies import named_in
 from dispatch.errors import GatewayUnavailableError
 
 
@@ -45,6 +46,8 @@ class Task:
     runner: str | None = None
     reason: str | None = None
     """Why the task failed, or was released last."""
+    depends_on: tuple[str, ...] = ()
+    """Ids of the tasks that it depends on: from the field, or from the payload where the service has no such field."""
     raw: dict[str, Any] | None = None
     """The object as it came, for display; None in thin events."""
 
@@ -56,6 +59,8 @@ class Grant:
     task: Task
     fencing_token: int | None
     ttl_s: float
+    dependencies: tuple[dict[str, Any], ...] = ()
+    """The results of what the task depends on, after a start: ``id title status outputs`` (core.results)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,11 @@ def parse_time(value: Any) -> datetime | None:
 
 def _whole(value: Any, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _depends_on(body: dict[str, Any]) -> tuple[str, ...]:
+    said = body if isinstance(body.get("depends_on"), list) else body.get("payload")
+    return tuple(str(name) for name in named_in(said) or ())
 
 
 def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
@@ -127,5 +137,6 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         not_before_at=parse_time(body.get("not_before")),
         runner=text("runner") or None,
         reason=text("reason") or None,
+        depends_on=_depends_on(body),
         raw=body if keep_raw else None,
     )

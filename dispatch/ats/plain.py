@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from dispatch.ats import fences, protocol
 from dispatch.ats.model import Actor, Grant, Task, parse_task
+from dispatch.core import results
 from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError
 from dispatch.log import get_logger
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _SHORT_LEASE_S: Final = 1.0
 _START_KEEP_S: Final = 7 * 24 * 3600
+_RESULTS_MAX: Final = 16
+"""How many dependencies are read for an attempt."""
 _RELEASED: Final = "-"
 """Stands in the place of the runner's name once its attempt was given back."""
 _log = get_logger("ats")
@@ -70,7 +73,18 @@ class PlainGateway:
             raise GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.") from exc
         if message:
             self._post(ref, message)
-        return self._grant(replace(task, attempts=attempts))
+        return replace(self._grant(replace(task, attempts=attempts)), dependencies=self._results(ref, task))
+
+    def _results(self, ref: AttemptRef, task: Task) -> tuple[dict[str, Any], ...]:
+        """Read what the task depends on; what cannot be read now is left out, because the attempt is worth more."""
+        found = []
+        for ident in task.depends_on[:_RESULTS_MAX]:
+            try:
+                one = parse_task(self._send(ref, protocol.get(ident)))
+            except (GatewayRejectedError, GatewayUnavailableError):
+                continue
+            found.append({"id": one.id, "title": one.title, "status": one.status, "outputs": one.outputs})
+        return tuple(results.bounded(found))
 
     def renew(self, ref: AttemptRef, *, message: str | None = None) -> Grant:
         """Extend the lease by claiming again, or find out how long it still lasts. A lapsed lease is not taken anew."""

@@ -206,9 +206,10 @@ def reject(task_id: str, reason: str | None = None) -> Request:
     return Request("POST", _task(task_id, "reject"), body=_present(reason=reason), scoped=True)
 
 
-def reopen(task_id: str, reason: str | None = None) -> Request:
-    """Bring an ended task back to pending."""
-    return Request("POST", _task(task_id, "reopen"), body=_present(reason=reason), scoped=True)
+def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False) -> Request:
+    """Bring an ended task back to pending; ``dependents`` (extension): also what failed only because of it."""
+    body = _present(reason=reason, dependents=dependents or None)
+    return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
 def post_message(task_id: str, text: str) -> Request:
@@ -293,6 +294,12 @@ def release(
     """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
     body = _present(fencing_token=token, counted=counted, delay_ms=_ms(delay_s), reason=reason)
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
+
+
+def fail_many(items: Sequence[tuple[int, str]]) -> Request:
+    """Fail pending tasks whose dependencies ended badly: (number, reason), at most 100 (``fail.many``)."""
+    body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
+    return Request("POST", "/tasks/fail", body=body, scoped=True)
 
 
 def tools(profile: str) -> Request:

@@ -11,6 +11,7 @@ from dispatch.ats.model import parse_task, parse_time
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import ago
 from dispatch.core.lifecycle import STATUS_OF_ATS_WORD, Status
+from dispatch.core.waiting import Facts, Needed, reasons
 from dispatch.errors import GatewayRejectedError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class StatusWord(_StatusType):
         return [CompletionItem(state.value) for state in Status if state.value.startswith(incomplete)]
 
 
+_NEEDED_MAX: Final = 32
+"""How many dependencies are read one by one from a service without the Task Tools."""
 _id: Final = click.argument("task_id", metavar="ID", type=TaskId())
 _status: Final = click.argument("status", type=StatusWord(), metavar="STATUS")
 
@@ -115,6 +118,40 @@ def _tell(state: State, task_id: str, task: Any) -> None:
     state.output.line(f"Task {task_id} is in {task['status']}{held}.")
 
 
+def explained(state: State, task_id: str) -> dict[str, Any]:
+    """Return why a task is not running, as ``explain`` answers; from what can be seen where there are no Task Tools."""
+    try:
+        task = parse_task(state.client.send(protocol.get(task_id)))
+    except UnknownTaskError as exc:
+        raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
+    if task.uuid is not None:
+        found: dict[str, Any] = state.client.send(protocol.tool("explain", {"task_id": task.uuid}))
+        return found
+    needed, missing = [], []
+    for name in task.depends_on[:_NEEDED_MAX]:
+        try:
+            one = parse_task(state.client.send(protocol.get(name)))
+        except GatewayRejectedError:
+            missing.append(f"#{name}")
+            continue
+        if one.status != "completed":
+            needed.append(Needed(f"#{one.id}", STATUS_OF_ATS_WORD.get(one.status, Status.TODO)))
+    facts = Facts(
+        status=STATUS_OF_ATS_WORD.get(task.status, Status.TODO),
+        waits_for=needed,
+        missing=missing,
+        circle=f"#{task.id} -> #{task.id}" if task.id in task.depends_on else "",
+        holder=(task.raw or {}).get("assignee_name") or task.assignee_id if task.status == "in_progress" else None,
+        reason=task.reason,
+        is_running=task.status == "in_progress",
+        listeners=None,
+    )
+    told = reasons(facts)
+    summary = " ".join(reason.text for reason in told) or "It is in progress."
+    shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in told]
+    return {"task_id": task.id, "status": task.status, "summary": summary, "reasons": shown}
+
+
 @click.command()
 @_id
 @common_options
@@ -126,7 +163,7 @@ def why(state: State, task_id: str) -> None:
     Examples:
       dispatch why 7
     """  # noqa: D301 - click's mark
-    found = call_tool(state, "explain", task_id)
+    found = explained(state, task_id)
     if state.output.is_json:
         state.output.json(found)
         return

@@ -39,6 +39,7 @@ COMMANDS: Final = {
         "message": "dispatch.cli.tasks:message",
         "history": "dispatch.cli.lifecycle:history",
         "why": "dispatch.cli.lifecycle:why",
+        "deps": "dispatch.cli.deps:deps",
     },
     "Changing tasks": {
         "cancel": "dispatch.cli.moves:cancel",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dispatch.ats import protocol
+from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.options import State, TaskId, common_options, refuse_constant
 from dispatch.errors import DispatchError, GatewayRejectedError, GatewayUnavailableError, UsageError
@@ -102,18 +102,56 @@ def reject(state: State, task_ids: Sequence[str], reason: str | None) -> None:
 @click.command()
 @_ids
 @_reason("Why, for the task's history.")
+@click.option("--dependents", is_flag=True, help="Reopen what failed only because of them as well, and say which.")
 @common_options
 @click.pass_obj
-def reopen(state: State, task_ids: Sequence[str], reason: str | None) -> None:
+def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents: bool) -> None:  # noqa: FBT001
     """Bring ended tasks back to pending.
 
-    They have all their attempts ahead of them again.
+    They have all their attempts ahead of them again. With --dependents a task
+    that completed meanwhile stays completed, and what stands behind it is reopened.
 
     \b
     Examples:
       dispatch reopen 7
+      dispatch reopen 7 --dependents
     """  # noqa: D301 - click's mark
-    _each(state, task_ids, "reopened", lambda task_id: protocol.reopen(task_id, reason))
+    if not dependents:
+        _each(state, task_ids, "reopened", lambda task_id: protocol.reopen(task_id, reason))
+        return
+    if "depends_on" not in answers.extensions_of(state.client.send(protocol.health())):
+        raise UsageError("The task service at this URL cannot reopen dependents; reopen them one by one.")
+    last: DispatchError | None = None
+    results = []
+    for task_id in task_ids:
+        try:
+            answer = state.client.send(protocol.reopen(task_id, reason, dependents=True))
+        except GatewayRejectedError as exc:
+            if last is not None:
+                click.echo(f"dispatch: {last}", err=True)
+            last = exc
+            continue
+        results.append(answer)
+        _tell_reopened(state, answer)
+    if state.output.is_json and results:
+        state.output.json(results[0] if len(task_ids) == 1 else results)
+    if last is not None:
+        raise last
+
+
+def _tell_reopened(state: State, answer: Any) -> None:
+    if state.output.is_json:
+        return
+    task = parse_task(answer)
+    state.output.line(f"Task {task.id} is {task.status}.")
+    for one in answer["reopened"]:
+        state.output.line(f"Task {one['id']} reopened.")
+    for ident in answer["kept"]:
+        state.output.line(
+            f"Task {ident} stays failed: something else that it depends on ended badly or does not exist."
+        )
+    if not answer["reopened"]:
+        state.output.note("Nothing behind it was reopened.")
 
 
 def _each(state: State, task_ids: Sequence[str], done: str, request: Callable[[str], protocol.Request]) -> None:

@@ -35,6 +35,7 @@ LIST_FIELDS: Final = (
 @click.option("--payload", metavar="JSON|@FILE", help="JSON for the executor, or @file, or @- for stdin.")
 @click.option("--priority", type=Priority(), help="1 to 10 (10 is most urgent), or urgent, high, medium, low, none.")
 @click.option("--type", "type_", metavar="NAME", help="Type of the task; default: task.")
+@click.option("--depends-on", metavar="ID[,ID]", multiple=True, help="Run it only after these are completed.")
 @click.option("--wait", is_flag=True, help="Wait for the end and print the response; exit 0 only if it completed.")
 @common_options
 @click.pass_obj
@@ -46,19 +47,23 @@ def create(state: State, /, title: str, **given: Any) -> int:
       dispatch create "Summarise README.md"
       dispatch create "Nightly report" -d - --priority high < report.md
       dispatch create "Resize" --payload '{"width": 640}' --channel images --wait
+      dispatch create "Report" --depends-on 100,101
     """  # noqa: D301 - click's mark
     description, payload = given["description"], given["payload"]
     if description == "-" and payload == "@-":
         raise UsageError("Only one of --description and --payload can come from stdin.")
-    request = protocol.create(
-        title,
-        description=_read("-") if description == "-" else description,
-        payload=None if payload is None else read_payload(payload),
-        priority=given["priority"],
-        type=given["type_"],
-        channel=state.settings.ats.channels[0],
-    )
-    answer = state.client.send(request)
+    fields = {
+        "description": _read("-") if description == "-" else description,
+        "payload": None if payload is None else read_payload(payload),
+        "priority": given["priority"],
+        "type": given["type_"],
+        "channel": state.settings.ats.channels[0],
+    }
+    if given["depends_on"]:
+        from dispatch.cli.depending import with_dependencies
+
+        fields = with_dependencies(state, fields, given["depends_on"])
+    answer = state.client.send(protocol.create(title, **fields))
     task = parse_task(answer)
     if not given["wait"]:
         state.output.json(task.raw) if state.output.is_json else state.output.line(task.id)
@@ -122,7 +127,8 @@ def _moment(_: click.Context, param: click.Parameter, value: str | None) -> str 
     return found.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) -> str | None:
+def statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) -> str | None:
+    """Read the words of an option that can be given several times: ATS words, separated by commas."""
     words = [word.strip().replace("-", "_") for item in value for word in item.split(",") if word.strip()]
     for word in words:
         if word not in ATS_WORD.values():
@@ -132,7 +138,7 @@ def _statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) ->
 
 
 @click.command("list")
-@click.option("--status", "-s", multiple=True, callback=_statuses, metavar="STATUS[,STATUS]", help="Only these.")
+@click.option("--status", "-s", multiple=True, callback=statuses, metavar="STATUS[,STATUS]", help="Only these.")
 @click.option("--type", "type_", metavar="NAME", help="Only this type.")
 @click.option("--assignee", metavar="ID", help="Only tasks held by this actor.")
 @click.option("--search", metavar="TEXT", help="Only tasks with this text in them.")

@@ -1,13 +1,131 @@
-"""Decisions about graphs of tasks, iterative, so that no depth is too deep."""
+"""Decisions about graphs of tasks, iterative, so that no depth is too deep.
+
+A task *needs* others (its dependencies) and is a *dependent* of each of them.
+It may run when all that it needs are completed; when one of them has ended in
+another way it is failed instead, and so is everything behind it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from dispatch.core.lifecycle import ATS_WORD, FINISHED_ATS_WORDS, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 Node = TypeVar("Node", bound="str | int")
+
+GRAPH_MAX: Final = 100_000
+"""Most tasks that one cascade names."""
+MISSING: Final = "does not exist"
+"""Stands for the status of a dependency that the service does not know."""
+COMPLETED: Final = ATS_WORD[Status.COMPLETED]
+
+_REASON_CHARS_MAX: Final = 2_000
+
+
+class Verdict(Enum):
+    """What follows for a task from the states of what it needs."""
+
+    WAIT = "wait"
+    RELEASE = "release"
+    FAIL = "fail"
+
+
+def opens(status: str) -> bool:
+    """Say whether a dependency in this state (an ATS word) lets its dependents run."""
+    return status == COMPLETED
+
+
+def is_settled(status: str) -> bool:
+    """Say whether a dependency in this state decides something: it has ended, or never was."""
+    return status in FINISHED_ATS_WORDS or status == MISSING
+
+
+def verdict(statuses: Iterable[str]) -> Verdict:
+    """Return what follows from the states of all that a task needs."""
+    known = set(statuses)
+    if any(is_settled(status) and not opens(status) for status in known):
+        return Verdict.FAIL
+    return Verdict.RELEASE if all(opens(status) for status in known) else Verdict.WAIT
+
+
+def blocked_reason(statuses: Mapping[str, str]) -> str:
+    """Say why a task is failed whose dependencies are in these states: names all that ended badly, by number."""
+    bad = sorted(
+        (name for name, status in statuses.items() if is_settled(status) and not opens(status)),
+        key=lambda name: (not name.isdigit(), len(name), name),
+    )
+    text = "Blocked: dependency " + ", ".join(f"#{name} ({statuses[name]})" for name in bad)
+    return text if len(text) <= _REASON_CHARS_MAX else text[: _REASON_CHARS_MAX - 3] + "..."
+
+
+def circle_reason(circle: Iterable[Node]) -> str:
+    """Say that tasks depend on each other in a circle; the first is named again at the end."""
+    names = [f"#{name}" for name in circle]
+    if len(names) > 12:
+        names = [*names[:10], "...", names[-1]]
+    return f"Blocked: the dependencies form a circle: {' -> '.join(names)}"
+
+
+def dependents_of(needs: Mapping[Node, Iterable[Node]]) -> dict[Node, list[Node]]:
+    """Turn the graph around: for each task, those that need it."""
+    found: dict[Node, list[Node]] = {}
+    for node, others in needs.items():
+        for other in others:
+            found.setdefault(other, []).append(node)
+    return found
+
+
+def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = GRAPH_MAX) -> list[Node]:
+    """Return everything behind ``root``, nearest first, each once and after one that it needs; at most ``limit``.
+
+    This is what fails when ``root`` fails, and what waits for it while it has not ended.
+    """
+    seen = {root}
+    behind: list[Node] = []
+    level: list[Node] = [root]
+    while level:
+        further: list[Node] = []
+        for node in level:
+            for dependent in dependents.get(node, ()):
+                if dependent not in seen:
+                    if len(behind) >= limit:
+                        return behind
+                    seen.add(dependent)
+                    behind.append(dependent)
+                    further.append(dependent)
+        level = further
+    return behind
+
+
+def freed_by(needs: Mapping[Node, Iterable[Node]], completed: set[Node], node: Node) -> list[Node]:
+    """Return the tasks that could run at once if ``node`` completed, given those that have."""
+    return [
+        task
+        for task, others in needs.items()
+        if task not in completed and node in (wanted := set(others)) and wanted <= completed | {node}
+    ]
+
+
+def circle_through(needs: Mapping[Node, Iterable[Node]], node: Node) -> list[Node]:
+    """Return a circle that ``node`` is part of, the node at its begin and end, or an empty list."""
+    came_from: dict[Node, Node] = {}
+    pending: list[Node] = [node]
+    while pending:
+        current = pending.pop()
+        for other in needs.get(current, ()):
+            if other == node:
+                way = [node, current]
+                while way[-1] != node:
+                    way.append(came_from[way[-1]])
+                return way[::-1] if current != node else [node, node]
+            if other not in came_from:
+                came_from[other] = current
+                pending.append(other)
+    return []
 
 
 def find_cycle(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:

@@ -25,6 +25,10 @@ class Facts:
 
     status: Status
     waits_for: Sequence[Needed] = ()
+    missing: Sequence[str] = ()
+    """Names that it depends on and no task has."""
+    circle: str = ""
+    """The way by which what it waits for waits for itself."""
     holder: str | None = None
     """Who holds its lock."""
     until: str | None = None
@@ -37,8 +41,8 @@ class Facts:
     """How long nobody may claim it."""
     assigned_to: str | None = None
     needs: Sequence[str] = ()
-    listeners: int = 0
-    """How many executors listen on its channel."""
+    listeners: int | None = 0
+    """How many executors listen on its channel; None: nobody knows."""
     ahead: int = 0
     """How many tasks of its channel go before it."""
     reason: str | None = None
@@ -149,6 +153,23 @@ def _dependencies(facts: Facts) -> list[Reason]:
     dead = [one for one in facts.waits_for if one.status in FINISHED]
     alive = [one for one in facts.waits_for if one.status not in FINISHED]
     found = []
+    if facts.circle:
+        found.append(
+            Reason(
+                "CYCLE",
+                f"What it waits for waits for itself: {facts.circle}. It can never run.",
+                "Take one of these out of another's depends_on, or fail one of them.",
+            )
+        )
+    if facts.missing:
+        names = ", ".join(facts.missing[:10])
+        found.append(
+            Reason(
+                "DEPENDENCY_MISSING",
+                f"It depends on what its project does not have: {names}.",
+                "Create it, or change depends_on.",
+            )
+        )
     if dead:
         names = ", ".join(f"{one.name} ({one.status})" for one in dead[:10])
         found.append(
@@ -187,6 +208,12 @@ def _offered(facts: Facts) -> Reason:
             "NO_WORKER",
             f"It is ready, and no executor listens on its channel.{needs}",
             "Start one with 'dispatch up' or 'dispatch ingress', or claim it as an agent.",
+        )
+    if facts.listeners is None:
+        return Reason(
+            "OFFERED",
+            "It is ready; whether an executor listens on its channel is not known.",
+            "Look at 'dispatch status', and whether an ingress watches this channel.",
         )
     if facts.ahead:
         return Reason(

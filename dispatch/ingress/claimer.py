@@ -20,6 +20,8 @@ from dispatch.ingress.enqueuer import EnqueueError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from dispatch.ats.gateway import AttemptRef
+    from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claim, Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.ledger import Ledger
@@ -52,11 +54,20 @@ class Limits:
     max_lease_losses: int
 
 
-class Claimer:
-    """Claims while there is room. ``kick`` after anything changed that may make room or bring work.
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Whom the claimer asks and tells."""
 
-    ``refill()`` is called when there is room but nothing left in a truncated backlog.
-    """
+    refill: Callable[[], None]
+    """Called when there is room but nothing left in a truncated backlog."""
+    may_run: Callable[[Task], bool] = lambda _: True
+    """Has the last word on a task as the claim shows it."""
+    must_wait: Callable[[str], None] = lambda _: None
+    """Hears the id of a task whose claim the service refused because it waits for others."""
+
+
+class Claimer:
+    """Claims while there is room. ``kick`` after anything changed that may make room or bring work."""
 
     def __init__(
         self,
@@ -67,7 +78,7 @@ class Claimer:
         *,
         limits: Limits,
         log: Any,
-        refill: Callable[[], None],
+        hooks: Hooks,
     ) -> None:
         self.capacity = Capacity()
         self._claims = claims
@@ -76,7 +87,7 @@ class Claimer:
         self._ledger = ledger
         self._limits = limits
         self._log = log
-        self._refill = refill
+        self._hooks = hooks
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = 0
@@ -135,7 +146,7 @@ class Claimer:
             candidate = self._backlog.pop(now)
             if candidate is None:
                 if self._backlog.truncated:
-                    self._refill()
+                    self._hooks.refill()
                 break
             task_id, priority = candidate
             if task_id not in self._ledger:
@@ -187,6 +198,8 @@ class Claimer:
             max_lease_losses=self._limits.max_lease_losses,
         ):
             await self._fail_poison(claim)
+        elif not self._hooks.may_run(claim.task):
+            await self._give_back(claim.ref, "The task waits for others.")
         else:
             await self._enqueue(claim)
 
@@ -197,14 +210,17 @@ class Claimer:
         except EnqueueError as exc:
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))
-            self._ledger.drop(ref.task_id)
-            try:
-                await self._claims.release(ref, reason="The queue did not take the task.")
-            except GatewayError as release_error:
-                self._log.warning("release_failed", task=ref.task_id, token=ref.token, reason=str(release_error))
+            await self._give_back(ref, "The queue did not take the task.")
             return
         self._ledger.enqueued(ref, time.monotonic())
         self._log.info("task_enqueued", task=ref.task_id, token=ref.token, attempt=ref.attempt)
+
+    async def _give_back(self, ref: AttemptRef, reason: str) -> None:
+        self._ledger.drop(ref.task_id)
+        try:
+            await self._claims.release(ref, reason=reason)
+        except GatewayError as exc:
+            self._log.warning("release_failed", task=ref.task_id, token=ref.token, reason=str(exc))
 
     async def _fail_poison(self, claim: Claim) -> None:
         ref = claim.ref
@@ -224,6 +240,8 @@ class Claimer:
         if exc.code == "NOT_READY" and "retry_after_ms" in exc.facts:
             wait_s = _seconds(exc.facts["retry_after_ms"])
             self._backlog.add(task_id, priority, due=time.monotonic() + wait_s)
+        elif exc.code == "NOT_READY":
+            self._hooks.must_wait(task_id)
         self._log.debug("claim_refused", task=task_id, code=exc.code, status=exc.status, reason=str(exc))
 
     def _pause(self, exc: GatewayError) -> None:

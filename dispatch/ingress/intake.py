@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Event, Task
     from dispatch.core.admission import Backlog
     from dispatch.ingress.ledger import Ledger
+    from dispatch.ingress.waiting_tasks import WaitingTasks
 
 PENDING: Final = ATS_WORD[Status.TODO]
 IN_PROGRESS: Final = ATS_WORD[Status.IN_PROGRESS]
@@ -34,6 +35,7 @@ EVENTS: Final = (
     "failed",
     "completed",
     "rejected",
+    "ready",
 )
 """What the ingress wants to hear; the verbs of ``task.*`` events."""
 
@@ -43,7 +45,8 @@ class Intake:
 
     ``wake(task_id)`` is called when somebody else than the holder ended a task
     that may be running; ``look(task_id)`` when news came without the task's state
-    and somebody should read it.
+    and somebody should read it. ``waiting`` takes tasks that need others; None
+    where the service alone keeps them back.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Intake:
         clock_offset_s: Callable[[], float],
         wake: Callable[[str], None],
         look: Callable[[str], None],
+        waiting: WaitingTasks | None = None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
@@ -62,6 +66,7 @@ class Intake:
         self._clock_offset_s = clock_offset_s
         self._wake = wake
         self._look = look
+        self._waiting = waiting
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -71,22 +76,29 @@ class Intake:
         if task is None or not task.status:
             self._look(event.task_id)
             return
+        if event.verb == "ready" and self._waiting is not None:
+            self._waiting.freed(task.id)
         if self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)
 
-    def on_task(self, task: Task, *, read_now: bool = False) -> None:
+    def on_task(self, task: Task, *, read_now: bool = False, claimable: bool = False) -> None:
         """Take the state of a task as some answer or event shows it.
 
-        ``read_now`` says that it was asked for because of news about this very task.
+        ``read_now`` says that it was asked for because of news about this very task,
+        ``claimable`` that the service says it waits for nothing.
         """
         if task.channel and task.channel not in self._channels:
             self._backlog.discard(task.id)
             return
         if task.status == PENDING:
+            if claimable and self._waiting is not None:
+                self._waiting.claimable(task)
             self._on_pending(task, read_now=read_now)
             return
         self._backlog.discard(task.id)
+        if self._waiting is not None:
+            self._waiting.left(task)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):
             self._ledger.ended(task.id, time.monotonic())
 
@@ -99,6 +111,9 @@ class Intake:
             if not self._ledger.concerns(task.id, task.fencing_token):
                 return
             self._ledger.ended(task.id, time.monotonic())
+        if self._waiting is not None and self._waiting.holds(task):
+            self._backlog.discard(task.id)
+            return
         self._backlog.add(task.id, task.priority, self._due(task))
 
     def _due(self, task: Task) -> float:

@@ -35,9 +35,10 @@ from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
 from dispatch.errors import AuthenticationError, ConfigurationError, GatewayError
-from dispatch.ingress.claimer import Claimer, Limits
+from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
+from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.intake import EVENTS, Intake
 from dispatch.ingress.ledger import Ledger
@@ -47,6 +48,7 @@ from dispatch.ingress.redis_view import RedisView
 from dispatch.log import get_logger
 
 if TYPE_CHECKING:
+    from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claims
     from dispatch.settings import Settings
 
@@ -61,9 +63,10 @@ _WAKES_WAITING_MAX: Final = 1_000
 class Ingress:
     """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
 
-    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool) -> None:
+    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool, graphs: GraphsOf = GraphsOf.NOBODY) -> None:
         self._settings = settings
         self._actor = actor
+        self._knows_waiting = graphs is GraphsOf.SERVICE
         self._log = get_logger("ingress")
         self._stopping = asyncio.Event()
         self._sweep_now = asyncio.Event()
@@ -76,6 +79,17 @@ class Ingress:
         self._ledger = Ledger()
         self._enqueuer = Enqueuer(settings)
         self._claims = self._make_claims(fenced=fenced)
+        self._graphs, waiting = make_graphs(
+            settings,
+            graphs,
+            client=self._client,
+            redis=self._redis,
+            claims=self._claims,
+            ready=self._make_ready,
+            rearm=self._reconcile_now.set,
+            log=self._log,
+        )
+        self._waiting = waiting
         limits = Limits(
             credit=settings.ingress.credit,
             max_attempts=settings.execution.max_attempts,
@@ -88,7 +102,7 @@ class Ingress:
             self._ledger,
             limits=limits,
             log=self._log,
-            refill=self._reconcile_now.set,
+            hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
         )
         self._intake = Intake(
             channels=settings.ats.channels,
@@ -97,6 +111,7 @@ class Ingress:
             clock_offset_s=self._client.clock_offset_s,
             wake=lambda task_id: self._later("wake", task_id),
             look=lambda task_id: self._later("look", task_id),
+            waiting=waiting,
         )
         self._reconciler = Reconciler(
             Parts(
@@ -107,6 +122,8 @@ class Ingress:
                 self._backlog,
                 self._ledger,
                 self._intake,
+                waiting,
+                knows_waiting=graphs is GraphsOf.SERVICE,
             ),
             actor_id=actor.id,
             channels=settings.ats.channels,
@@ -128,6 +145,8 @@ class Ingress:
     async def run(self) -> None:
         """Run until stopped, then drain."""
         self._enqueuer.start()
+        if self._graphs is not None:
+            self._graphs.start()
         loops = [
             asyncio.create_task(loop, name=name)
             for name, loop in (
@@ -137,6 +156,7 @@ class Ingress:
                 ("presence", self._presence_loop()),
                 ("reconcile", self._reconcile_loop()),
                 ("errands", self._errands_loop()),
+                *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -152,6 +172,8 @@ class Ingress:
             with contextlib.suppress(RedisError, OSError):
                 await self._view.leave(self._actor.id)
             await self._enqueuer.stop()
+            if self._graphs is not None:
+                await self._graphs.stop()
             await self._client.close()
             await self._redis.aclose()
             self._log.info("ingress_stopped")
@@ -159,6 +181,19 @@ class Ingress:
     def stop(self) -> None:
         """Begin to drain; safe from a signal handler of the event loop."""
         self._stopping.set()
+
+    def _make_ready(self, task_id: str, priority: int) -> None:
+        self._backlog.add(task_id, priority)
+        self._claimer.kick()
+
+    def _may_run(self, task: Task) -> bool:
+        """Have a last look at what a task needs, on a service that does not look itself."""
+        return self._waiting is None or self._knows_waiting or self._waiting.may_run(task)
+
+    def _must_wait(self, task_id: str) -> None:
+        if self._waiting is not None:
+            self._waiting.refused(task_id)
+            self._later("look", task_id)
 
     def _later(self, errand: str, task_id: str) -> None:
         """Note something to do that the handling of an event must not wait for. Dropped when too many wait."""
@@ -318,7 +353,7 @@ async def _serve(settings: Settings, actor: Actor) -> None:
         if "auth.me" in extensions:
             _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
         fenced = has_fencing(extensions)
-    ingress = Ingress(settings, actor, fenced=fenced)
+    ingress = Ingress(settings, actor, fenced=fenced, graphs=graphs_of(extensions))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, ingress.stop)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
+from dispatch.core.graph import GRAPH_MAX
 from dispatch.core.lease import renew_at
 from dispatch.errors import GatewayError, GatewayRejectedError
 from dispatch.ingress.claims import LIST_FIELDS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dispatch.ingress.intake import Intake
     from dispatch.ingress.ledger import Flight, Ledger
     from dispatch.ingress.redis_view import RedisView
+    from dispatch.ingress.waiting_tasks import WaitingTasks
 
 PAGE: Final = 500
 QUEUED_AGE_MIN_S: Final = 1.0
@@ -50,6 +52,10 @@ class Parts:
     backlog: Backlog
     ledger: Ledger
     intake: Intake
+    waiting: WaitingTasks | None = None
+    """Tasks that need others; None where nobody tells what they need."""
+    knows_waiting: bool = False
+    """Whether the service lists by itself which tasks wait."""
 
 
 class Reconciler:
@@ -63,6 +69,9 @@ class Reconciler:
         self._backlog = parts.backlog
         self._ledger = parts.ledger
         self._intake = parts.intake
+        self._waiting = parts.waiting
+        self._knows_waiting = parts.knows_waiting
+        self._fields = f"{LIST_FIELDS},depends_on" if parts.knows_waiting else LIST_FIELDS
         self._actor_id = actor_id
         self._channels = channels
         self._lease_s = lease_s
@@ -72,10 +81,33 @@ class Reconciler:
 
     async def with_service(self) -> None:
         """List what is pending and what is ours. Raises the GatewayError family."""
+        began_at = time.monotonic()
         self._backlog.truncated = False
         for channel in self._channels:
             await self._list_pending(channel)
+            if self._knows_waiting:
+                await self._list_waiting(channel)
         await self._list_own()
+        if self._waiting is not None:
+            is_all = self._knows_waiting or not self._backlog.truncated
+            self._waiting.compare(began_at if is_all else 0.0, (task_id for task_id, _ in self._ledger.items()))
+
+    async def _list_waiting(self, channel: str) -> None:
+        """Read the tasks that wait for others, where the service lists them by themselves."""
+        offset = 0
+        while offset < GRAPH_MAX:
+            tasks = answers.tasks_of(
+                await self._client.send(
+                    protocol.list_tasks(
+                        status=PENDING, channel=channel, waiting="true", limit=PAGE, offset=offset, fields=self._fields
+                    )
+                )
+            )
+            for task in tasks:
+                self._intake.on_task(task)
+            if not tasks:
+                return
+            offset += len(tasks)
 
     async def _list_pending(self, channel: str) -> None:
         """Read pending tasks, best first, until a page brings nothing new or the backlog is full.
@@ -95,13 +127,13 @@ class Reconciler:
                         sort_dir="desc",
                         limit=PAGE,
                         offset=offset,
-                        fields=LIST_FIELDS,
+                        fields=self._fields,
                     )
                 )
             )
             is_news = any(task.id not in self._backlog and task.id not in self._ledger for task in tasks)
             for task in tasks:
-                self._intake.on_task(task)
+                self._intake.on_task(task, claimable=self._knows_waiting)
             if not tasks:
                 return
             is_known = not is_news and len(tasks) >= PAGE

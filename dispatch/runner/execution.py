@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats.model import Actor
-from dispatch.core import retry
+from dispatch.core import results, retry
 from dispatch.core.prompt import build_prompt
 from dispatch.core.retry import Action, EndReason
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
-    from dispatch.ats.model import Grant, Task
+    from dispatch.ats.model import Grant
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
     from dispatch.runner.warden_client import WardenClient
@@ -101,7 +101,7 @@ class _Execution:
             self._end_ward()
             return None
         try:
-            end = self._run_guarded(grant.task)
+            end = self._run_guarded(grant)
             self._report(end)
         finally:
             self._child.stop_watching()
@@ -160,10 +160,10 @@ class _Execution:
 
     # Run
 
-    def _run_guarded(self, task: Task) -> AttemptEnd:
+    def _run_guarded(self, grant: Grant) -> AttemptEnd:
         try:
             with self._child.work_directory() as directory:
-                return self._run(task, directory)
+                return self._run(grant, directory)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
@@ -171,29 +171,31 @@ class _Execution:
             self._ctx.log.exception("attempt_crashed", **self._ids)
             return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {type(exc).__name__}: {exc}")
 
-    def _environment(self, task: Task) -> dict[str, str]:
+    def _environment(self, grant: Grant) -> dict[str, str]:
         ref, ctx = self._ref, self._ctx
+        handed = {"ATS_DEPENDENCIES": results.environment_value(grant.dependencies)} if grant.dependencies else {}
         return process.child_environment(
             os.environ,
             ctx.execution.env,
             {
                 "ATS_TASK_ID": ref.task_id,
                 "ATS_URL": ctx.ats_url,
-                "ATS_CHANNEL": task.channel,
+                "ATS_CHANNEL": grant.task.channel,
                 "ATS_ATTEMPT": str(ref.attempt),
                 "ATS_FENCING_TOKEN": str(ref.token),
                 "DISPATCH_ATTEMPT": self._child.owner.tag(ref.task_id, ref.token),
+                **handed,
             },
         )
 
-    def _run(self, task: Task, directory: str) -> AttemptEnd:
-        ctx, lease = self._ctx, self._lease
+    def _run(self, grant: Grant, directory: str) -> AttemptEnd:
+        ctx, lease, task = self._ctx, self._lease, grant.task
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
-        prompt = build_prompt(
-            task.title, task.description, task.payload, iter(lambda: secrets.token_hex(8), None)
-        ).encode("utf-8", "replace")
-        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=self._environment(task))
+        boundaries = iter(lambda: secrets.token_hex(8), None)
+        extra = results.blocks(grant.dependencies)
+        prompt = build_prompt(task.title, task.description, task.payload, boundaries, extra).encode("utf-8", "replace")
+        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=self._environment(grant))
         ctx.log.info("attempt_started", pid=running.pid, **self._ids)
         limits = Limits(
             ctx.execution.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max

@@ -12,10 +12,10 @@ from sqlalchemy import bindparam, insert, select
 
 from dispatch.core.graph import find_cycle
 from dispatch.errors import ConflictError, InvalidInputError
-from dispatch.service import idempotency, tasks
+from dispatch.service import dependencies, idempotency, tasks
 from dispatch.service.leases import digest_of
 from dispatch.service.rows import Ref, fetch
-from dispatch.service.schema import task_dependencies, task_needs
+from dispatch.service.schema import task_needs
 from dispatch.service.schema import tasks as table
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def create(tx: Tx, project_id: int, actor: Actor, agent: str, plan: Plan) -> tup
     known = _known(tx, project_id, [*plan.depends_on, *([plan.parent] if plan.parent else [])])
     row = _insert(tx, project_id, actor, plan, known)
     tx.emit("task.created", row, actor, moved=(None, row.status))
+    if dependencies.arrived(tx, row, actor):
+        dependencies.check_circle(tx, row.id)
     for scope, key in names:
         idempotency.remember(tx, scope, key, digest, row.id)
     return row, True
@@ -109,10 +111,11 @@ def create_graph(
         raise ConflictError(f"There is a task {taken[0].uuid} already, and this request would make another one.")
     fresh = [_insert(tx, project_id, actor, replace(plan, depends_on=(), parent=None), {}) for plan in plans]
     known |= {row.uuid: row.id for row in fresh}
-    _link(tx, [(known[str(p.task.uuid)], known[uuid]) for p in plans for uuid in p.depends_on])
     made = [_connect(tx, row, plan, known) for row, plan in zip(fresh, plans, strict=True)]
     for row in made:
         tx.emit("task.created", row, actor, moved=(None, row.status))
+    for row in [row for row in made if dependencies.arrived(tx, row, actor)]:
+        dependencies.check_circle(tx, row.id)
     if key is not None:
         idempotency.remember(tx, scope, key, digest, made[0].id)
     return made, True
@@ -157,21 +160,22 @@ def _known(tx: Tx, project_id: int, uuids: Iterable[str]) -> dict[str, int]:
 
 def _insert(tx: Tx, project_id: int, actor: Actor, plan: Plan, known: dict[str, int]) -> Any:
     new = plan.task if plan.parent is None else replace(plan.task, parent_id=known[plan.parent])
-    row = tasks.insert_row(tx, project_id, actor, new)
+    row = tasks.insert_row(tx, project_id, actor, new, _found(plan, known))
     for name in plan.needs:
         tx.run(_NEED, {"task_id": row.id, "name": name})
-    _link(tx, [(row.id, known[uuid]) for uuid in plan.depends_on])
     return row
 
 
-def _link(tx: Tx, edges: Sequence[tuple[int, int]]) -> None:
-    """Write which task depends on which, many at once: a graph may have tens of thousands of edges."""
-    for start in range(0, len(edges), _PAGE):
-        rows = [{"task_id": task, "depends_on_id": needed} for task, needed in edges[start : start + _PAGE]]
-        tx.run(insert(task_dependencies).values(rows))
+def _found(plan: Plan, known: dict[str, int]) -> dependencies.Found:
+    return dependencies.Found(tuple(sorted({known[uuid] for uuid in plan.depends_on})))
 
 
 def _connect(tx: Tx, row: Any, plan: Plan, known: dict[str, int]) -> Any:
-    if plan.parent is None:
+    found = _found(plan, known)
+    dependencies.connect(tx, row.id, found)
+    values: dict[str, Any] = {} if plan.parent is None else {"parent_id": known[plan.parent]}
+    if found.ids:
+        values["depends_on"] = found.text()
+    if not values:
         return row
-    return tx.one(table.update().where(table.c.id == row.id).values(parent_id=known[plan.parent]).returning(*table.c))
+    return tx.one(table.update().where(table.c.id == row.id).values(**values).returning(*table.c))

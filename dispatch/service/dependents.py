@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, false, func, select
 
+from dispatch.core.graph import find_cycle
 from dispatch.core.lifecycle import FINISHED, Status
+from dispatch.service import leases
+from dispatch.service.rows import ALL
 from dispatch.service.schema import task_dependencies, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
 BEHIND_MAX: Final = 10_000
+CIRCLE_TASKS_MAX: Final = 10_000
+"""How many tasks are looked at in search of a circle; a larger graph counts as one without."""
+READY_MAX: Final = 500
+"""How many tasks one completion tells of, the most urgent first.
+
+A subscriber has room for 2,000 frames, and the writer has others to serve.
+"""
 _PAGE: Final = 500
 
 _BEHIND: Final = (
@@ -57,3 +68,63 @@ def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
         level = sorted(found - seen - {task_id})
         seen |= set(level)
     return freed, min(len(seen), BEHIND_MAX), len(seen) >= BEHIND_MAX
+
+
+_READY: Final = (
+    select(*ALL)
+    .join(task_dependencies, task_dependencies.c.task_id == tasks.c.id)
+    .where(
+        task_dependencies.c.depends_on_id == bindparam("p_id"),
+        tasks.c.status == Status.TODO.value,
+        tasks.c.held == false(),
+        ~leases.waits,
+    )
+    .order_by(tasks.c.priority.desc(), tasks.c.id)
+    .limit(READY_MAX)
+)
+
+
+def tell_ready(tx: Tx, task_id: int, actor: Actor) -> None:
+    """Tell of the tasks that can be claimed now that this one is completed, of READY_MAX at most."""
+    for row in tx.all(_READY, {"p_id": task_id}):
+        tx.emit("task.ready", row, actor, note=f"dependency #{task_id} is completed")
+
+
+_BEFORE: Final = (
+    select(task_dependencies.c.task_id, task_dependencies.c.depends_on_id, _needed.c.status)
+    .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
+    .where(task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)))
+    .order_by(task_dependencies.c.task_id, task_dependencies.c.depends_on_id)
+)
+
+
+def circle(tx: Tx, task_id: int, *, only_open: bool = True) -> list[int]:
+    """Return a circle among what the task depends on, its first task again at its end, or an empty list.
+
+    ``only_open`` passes over what is completed: nothing waits for it.
+    """
+    needs: dict[int, list[int]] = {}
+    level = [task_id]
+    while level and len(needs) <= CIRCLE_TASKS_MAX:
+        needs |= {ident: [] for ident in level}
+        following: set[int] = set()
+        for start in range(0, len(level), _PAGE):
+            for one, other, status in tx.all(_BEFORE, {"p_ids": level[start : start + _PAGE]}):
+                if not (only_open and status == Status.COMPLETED):
+                    needs[one].append(other)
+                    following.add(other)
+        level = sorted(following - needs.keys())
+    return find_cycle(needs)
+
+
+def shown(ids: Sequence[int]) -> str:
+    """Return a way through tasks as people read it."""
+    names = [f"#{ident}" for ident in ids]
+    return " -> ".join(names if len(names) <= 20 else [*names[:19], "...", names[-1]])
+
+
+def is_doomed(tx: Tx, row: Any) -> bool:
+    """Say whether a task in todo can never run: a dependency ended badly, does not exist, or waits in a circle."""
+    if row.status != Status.TODO or row.depends_on is None:
+        return False
+    return leases.has_failed_dependency(tx, row.id) or bool(circle(tx, row.id))

@@ -24,6 +24,7 @@ _EXTENDED: Final = {
     "task.released": "task.updated",
     "task.unlocked": "task.updated",
     "task.recovered": "task.updated",
+    "task.ready": "task.updated",
 }
 """Events that plain ATS does not know, and what a plain client gets instead, if anything."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from dispatch.core.dependencies import DEPENDENCIES_MAX, ident_of
 from dispatch.core.lifecycle import STATUS_OF_ATS_WORD
 from dispatch.errors import InvalidInputError
 from dispatch.service import strict, wire
@@ -28,6 +29,8 @@ THREAD_MAX: Final = 1_000
 SMALL_BYTES_MAX: Final = 65_536
 TASK_BYTES_MAX: Final = 2_097_152
 CLAIMS_MAX: Final = 100
+FAILURES_MAX: Final = 100
+FAILURES_BYTES_MAX: Final = 1_048_576
 OUTPUTS_BODY_BYTES_MAX: Final = 8_388_608
 
 
@@ -37,6 +40,20 @@ _reason: Final = strict.text(REASON_CHARS_MAX, nullable=True)
 _message: Final = strict.text(MESSAGE_CHARS_MAX, nullable=True)
 _name: Final = strict.label(NAME_CHARS_MAX)
 
+
+def _dependencies(name: str, value: Any) -> tuple[int | str, ...]:
+    items = strict.array(name, value)
+    if len(items) > DEPENDENCIES_MAX:
+        raise InvalidInputError(f"{name} has {len(items)} elements; a task depends on at most {DEPENDENCIES_MAX}.")
+    found = []
+    for at, item in enumerate(items):
+        ident = ident_of(item)
+        if ident is None:
+            raise InvalidInputError(f"{name}[{at}] must be a task's number or its UUID.")
+        found.append(ident)
+    return tuple(dict.fromkeys(found))
+
+
 CREATE: Final = {
     "title": strict.text(TITLE_CHARS_MAX, chars_min=1),
     "description": strict.text(DESCRIPTION_CHARS_MAX, nullable=True),
@@ -45,6 +62,7 @@ CREATE: Final = {
     "priority": strict.whole(1, 10),
     "payload": strict.json_text(PAYLOAD_BYTES_MAX),
     "needs_review": strict.flag,
+    "depends_on": _dependencies,
 }
 PATCH: Final = {**CREATE, "status": strict.one_of(STATUS_OF_ATS_WORD)}
 CLAIM: Final = {"lease_duration": _lease, "claim_id": strict.text(255, chars_min=1, nullable=True)}
@@ -69,6 +87,18 @@ RELEASE: Final = {
 COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence}
 FAIL: Final = {"reason": _reason, "fencing_token": _fence}
 WITH_REASON: Final = {"reason": _reason}
+REOPEN: Final = {"reason": _reason, "dependents": strict.flag}
+_FAILURE: Final = {"id": strict.whole(1, strict.INTEGER_MAX), "reason": _reason}
+
+
+def _failures(name: str, value: Any) -> list[dict[str, Any]]:
+    items = strict.array(name, value)
+    if not 1 <= len(items) <= FAILURES_MAX:
+        raise InvalidInputError(f"{name} must have 1 to {FAILURES_MAX} elements; it has {len(items)}.")
+    return [strict.parse_object(item, _FAILURE, required=("id",)) for item in items]
+
+
+FAIL_MANY: Final = {"items": _failures}
 POST_MESSAGE: Final = {"parts": strict.array}
 ORGANIZATION: Final = {"slug": strict.slug, "name": strict.text(200, chars_min=1)}
 PROJECT: Final = {**ORGANIZATION, "description": strict.text(4_000, nullable=True)}
@@ -96,6 +126,8 @@ LIST: Final = {
     "max_priority": strict.digits(1, 10),
     "search": strict.text(256),
     "claimable": strict.one_of({"true": True}),
+    "waiting": strict.one_of({"true": True}),
+    "dependent": strict.one_of({"true": True}),
     "sort_by": strict.one_of({word: word for word in ("created_at", "updated_at", "priority", "title")}),
     "sort_dir": strict.one_of({"asc": False, "desc": True}),
     "fields": strict.listed(_field_names, len(wire.TASK_FIELDS)),

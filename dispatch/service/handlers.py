@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
-from dispatch.service import fields, leases, messages, moves, strict, tasks, tenant_handlers, wire
+from dispatch.service import (
+    dependencies,
+    fields,
+    graph_handlers,
+    leases,
+    messages,
+    moves,
+    results,
+    strict,
+    tasks,
+    tenant_handlers,
+    wire,
+)
 from dispatch.service.access import agent_uuid
 from dispatch.service.rows import Ref, Scope, fetch
 from dispatch.service.tools.registry import TOOLS
@@ -37,6 +49,9 @@ EXTENSIONS: Final = (
     "auth.me",
     "claimable",
     "tools",
+    "depends_on",
+    "fail.many",
+    "dependencies",
 )
 
 
@@ -97,9 +112,10 @@ def _envelope(row: Any, now_ms: int) -> str:
     return f'{{"task":{wire.task_json(row, now_ms)}}}'
 
 
-def _granted(granted: leases.Granted, now_ms: int) -> Answer:
+def _granted(granted: leases.Granted, now_ms: int, results: list[dict[str, Any]] | None = None) -> Answer:
     lease = f'{{"fencing_token":{granted.task.fencing_token},"ttl_ms":{granted.ttl_ms}}}'
-    return 200, f'{{"task":{wire.task_json(granted.task, now_ms)},"lease":{lease}}}'
+    more = f',"dependencies":{wire.dumps(results)}' if results else ""
+    return 200, f'{{"task":{wire.task_json(granted.task, now_ms)},"lease":{lease}{more}}}'
 
 
 async def health(call: Call) -> Answer:
@@ -125,8 +141,9 @@ async def create(call: Call) -> Answer:
     """POST T."""
     found = strict.parse_object(call.body, fields.CREATE, required=("title",))
     found["description"] = found.get("description") or ""
+    wish = dependencies.asked(found)
     new = tasks.NewTask(**found)
-    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new, call.within))
+    row = await call.store.write(lambda tx: tasks.create(tx, call.scope, call.actor, new, call.within, wish))
     return 201, _envelope(row, row.created_at)
 
 
@@ -177,11 +194,12 @@ async def patch(call: Call) -> Answer:
     if not changes:
         raise InvalidInputError(f"Nothing to change was given; known fields are {', '.join(sorted(fields.PATCH))}.")
     status = changes.pop("status", None)
+    wish = dependencies.asked(changes)
     if "description" in changes:
         changes["description"] = changes["description"] or ""
     lease_ms = call.context.default_lease_ms
     row = await call.store.write(
-        lambda tx: tasks.patch(tx, ref, call.actor, fields=changes, status=status, default_lease_ms=lease_ms)
+        lambda tx: tasks.patch(tx, ref, call.actor, fields=changes, status=status, default_lease_ms=lease_ms, wish=wish)
     )
     return 200, _envelope(row, call.store.clock.now_ms())
 
@@ -231,7 +249,11 @@ async def start(call: Call) -> Answer:
             message=found.get("message"),
         )
     )
-    return _granted(granted, call.store.clock.now_ms())
+    handed = None
+    if granted.task.depends_on is not None:
+        # Outputs may be large: they are read beside the writer, and a repeated start is answered alike.
+        handed = await call.store.read(lambda tx: results.of_dependencies(tx, granted.task.id))
+    return _granted(granted, call.store.clock.now_ms(), handed)
 
 
 async def renew(call: Call) -> Answer:
@@ -340,6 +362,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "stats"): {"GET": (stats, 0)},
     ("tasks",): {"GET": (list_tasks, 0), "POST": (create, fields.TASK_BYTES_MAX)},
     ("tasks", "claim"): _post(claim_many),
+    ("tasks", "fail"): _post(graph_handlers.fail_many, fields.FAILURES_BYTES_MAX),
     ("tasks", "*"): {"GET": (get, 0), "PATCH": (patch, fields.TASK_BYTES_MAX)},
     ("tasks", "*", "claim"): _post(claim),
     ("tasks", "*", "start"): _post(start),
@@ -349,7 +372,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "fail"): _post(fail),
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
-    ("tasks", "*", "reopen"): _post(_with_reason(moves.reopen)),
+    ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
-from dispatch.errors import UnexpectedStatusError
-from dispatch.service import leases, locks, wire
+from dispatch.errors import TaskError, UnexpectedStatusError
+from dispatch.service import dependents, leases, locks, wire
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, lock, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
@@ -67,6 +67,8 @@ def _walk(
     if target is Status.TODO and row.status in FINISHED:
         kind = "task.reopened"
     tx.emit(kind, settled, actor, moved=(came, target.value), note=note)
+    if target is Status.COMPLETED:
+        dependents.tell_ready(tx, row.id, actor)
     return settled
 
 
@@ -97,7 +99,7 @@ def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None
 
 
 def fail(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None, token: int | None = None) -> Any:
-    """End the task badly. From todo only when a dependency failed.
+    """End the task badly. From todo only when it can never run because of what it depends on.
 
     Raises StaleLeaseError, LeaseHeldError, IllegalMoveError, NotFoundError.
     """
@@ -106,9 +108,20 @@ def fail(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None, token: in
     if _is_repeat(row, actor, token, digest, frozenset({Status.FAILED})):
         return row
     leases.check_right(tx, ref, row, actor, token)
-    doomed = row.status == Status.TODO and leases.has_failed_dependency(tx, row.id)
+    doomed = dependents.is_doomed(tx, row)
     steps = path(Verb.FAIL, Status(row.status), dependency_failed=doomed, words=ref.words)
     return _walk(tx, row, steps, actor, note=reason, reason=reason, result_hash=digest)
+
+
+def fail_many(tx: Tx, items: Sequence[tuple[Ref, str | None]], actor: Actor) -> list[Any | TaskError]:
+    """Fail each task with its reason, in order; one that is refused changes nothing and does not hinder the others."""
+    found: list[Any | TaskError] = []
+    for ref, reason in items:
+        try:
+            found.append(fail(tx, ref, actor, reason=reason))
+        except TaskError as refusal:
+            found.append(refusal)
+    return found
 
 
 def _by_verb(tx: Tx, ref: Ref, actor: Actor, verb: Verb, reason: str | None) -> Any:

@@ -99,6 +99,7 @@ tasks: Final = Table(
     Column("payload", Text, nullable=True, comment="JSON"),
     Column("outputs", Text, nullable=True, comment="JSON"),
     Column("meta_json", Text, nullable=True, comment="JSON"),
+    Column("depends_on", Text, nullable=True, comment="JSON: what it depends on, as clients see it"),
     Column("source_type", String(16), nullable=False),
     Column("source_id", String(255), nullable=False),
     Column("source_name", String(255), nullable=False),
@@ -141,6 +142,14 @@ task_dependencies: Final = Table(
     Column("task_id", Id, ForeignKey("tasks.id"), primary_key=True),
     Column("depends_on_id", Id, ForeignKey("tasks.id"), primary_key=True),
     Index(None, "depends_on_id"),
+)
+
+missing_dependencies: Final = Table(
+    "missing_dependencies",
+    metadata,
+    Column("task_id", Id, ForeignKey("tasks.id"), primary_key=True),
+    Column("name", String(64), primary_key=True, comment="what no task of the project is called"),
+    Index(None, "name"),
 )
 
 task_needs: Final = Table(

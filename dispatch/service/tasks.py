@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
-from dispatch.service import moves, tenants, wire
+from dispatch.service import dependencies, moves, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.leases import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
@@ -39,6 +39,7 @@ _NEW: Final = (
     "position",
     "assigned_to",
     "meta_json",
+    "depends_on",
     "source_type",
     "source_id",
     "source_name",
@@ -89,6 +90,10 @@ class Query:
     min_priority: int | None = None
     max_priority: int | None = None
     search: str | None = None
+    waiting: bool = False
+    """Only tasks in todo that wait for what they depend on."""
+    dependent: bool = False
+    """Only tasks that depend on others."""
     claimable_by: str | None = None
     """The agent (UUID) that wants to claim: only what is unlocked, waits for nothing, and is not kept for others."""
     sort_by: str = "created_at"
@@ -98,20 +103,34 @@ class Query:
     fields: tuple[str, ...] | None = None
 
 
-def create(tx: Tx, scope: Scope | None, actor: Actor, new: NewTask, within: frozenset[int] | None = None) -> Any:
+def create(
+    tx: Tx,
+    scope: Scope | None,
+    actor: Actor,
+    new: NewTask,
+    within: frozenset[int] | None = None,
+    wish: dependencies.Asked | None = None,
+) -> Any:
     """Create a task in todo and return its row. ``within`` holds the projects that the caller may see, None for all.
 
-    Raises NotFoundError for an unknown project, ForbiddenError when none is named and the default is not the caller's.
+    Raises NotFoundError for an unknown project, ForbiddenError when none is named and the default is not the
+    caller's, InvalidInputError for what it cannot depend on.
     """
     project_id = tenants.home(tx, within) if scope is None else tenants.project_id(tx, scope, within)
-    row = insert_row(tx, project_id, actor, new)
+    found = dependencies.Found() if wish is None else dependencies.find(tx, project_id, wish)
+    row = insert_row(tx, project_id, actor, new, found)
     tx.emit("task.created", row, actor, moved=(None, row.status))
+    if dependencies.arrived(tx, row, actor) and wish is not None and wish.is_strict:
+        dependencies.check_circle(tx, row.id)
     return row
 
 
-def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask) -> Any:
-    """Insert a task into a project and return its row; the caller tells of it."""
-    return tx.one(
+def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: dependencies.Found | None = None) -> Any:
+    """Insert a task into a project, with its dependencies, and return its row.
+
+    The caller tells of it, and of those who waited for it (``dependencies.arrived``).
+    """
+    row = tx.one(
         _INSERT,
         {
             "uuid": new.uuid or str(uuid.uuid4()),
@@ -130,6 +149,7 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask) -> Any:
             "position": position_of(new.order_index),
             "assigned_to": new.assigned_to,
             "meta_json": new.meta_json,
+            "depends_on": None if found is None else found.text(),
             "source_type": actor.type,
             "source_id": actor.id,
             "source_name": actor.name,
@@ -139,6 +159,9 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask) -> Any:
             "completed_at": tx.now_ms if new.status in FINISHED else None,
         },
     )
+    if found is not None:
+        dependencies.connect(tx, row.id, found)
+    return row
 
 
 def position_of(order_index: float | None) -> float:
@@ -152,19 +175,32 @@ def get(tx: Tx, ref: Ref) -> Any:
 
 
 def patch(
-    tx: Tx, ref: Ref, actor: Actor, *, fields: Mapping[str, Any], status: Status | None, default_lease_ms: int
+    tx: Tx,
+    ref: Ref,
+    actor: Actor,
+    *,
+    fields: Mapping[str, Any],
+    status: Status | None,
+    default_lease_ms: int,
+    wish: dependencies.Asked | None = None,
 ) -> Any:
-    """Change columns and, with ``status``, move the task, both or neither. Return its row.
+    """Change columns and dependencies and, with ``status``, move the task, all or nothing. Return its row.
 
-    Raises IllegalMoveError, LeaseHeldError, NotReadyError, NotFoundError.
+    Raises IllegalMoveError, LeaseHeldError, NotReadyError, NotFoundError,
+    UnexpectedStatusError, InvalidInputError.
     """
     row = lock(tx, ref)
+    if "payload" in fields and (wish is None or not wish.is_strict):
+        wish = dependencies.changed_by_payload(row.payload, fields["payload"])
+    named = sorted({*fields, *(("depends_on",) if wish is not None else ())})
+    if wish is not None:
+        row = dependencies.replace(tx, ref, row, wish)
     if fields:
         row = tx.one(update(tasks).where(tasks.c.id == row.id).values(**fields, updated_at=tx.now_ms).returning(*ALL))
     if status is not None:
         return moves.move(tx, ref, row, status, actor, default_lease_ms=default_lease_ms)
-    if fields:
-        tx.emit("task.updated", row, actor, note="changed " + ", ".join(sorted(fields)))
+    if named:
+        tx.emit("task.updated", row, actor, note="changed " + ", ".join(named))
     return row
 
 
@@ -187,6 +223,11 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         (operator.le, c.priority, query.max_priority),
     )
     yield from (compare(column, value) for compare, column, value in tests if value is not None)
+    if query.waiting:
+        yield c.status == Status.TODO.value
+        yield waits
+    if query.dependent:
+        yield c.depends_on.is_not(None)
     if query.claimable_by is not None:
         yield c.held == false()
         yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)

@@ -38,7 +38,8 @@ _PLAIN: Final = (
     "reason",
 )
 _TIMES: Final = ("not_before", "created_at", "updated_at", "started_at", "completed_at")
-_RAW: Final = ("payload", "outputs")
+_RAW: Final = {"payload": "null", "outputs": "null", "depends_on": "[]"}
+"""Fields that are stored as JSON, and what stands for nothing."""
 _HOLDER: Final = {"assignee_type": "holder_type", "assignee_id": "holder_id", "assignee_name": "holder_name"}
 
 TASK_FIELDS: Final = frozenset(
@@ -117,12 +118,12 @@ def task_json(row: Any, now_ms: int) -> str:
     }
     if row.lease_expires_at is not None:
         fields["lease_ttl_ms"] = max(0, row.lease_expires_at - now_ms)
-    return _splice(fields, (("payload", row.payload), ("outputs", row.outputs)))
+    return _splice(fields, (("payload", row.payload), ("outputs", row.outputs), ("depends_on", row.depends_on or "[]")))
 
 
 def thin_task_json(row: Any) -> str:
     """Write what the fleet needs to know about a task when something happened to it."""
-    return json.dumps(
+    return _splice(
         {
             "id": row.id,
             "uuid": row.uuid,
@@ -137,7 +138,7 @@ def thin_task_json(row: Any) -> str:
             "runner": row.runner,
             "assignee_id": row.holder_id,
         },
-        separators=(",", ":"),
+        (("depends_on", row.depends_on or "[]"),),
     )
 
 
@@ -153,7 +154,7 @@ def partial_task_json(row: Any, names: Sequence[str], now_ms: int) -> str:
     for name in names:
         value = getattr(row, _COLUMNS.get(name, name))
         if name in _RAW:
-            raw.append((name, value))
+            raw.append((name, value or _RAW[name]))
         elif name == "status":
             fields[name] = _WORDS[value]
         elif name == "lease_ttl_ms":

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert
 
 from dispatch.ats.model import Actor
 from dispatch.core.lifecycle import ATS_WORD, MOVES, Status
@@ -19,7 +18,7 @@ from dispatch.errors import (
     NotReadyError,
     StaleLeaseError,
 )
-from dispatch.service import history, lapse, leases, locks, moves, schema, tasks, tenants
+from dispatch.service import dependencies, history, lapse, leases, locks, moves, tasks, tenants
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, Scope, fetch
 from tests.support.service import STORES, SteppingClock
@@ -429,8 +428,8 @@ async def test_reopen_begins_afresh(bench: Bench) -> None:
 async def test_a_task_waits_for_its_dependencies(bench: Bench) -> None:
     """A task with an open dependency cannot be claimed, with a failed one it can be failed from todo."""
     needed, waiting = await bench.create(), await bench.create()
-    link = insert(schema.task_dependencies).values(task_id=waiting, depends_on_id=needed)
-    await bench.store.write(lambda tx: tx.run(link))
+    wish = dependencies.Asked((needed,), is_strict=True)
+    await bench.do(tasks.patch, waiting, fields={}, status=None, default_lease_ms=LEASE_MS, wish=wish)
     with pytest.raises(NotReadyError) as caught:
         await bench.claim(waiting)
     uuid = (await bench.row(needed)).uuid

@@ -1,4 +1,4 @@
-"""Circles are found where there are some and nowhere else, at any depth."""
+"""Circles, cascades and verdicts: found where there are some and nowhere else, at any depth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.graph import find_cycle
+from dispatch.core.graph import (
+    GRAPH_MAX,
+    MISSING,
+    Verdict,
+    blocked_reason,
+    cascade,
+    circle_reason,
+    circle_through,
+    dependents_of,
+    find_cycle,
+    freed_by,
+    verdict,
+)
+from dispatch.core.lifecycle import ATS_WORD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,3 +62,64 @@ def test_dense_graphs_are_quick() -> None:
     """Every node is looked at once: a graph with very many paths and no circle ends at once."""
     layers = {(layer * 10 + n): [(layer + 1) * 10 + m for m in range(10)] for layer in range(200) for n in range(10)}
     assert find_cycle(layers) == []
+
+
+statuses = st.sampled_from([*ATS_WORD.values(), MISSING, "a word of a foreign service"])
+
+
+@given(st.dictionaries(st.integers(0, 99).map(str), statuses, max_size=9))
+def test_a_verdict_is_one_of_three(found: dict[str, str]) -> None:
+    """One bad end fails, all completed release, anything else waits; the reason names every bad end and no other."""
+    bad = {name for name, status in found.items() if status in {"failed", "cancelled", "rejected", MISSING}}
+    good = {name for name, status in found.items() if status == "completed"}
+    expected = Verdict.FAIL if bad else Verdict.RELEASE if len(good) == len(found) else Verdict.WAIT
+    assert verdict(found.values()) is expected
+    if bad:
+        said = blocked_reason(found)
+        assert said.startswith("Blocked: dependency #")
+        assert {name for name in found if f"#{name} ({found[name]})" in said} == bad
+
+
+@given(graphs, st.integers(0, 10))
+def test_a_cascade_is_everything_behind_and_nothing_else(needs: dict[int, list[int]], root: int) -> None:
+    """Each task behind the root comes once, after one that it needs; nothing that does not reach the root is named."""
+    behind = cascade(dependents_of(needs), root)
+    reached = {root}
+    while more := {task for task, others in needs.items() if reached & set(others)} - reached:
+        reached |= more
+    assert set(behind) == reached - {root}
+    assert len(set(behind)) == len(behind)
+    before = {root}
+    for task in behind:
+        assert before & set(needs[task])
+        before.add(task)
+
+
+@given(graphs, st.sets(st.integers(0, 10)), st.integers(0, 10))
+def test_freed_tasks_are_those_that_waited_for_this_one_alone(
+    needs: dict[int, list[int]], completed: set[int], node: int
+) -> None:
+    """What a completion frees is what needs it and nothing else that is open."""
+    expected = [t for t in needs if t not in completed and node in needs[t] and set(needs[t]) - completed <= {node}]
+    assert freed_by(needs, completed, node) == expected
+
+
+@given(graphs, st.integers(0, 10))
+def test_a_circle_through_a_task_is_found(needs: dict[int, list[int]], node: int) -> None:
+    """It is found exactly when the task reaches itself, and it is one, step by step."""
+    found = circle_through(needs, node)
+    reached: set[int] = set()
+    while more := {n for task in {node, *reached} for n in needs.get(task, ())} - reached:
+        reached |= more
+    assert bool(found) == (node in reached)
+    if found:
+        assert (found[0], found[-1]) == (node, node)
+        assert all(after in needs[before] for before, after in pairwise(found))
+        assert "circle" in circle_reason(found)
+
+
+def test_large_cascades_are_quick_and_bounded() -> None:
+    """100,000 tasks in a row fail in one go; one more is cut off."""
+    chain = {n: [n + 1] for n in range(GRAPH_MAX + 5)}
+    assert len(cascade(chain, 0)) == GRAPH_MAX
+    assert circle_through(chain, 0) == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from dispatch.core.lifecycle import Status
+from dispatch.core.lifecycle import FINISHED, Status
 from dispatch.core.waiting import Facts, Needed, reasons
 from dispatch.service import dependents, leases, listeners, wire
 from dispatch.service.access import Access
@@ -38,6 +38,8 @@ def _facts(tx: Tx, row: Any) -> Facts:
         waits_for=[
             Needed(f"#{one.id} ({one.uuid})", Status(one.status)) for one in leases.open_dependencies(tx, row.id)
         ],
+        missing=[_called(name) for name in leases.missing_names(tx, row.id)],
+        circle=_circle(tx, row),
         holder=row.holder_name if row.held else None,
         until=wire.iso(expires) if row.held else None,
         is_expired=bool(row.held and expires is not None and expires <= tx.now_ms),
@@ -50,6 +52,16 @@ def _facts(tx: Tx, row: Any) -> Facts:
         reason=row.reason,
         is_running=row.runner is not None,
     )
+
+
+def _called(name: str) -> str:
+    return f"#{name}" if name.isdigit() else name
+
+
+def _circle(tx: Tx, row: Any) -> str:
+    if row.depends_on is None or Status(row.status) in FINISHED:
+        return ""
+    return dependents.shown(dependents.circle(tx, row.id))
 
 
 def explained(tx: Tx, row: Any) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from dispatch.core.priority import word_of
 from dispatch.service import tenants, wire
 from dispatch.service.access import agent_uuid
 from dispatch.service.collation import bytewise
-from dispatch.service.schema import organizations, projects, task_dependencies, task_needs, tasks
+from dispatch.service.schema import (
+    missing_dependencies,
+    organizations,
+    projects,
+    task_dependencies,
+    task_needs,
+    tasks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +50,11 @@ _DEPENDENCIES: Final = (
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
     .where(task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)))
     .order_by(_needed.c.id)
+)
+_MISSING: Final = (
+    select(missing_dependencies.c.task_id, missing_dependencies.c.name)
+    .where(missing_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)))
+    .order_by(missing_dependencies.c.task_id, missing_dependencies.c.name)
 )
 _NEEDS: Final = (
     select(task_needs.c.task_id, task_needs.c.name)
@@ -168,6 +180,9 @@ def show(tx: Tx, rows: Sequence[Any], names: Sequence[str] = tuple(TASK_SCHEMA))
             needed.setdefault(task_id, []).append(uuid)
             if status != Status.COMPLETED:
                 waits.setdefault(task_id, []).append(uuid)
+        for task_id, name in tx.all(_MISSING, ids) if any(row.depends_on for row in rows) else ():
+            needed.setdefault(task_id, []).append(name)
+            waits.setdefault(task_id, []).append(name)
     needs: dict[int, list[str]] = {}
     if rows and "needs" in wanted:
         for task_id, name in tx.all(_NEEDS, ids):

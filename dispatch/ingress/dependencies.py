@@ -1,0 +1,99 @@
+"""Reading what became of dependencies that no event told of: many at once from our own service, else one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from dispatch.ats import answers, protocol
+from dispatch.ats.model import parse_task
+from dispatch.core.graph import MISSING, is_settled
+from dispatch.errors import GatewayRejectedError
+from dispatch.ingress.intake import PENDING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dispatch.ats.aclient import AsyncClient
+    from dispatch.ats.model import Task
+
+_READS_AT_ONCE: Final = 8
+_WATCHED_MAX: Final = 200
+_FIELDS: Final = "id,channel,status"
+
+
+class Dependencies:
+    """Reads states. ``at_once`` is how many ids one ``read`` may have.
+
+    ``announced`` says that the service knows dependencies itself. A dependency
+    that does not exist is believed missing only when it still does not exist
+    ``missing_after_s`` later: it may be created after its dependents.
+    ``found(id, ids)`` hears what pending dependencies need themselves.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        *,
+        announced: bool,
+        channels: tuple[str, ...],
+        missing_after_s: float,
+        found: Callable[[str, tuple[str, ...]], None],
+    ) -> None:
+        self.at_once: Final = 200 if announced else _READS_AT_ONCE * 4
+        self._client = client
+        self._announced = announced
+        self._channels = frozenset(channels)
+        self._missing_after_s = missing_after_s
+        self._found = found
+        self._missing_since: dict[str, float] = {}
+        self._elsewhere: dict[str, None] = {}
+
+    def elsewhere(self) -> list[str]:
+        """Return open dependencies on channels that this ingress does not watch: nobody tells of their end."""
+        names = list(self._elsewhere)[:_WATCHED_MAX]
+        for name in names:  # the next ones next time
+            del self._elsewhere[name]
+        return names
+
+    async def read(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the states of dependencies, MISSING for those that do not exist; those in doubt are left out.
+
+        Raises the GatewayError family.
+        """
+        states: dict[str, str] = {}
+        for name, task in (await self._tasks(names)).items():
+            if task is None:
+                if time.monotonic() - self._missing_since.setdefault(name, time.monotonic()) >= self._missing_after_s:
+                    states[name] = MISSING
+                continue
+            self._missing_since.pop(name, None)
+            states[name] = task.status
+            if is_settled(task.status):
+                self._missing_since.pop(name, None)
+            elif task.channel not in self._channels or task.id != name:
+                self._elsewhere[name] = None
+                if not self._announced and task.status == PENDING and task.depends_on:
+                    self._found(name, task.depends_on)
+        return states
+
+    async def _tasks(self, names: Sequence[str]) -> dict[str, Task | None]:
+        if not self._announced:
+            limit = asyncio.Semaphore(_READS_AT_ONCE)
+            found = await asyncio.gather(*(self._get(name, limit) for name in names))
+            return dict(zip(names, found, strict=True))
+        # Our own service shows other names only for tasks that it does not have.
+        numbers = [name for name in names if name.isascii() and name.isdigit()]
+        known: dict[str, Task] = {}
+        if numbers:
+            request = protocol.list_tasks(ids=numbers, fields=_FIELDS, limit=len(numbers))
+            known = {task.id: task for task in answers.tasks_of(await self._client.send(request))}
+        return {name: known.get(name) for name in names}
+
+    async def _get(self, name: str, limit: asyncio.Semaphore) -> Task | None:
+        async with limit:
+            try:
+                return parse_task(await self._client.send(protocol.get(name)), keep_raw=False)
+            except GatewayRejectedError:  # unknown, or no id of this service at all
+                return None

@@ -1,0 +1,259 @@
+"""The waiting tasks of one ingress: who they are, when they may run, and when they never will.
+
+``WaitingTasks`` is what this ingress knows, without I/O; ``Graphs`` moves it: it
+arms gates in the registry, settles them when a dependency ends, reads
+dependencies that no event tells of, and repairs. Waiting tasks hold no lease
+and no slot. All of it can be rebuilt from the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from dispatch.core.graph import is_settled, opens
+from dispatch.errors import GatewayError
+from dispatch.ingress.registry import SETTLE_AT_ONCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    import redis.asyncio
+
+    from dispatch.ingress.blocked import Blocked
+    from dispatch.ingress.dependencies import Dependencies
+    from dispatch.ingress.gates import Gates
+    from dispatch.ingress.registry import Registry, Stuck
+    from dispatch.ingress.waiting_tasks import WaitingTasks
+
+ARM_AT_ONCE: Final = 100
+STUCK_S: Final = 2.0
+"""A gate takes milliseconds; one that changed nothing for this long was lost, or Celery's chord is stuck."""
+STUCK_AT_ONCE: Final = 200
+_WATCH_S: Final = 1.0
+"""Between two looks at dependencies on channels whose events this ingress does not hear."""
+_PAUSE_S: Final = 0.5
+_PAUSE_GATEWAY_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GraphParts:
+    """What ``Graphs`` works on."""
+
+    redis: redis.asyncio.Redis
+    registry: Registry
+    gates: Gates
+    tasks: WaitingTasks
+    dependencies: Dependencies
+    blocked: Blocked
+
+
+@dataclass(frozen=True, slots=True)
+class GraphHooks:
+    """Whom ``Graphs`` tells."""
+
+    ready: Callable[[str, int], None]
+    """Puts a task, by id and priority, into the backlog."""
+    rearm: Callable[[], None]
+    """Asks for a reconcile."""
+    started: Callable[[asyncio.AbstractEventLoop], None]
+    """Hears in which event loop everything runs."""
+
+
+class Graphs:
+    """Moves waiting tasks. ``start``, run every one of ``loops`` until cancelled, ``stop``."""
+
+    def __init__(self, parts: GraphParts, hooks: GraphHooks, *, sweep_s: float, log: Any) -> None:
+        self._redis = parts.redis
+        self._registry = parts.registry
+        self._gates = parts.gates
+        self._tasks = parts.tasks
+        self._dependencies = parts.dependencies
+        self._blocked = parts.blocked
+        self._ready = hooks.ready
+        self._rearm = hooks.rearm
+        self._started = hooks.started
+        self._sweep_s = sweep_s
+        self._log = log
+        self._tries: dict[str, int] = {}
+        self._epoch = ""
+        self._moved = asyncio.Event()
+
+    def start(self) -> None:
+        """Start the gates. Must be called from the event loop that runs ``loops``."""
+        self._started(asyncio.get_running_loop())
+        self._gates.start()
+
+    async def stop(self) -> None:
+        """Stop the gates."""
+        await asyncio.to_thread(self._gates.stop)
+
+    def loops(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """Return what must run side by side, with names."""
+        return [
+            ("graphs", self._move_loop()),
+            ("graphs-ready", self._ready_loop()),
+            ("graphs-sweep", self._sweep_loop()),
+            ("graphs-blocked", self._blocked.run()),
+        ]
+
+    def kick(self) -> None:
+        """Look at what ``WaitingTasks`` has noted to be done."""
+        self._moved.set()
+
+    # --- arming and settling ----------------------------------------------------------------------------------------
+
+    async def _move_loop(self) -> None:
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            try:
+                while self._tasks.has_work():
+                    await self._settle()
+                    await self._close()
+                    await self._arm()
+                    await self._read()
+            except (RedisError, OSError, GatewayError) as exc:
+                # What was not done is still noted.
+                self._log.warning("graphs_paused", reason=str(exc) or type(exc).__name__)
+                await asyncio.sleep(_PAUSE_GATEWAY_S if isinstance(exc, GatewayError) else _PAUSE_S)
+                self.kick()
+
+    async def _settle(self) -> None:
+        """Open or break the gates of dependencies that have ended."""
+        for needed, status in list(self._tasks.to_settle.items()):
+            while True:
+                moved = await self._registry.settle(needed, status, opens=opens(status))
+                for gate in moved:
+                    self._gates.send(gate, status)
+                if len(moved) < SETTLE_AT_ONCE:
+                    break
+            if self._tasks.to_settle.get(needed) == status:
+                del self._tasks.to_settle[needed]
+
+    async def _close(self) -> None:
+        """Take back the gates of tasks that no longer wait."""
+        for task_id in list(self._tasks.to_close):
+            if task_id not in self._tasks:
+                await self.close(task_id)
+            self._tasks.to_close.discard(task_id)
+
+    async def close(self, task_id: str) -> None:
+        """Forget what Redis keeps of a waiting task, Celery's part included."""
+        entry = await self._registry.close(task_id)
+        if entry is not None:
+            await self._redis.unlink(*self._gates.chord_keys(entry["round"]))
+
+    async def _arm(self) -> None:
+        """Park gates for tasks that have none, or other ones, in the registry."""
+        batch = list(self._tasks.to_arm)[:ARM_AT_ONCE]
+        armed = await self._registry.fingerprints(batch)
+        for task_id, as_what in zip(batch, armed, strict=True):
+            task = self._tasks.get(task_id)
+            if task is not None and as_what != (fingerprint := fingerprint_of(task.needs)):
+                if as_what:
+                    await self.close(task_id)
+                round_ = uuid4().hex
+                if len(task.needs) > 1:
+                    key, keep_s = self._gates.chord_size(round_)
+                    await self._redis.set(key, len(task.needs), ex=keep_s)
+                entry = {"fingerprint": fingerprint, "round": round_}
+                gates = self._gates.build(task_id, round_, task.needs)
+                if await self._registry.arm(task_id, entry, gates):
+                    self._log.debug("task_waits", task=task_id, needs=len(task.needs))
+                else:
+                    await self._redis.unlink(*self._gates.chord_keys(round_))
+                # Reading after parking leaves no gap: an end after this is an event, one before it is read.
+                self._tasks.read_soon(name for name in task.needs if name not in self._tasks)
+            self._tasks.to_arm.pop(task_id, None)
+
+    async def _read(self) -> None:
+        """Ask the service about dependencies of which no event has told."""
+        batch = list(self._tasks.to_read)[: self._dependencies.at_once]
+        for name in batch:
+            self._tasks.to_read.pop(name, None)
+        try:
+            found = await self._dependencies.read(batch)
+        except BaseException:
+            self._tasks.read_soon(batch)
+            raise
+        for name, status in found.items():
+            if is_settled(status):
+                self._tasks.to_settle[name] = status
+
+    # --- what the gates say -----------------------------------------------------------------------------------------
+
+    async def _ready_loop(self) -> None:
+        """Hear which tasks were released, by whichever ingress."""
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                async with self._redis.pubsub() as channel:
+                    await channel.subscribe(self._registry.prefix + "ready")
+                    self._rearm()  # what was said meanwhile, nobody here heard
+                    while True:
+                        message = await channel.get_message(ignore_subscribe_messages=True, timeout=3.0)
+                        if message is not None:
+                            self._on_ready(message["data"])
+            await asyncio.sleep(_PAUSE_S)
+
+    def _on_ready(self, text: Any) -> None:
+        try:
+            said = json.loads(text)
+            task_id, fingerprint = said["id"], said["fingerprint"]
+        except (ValueError, TypeError, KeyError):
+            return
+        task = self._tasks.get(task_id)
+        if task is not None and fingerprint_of(task.needs) == fingerprint:
+            self._tasks.release(task_id)
+            self._ready(task_id, task.priority)
+
+    # --- repair -----------------------------------------------------------------------------------------------------
+
+    async def _sweep_loop(self) -> None:
+        watched_at = time.monotonic()
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            with contextlib.suppress(RedisError, OSError):
+                epoch = await self._registry.epoch()
+                if self._epoch not in ("", epoch):
+                    self._log.warning("graph_registry_lost", waiting=len(self._tasks))
+                    self._rearm()
+                self._epoch = epoch
+                found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
+                if not found:
+                    self._tries.clear()
+                for task in found:
+                    self._tries[task.round] = self._tries.get(task.round, 0) + 1
+                    await self._repair(task, self._tries[task.round])
+            self._tasks.fail_circles()
+            if time.monotonic() - watched_at >= _WATCH_S and (elsewhere := self._dependencies.elsewhere()):
+                watched_at = time.monotonic()
+                self._tasks.read_soon(name for name in elsewhere if name in self._tasks.dependents)
+                self.kick()
+
+    async def _repair(self, task: Stuck, tries: int) -> None:
+        """Send the gates again; if that has not helped either, do without them."""
+        bad = [sent for sent in task.sent if not opens(sent.status)]
+        if (task.open and not bad) or task.task_id in self._blocked:
+            return
+        self._log.warning("gates_stuck", task=task.task_id, tries=tries)
+        if tries < 2:
+            for sent in bad or task.sent:
+                self._gates.send(sent.gate, sent.status)
+        elif bad:
+            self._blocked.add(task.task_id, round_=task.round)
+        else:
+            await self._registry.release(task.task_id, task.round)
+
+
+def fingerprint_of(needs: tuple[str, ...]) -> str:
+    """Return a word that is another for other dependencies; their order does not matter."""
+    return hashlib.sha256("\n".join(sorted(needs)).encode()).hexdigest()[:24]

@@ -1,0 +1,218 @@
+"""Which tasks wait for which, as one ingress knows it, and what is to be done about them. No I/O."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dispatch.core.dependencies import DEPENDENCIES_MAX
+from dispatch.core.graph import (
+    COMPLETED,
+    GRAPH_MAX,
+    circle_reason,
+    find_cycle,
+    is_settled,
+)
+from dispatch.core.lifecycle import ATS_WORD, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dispatch.ats.model import Task
+
+READY_MAX: Final = GRAPH_MAX
+_CIRCLES_AT_ONCE: Final = 100
+
+
+@dataclass(slots=True)
+class Waiting:
+    """One task that waits."""
+
+    needs: tuple[str, ...]
+    priority: int
+    seen_at: float
+    """When the service last showed it as waiting, monotonic."""
+
+
+class WaitingTasks:
+    """The waiting tasks by id, and notes for who moves them (``dispatch.ingress.graphs``).
+
+    ``fail(task id, reason)`` is called for tasks that can never run. ``kick``
+    is called whenever something was noted.
+    """
+
+    def __init__(
+        self,
+        *,
+        fail: Callable[[str, str], None],
+        kick: Callable[[], None],
+    ) -> None:
+        self._fail = fail
+        self._kick = kick
+        self._waiting: dict[str, Waiting] = {}
+        self._elsewhere: dict[str, tuple[str, ...]] = {}
+        """What dependencies need that are not ours: for finding circles only."""
+        self._may_have_circles = False
+        self._ready: dict[str, tuple[str, ...]] = {}
+        """What was needed by tasks that have been released and have not ended."""
+        self.dependents: dict[str, set[str]] = {}
+        self.to_arm: dict[str, None] = {}
+        self.to_close: set[str] = set()
+        self.to_read: dict[str, None] = {}
+        self.to_settle: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._waiting
+
+    def get(self, task_id: str) -> Waiting | None:
+        """Return a waiting task."""
+        return self._waiting.get(task_id)
+
+    def has_work(self) -> bool:
+        """Say whether anything is noted."""
+        return bool(self.to_arm or self.to_close or self.to_read or self.to_settle)
+
+    def read_soon(self, names: Iterable[str]) -> None:
+        """Note dependencies to be read."""
+        self.to_read.update(dict.fromkeys(names))
+
+    # --- news -------------------------------------------------------------------------------------------------------
+
+    def holds(self, task: Task) -> bool:
+        """Take news of a pending task and say whether it must wait; then it is not to be claimed."""
+        if not task.depends_on:
+            self.forget(task.id)
+            return False
+        if len(task.depends_on) > DEPENDENCIES_MAX:
+            self._fail(task.id, f"Blocked: dependencies are limited to {DEPENDENCIES_MAX}, it names more.")
+            return True
+        if self._ready.get(task.id) == task.depends_on:
+            return False
+        self._wait(task.id, task.depends_on, task.priority)
+        return True
+
+    def may_run(self, task: Task) -> bool:
+        """Say whether a task that was just claimed has been released for what it needs now."""
+        return not task.depends_on or self._ready.get(task.id) == task.depends_on
+
+    def claimable(self, task: Task) -> None:
+        """Take the service's word, in a listing, that a pending task waits for nothing."""
+        if task.depends_on:
+            self.forget(task.id)
+            self._ready[task.id] = task.depends_on
+
+    def freed(self, task_id: str) -> None:
+        """Take the service's word, in an event, that all that a task needs is completed: its gates may open."""
+        task = self._waiting.get(task_id)
+        if task is not None:
+            self.to_settle.update(dict.fromkeys(task.needs, COMPLETED))
+            self._kick()
+
+    def refused(self, task_id: str) -> None:
+        """Take the service's word that a task we thought ready must wait."""
+        self._ready.pop(task_id, None)
+
+    def left(self, task: Task) -> None:
+        """Take news of a task that is not pending."""
+        self.forget(task.id)
+        if not is_settled(task.status):
+            return
+        self._ready.pop(task.id, None)
+        if task.id in self.dependents:
+            self.to_settle[task.id] = task.status
+            self._kick()
+
+    def found_elsewhere(self, name: str, needs: tuple[str, ...]) -> None:
+        """Take what a dependency that is not among ours needs itself."""
+        if name in self._waiting or self._elsewhere.get(name) == needs or len(self._elsewhere) >= GRAPH_MAX:
+            return
+        self._elsewhere[name] = needs
+        self._may_have_circles = True
+        self.read_soon(other for other in needs if other not in self._waiting and other not in self._elsewhere)
+
+    def _wait(self, task_id: str, needs: tuple[str, ...], priority: int) -> None:
+        known = self._waiting.get(task_id)
+        if known is not None and known.needs == needs:
+            known.priority, known.seen_at = priority, time.monotonic()
+            return
+        if len(self._waiting) >= GRAPH_MAX and known is None:
+            return  # the next reconcile offers it again
+        self._unlink(task_id)
+        self._ready.pop(task_id, None)
+        self._elsewhere.pop(task_id, None)
+        self._waiting[task_id] = Waiting(needs, priority, time.monotonic())
+        for name in needs:
+            self.dependents.setdefault(name, set()).add(task_id)
+        # Only a task that somebody waits for can close a circle.
+        self._may_have_circles |= task_id in self.dependents
+        self.to_arm[task_id] = None
+        self._kick()
+
+    def fail_circles(self) -> None:
+        """Fail our tasks that wait for each other in a circle. Costs time in proportion to all that waits."""
+        if not self._may_have_circles:
+            return
+        self._may_have_circles = False
+        edges = {**self._elsewhere, **{name: task.needs for name, task in self._waiting.items()}}
+        for _ in range(_CIRCLES_AT_ONCE):
+            circle = find_cycle(edges)
+            if not circle:
+                return
+            for name in circle[1:]:
+                if name in self._waiting:
+                    self._fail(name, circle_reason(circle))
+                edges.pop(name, None)
+        self._may_have_circles = True
+
+    # --- what follows -----------------------------------------------------------------------------------------------
+
+    def release(self, task_id: str) -> None:
+        """Note that a task may run."""
+        task = self._waiting.get(task_id)
+        if task is not None:
+            self._unlink(task_id)
+            self._ready[task_id] = task.needs
+
+    def failed(self, task_id: str) -> None:
+        """Note that a waiting task was failed: what is behind it hears of it now, not only with the event."""
+        self._unlink(task_id)
+        self.to_close.add(task_id)
+        if task_id in self.dependents:
+            self.to_settle[task_id] = ATS_WORD[Status.FAILED]
+        self._kick()
+
+    def forget(self, task_id: str) -> None:
+        """Note that a task does not wait, or not any more."""
+        if self._unlink(task_id):
+            self.to_close.add(task_id)
+            self._kick()
+
+    def compare(self, began_at: float, in_flight: Iterable[str]) -> None:
+        """After a listing that began then: forget what it did not show, arm and read everything else anew."""
+        for task_id, task in list(self._waiting.items()):
+            if task.seen_at < began_at:
+                self.forget(task_id)
+        flying = set(in_flight)
+        if len(self._ready) > READY_MAX:
+            self._ready = {name: needs for name, needs in self._ready.items() if name in flying}
+        self._elsewhere.clear()
+        self.to_arm.update(dict.fromkeys(self._waiting))
+        self.read_soon(name for name in self.dependents if name not in self._waiting)
+        self._kick()
+
+    def _unlink(self, task_id: str) -> bool:
+        task = self._waiting.pop(task_id, None)
+        self.to_arm.pop(task_id, None)
+        if task is None:
+            return False
+        for name in task.needs:
+            behind = self.dependents.get(name)
+            if behind is not None:
+                behind.discard(task_id)
+                if not behind:
+                    del self.dependents[name]
+        return True

@@ -1,0 +1,267 @@
+"""Task graphs on real parts, against our own service and against a foreign ATS.
+
+Each task's child writes down when it began and ended; order is read from there,
+never from what the fleet believes.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dispatch.ats import protocol
+from dispatch.ats.client import Client
+from dispatch.ats.model import Actor
+from tests.support.fake_ats import FakeAts
+from tests.support.processes import eventually
+from tests.support.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+DURATION_S = 0.05
+BAD = ("failed", "cancelled", "rejected")
+
+
+class World:
+    """A fleet and the service it works for, with one way to speak to either."""
+
+    def __init__(self, stack: Stack, ats: FakeAts | None) -> None:
+        self.stack, self.ats = stack, ats
+        self.needs: dict[int, list[int]] = {}
+
+    def start(self, *, ingresses: int = 1, slots: int = 4) -> None:
+        """Start Redis, the service if it is ours, ingresses and a worker."""
+        self.stack.redis.start()
+        if self.ats is None:
+            self.stack.start_service()
+        for _ in range(ingresses):
+            self.stack.start_ingress()
+        if slots:
+            self.stack.start_worker(slots)
+
+    def create(self, *needs: int, channel: str = "", written: Any = None, **orders: Any) -> int:
+        """Create a task that depends on others; ``written`` is how a payload says so, if unusual."""
+        payload: dict[str, Any] = {"tick": {"dir": str(self.stack.ticks), "duration_s": DURATION_S, **orders}}
+        if needs or written is not None:
+            payload["depends_on"] = list(needs) if written is None else written
+        body = {"title": "a task", "channel": channel or self.stack.channel, "payload": payload}
+        if self.ats is not None:
+            ident = int(self.ats.add(**body)["id"])
+        else:
+            status, answer = self.stack.call("POST", "/tasks", body)
+            assert status == 201, answer
+            ident = answer.get("task", answer)["id"]
+        self.needs[ident] = list(needs)
+        return ident
+
+    def do(self, ident: int, verb: str, **fields: Any) -> None:
+        """Move or change a task as a person would."""
+        url = self.stack.url if self.ats is None else self.ats.url
+        client = Client(protocol.endpoint(url), Actor("human", "tester", "tester"))
+        with closing(client):
+            client.send(getattr(protocol, verb)(str(ident), **fields))
+
+    def task(self, ident: int) -> dict[str, Any]:
+        """Return a task as the service has it."""
+        return self.ats.tasks[ident] if self.ats is not None else self.stack.task(ident)
+
+    def wait(self, idents: Iterable[int], status: str, timeout_s: float = 20.0) -> None:
+        """Wait until all these tasks have a status."""
+        for ident in idents:
+            eventually(lambda i=ident: self.task(i)["status"] == status, timeout_s, f"task {ident} {status}")
+
+    def began(self, ident: int) -> float | None:
+        """Return when the task's child began, by its own account."""
+        lines = [line["at"] for line in self.stack.tick_lines(ident) if line["kind"] == "begin"]
+        return min(lines, default=None)
+
+    def ended(self, ident: int) -> float:
+        """Return when the task's child ended, by its own account."""
+        return max(line["at"] for line in self.stack.tick_lines(ident) if line["kind"] == "end")
+
+    def check_order(self) -> None:
+        """Each completed task began after all it needs had ended; each failed one never began; each ran once."""
+        for ident, needs in self.needs.items():
+            status, began = self.task(ident)["status"], self.began(ident)
+            if status == "completed":
+                assert began is not None
+                assert len({line["pid"] for line in self.stack.tick_lines(ident)}) == 1
+                assert all(self.ended(needed) <= began for needed in needs), (ident, needs)
+            elif needs:
+                assert status == "failed", (ident, status)
+                assert began is None, ident
+
+    def reason(self, ident: int) -> str:
+        """Return why a task was failed."""
+        return str(self.task(ident).get("reason"))
+
+
+@contextmanager
+def world_of(kind: str, **settings: str) -> Iterator[World]:
+    """Give a world that is not started; at its end everything is stopped and looked through for leftovers."""
+    with FakeAts() as ats:
+        if kind == "foreign":
+            settings |= {"DISPATCH_ATS_URL": ats.url, "DISPATCH_LEASE_MS": "8000"}
+        stack = Stack(settings)
+        try:
+            yield World(stack, ats if kind == "foreign" else None)
+            stack.close()
+        finally:
+            stack.abort()
+
+
+@pytest.fixture(params=["ours", "foreign"], scope="module")
+def shared(request: pytest.FixtureRequest) -> Iterator[World]:
+    """One running fleet for all tests that break nothing."""
+    with world_of(request.param) as world:
+        world.start(slots=6)
+        yield world
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    """The running fleet, with no tasks known; what still runs at the end is cancelled. A failure shows the logs."""
+    shared.needs = {}
+    yield shared
+    for ident in shared.needs:
+        if shared.task(ident)["status"] == "in_progress":
+            shared.do(ident, "cancel")
+
+
+def test_chain_fan_and_diamond(world: World):
+    """Chain, fan-out, fan-in and diamond: each task starts after the last of those that it needs, and runs once."""
+    root = world.create(duration_s=0.4)
+    chain = [root]
+    for _ in range(3):
+        chain.append(world.create(chain[-1]))
+    fan = [world.create(root) for _ in range(4)]
+    world.create(*fan)
+    left, right = world.create(chain[-1]), world.create(chain[-1])
+    world.create(left, right, root)
+    world.wait(world.needs, "completed")
+    world.check_order()
+
+
+def test_a_bad_end_fails_exactly_what_is_behind(world: World):
+    """A failed and a cancelled root fail their descendants, at once, with a reason that names them; nothing else."""
+    bad = world.create(exits=[1], duration_s=0.3)
+    slow = world.create(duration_s=20)
+    good = world.create()
+    direct = world.create(bad, slow)
+    further = [world.create(direct), world.create(direct, good)]
+    last = world.create(*further)
+    both = world.create(good)
+    world.wait([bad, direct, *further, last], "failed")
+    world.wait([both], "completed")
+    assert world.task(slow)["status"] == "in_progress"
+    assert f"#{bad} (failed)" in world.reason(direct)
+    assert f"#{direct} (failed)" in world.reason(further[0])
+    behind_slow = world.create(slow)
+    world.do(slow, "cancel")
+    world.wait([behind_slow], "failed")
+    assert f"#{slow} (cancelled)" in world.reason(behind_slow)
+    early = world.create(slow)  # its dependency has ended long before
+    late = world.create(good)
+    world.wait([early], "failed")
+    world.wait([late], "completed")
+    world.check_order()
+
+
+def test_what_can_never_run_ends_as_a_clear_failure(world: World):
+    """Unknown ids, a task that needs itself and circles end as failed with the reason, and so does what is behind."""
+    unknown = world.create(written=["#999999"])
+    behind = world.create(unknown)
+    first = max(world.needs) + 1
+    itself = world.create(written=first)
+    one = world.create(written=str(first + 2))
+    two = world.create(written=[f"{first + 3}"])
+    three = world.create(one)
+    odd = world.create(written=[{"id": 1}])
+    world.wait([unknown, behind, itself, one, two, three, odd], "failed")
+    assert "#999999 (does not exist)" in world.reason(unknown)
+    assert f"#{unknown} (failed)" in world.reason(behind)
+    assert "circle" in world.reason(itself)
+    assert all("circle" in world.reason(ident) or "(failed)" in world.reason(ident) for ident in (one, two, three))
+    assert any("circle" in world.reason(ident) for ident in (one, two, three))
+    assert not any(world.began(ident) for ident in world.needs)
+
+
+def test_dependencies_may_come_late_and_change(world: World):
+    """A dependency is created after its dependent; another is taken out, a third one put in while the task waits."""
+    long = world.create(duration_s=20)
+    number = long + 2
+    early = world.create(written=[number])
+    late = world.create(duration_s=0.2)
+    assert late == number
+    world.needs[early] = [late]
+    freed, held = world.create(long), world.create(late, long)
+    world.do(freed, "patch", payload=changed(world, freed, []))
+    world.do(held, "patch", payload=changed(world, held, [late, early]))
+    world.needs |= {freed: [], held: [late, early]}
+    world.wait([early, late, freed, held], "completed")
+    world.check_order()
+    assert world.task(long)["status"] == "in_progress"
+
+
+def changed(world: World, ident: int, needs: list[int]) -> dict[str, Any]:
+    """Return a task's payload with other dependencies."""
+    return {**world.task(ident)["payload"], "depends_on": needs}
+
+
+def test_dependencies_on_other_channels(world: World):
+    """What another fleet runs on another channel, heard by nobody here, opens and breaks gates here."""
+    other = world.create(channel="other", duration_s=0.3)
+    bad = world.create(channel="other", exits=[1])
+    good, broken = world.create(other), world.create(bad)
+    world.stack.start_ingress({"DISPATCH_CHANNEL": "other", "DISPATCH_ACTOR_ID": "dispatch-other"})
+    world.wait([other, good], "completed")
+    world.wait([bad, broken], "failed")
+    world.check_order()
+
+
+@pytest.mark.parametrize("kind", ["ours", "foreign"])
+def test_lost_redis_and_killed_ingresses_strand_nothing(kind: str):
+    """FLUSHALL, kill -9 of Redis and of one of two ingresses while tasks wait: each runs once, in order, or fails."""
+    with world_of(kind) as world:
+        world.start(ingresses=2)
+        shaken(world)
+
+
+def shaken(world: World) -> None:
+    """Let a graph wait while everything is taken away, one after the other."""
+    roots = [world.create(duration_s=1.0), world.create(duration_s=2.0), world.create(duration_s=2.5, exits=[1])]
+    fan = [world.create(root) for root in roots for _ in range(3)]
+    last = world.create(*fan[:6])
+    broken = world.create(*fan)
+    tail = world.create(broken)
+    stack = world.stack
+    eventually(lambda: world.began(roots[0]), 10, "the first root running")
+    ingress = next(process for process in stack.processes if process.name == "ingress")
+    stack.redis.flush()
+    world.wait(roots[:1], "completed")
+    stack.redis.kill()
+    ingress.kill()
+    stack.redis.start()
+    world.wait([*roots[:2], *fan[:6], last], "completed", 40)
+    world.wait([roots[2], *fan[6:], broken, tail], "failed", 40)
+    world.check_order()
+
+
+def test_gates_go_through_celery_and_leave_nothing_behind(world: World):
+    """The body of its chord releases a task; afterwards Redis keeps no entry, no gate and no part of a chord."""
+    roots = [world.create(duration_s=0.4), world.create(duration_s=0.4, exits=[1])]
+    good, bad = world.create(roots[0]), world.create(*roots)
+    with closing(world.stack.redis.client(decode_responses=True)) as client:
+        eventually(lambda: len(client.keys("dispatch:graph:*:parked:*")) == 2, 10, "two tasks waiting")
+        assert len(client.keys("dispatch:celery-taskset-meta-*.s")) == 1, "one chord"
+        world.wait([good], "completed")
+        world.wait([bad], "failed")
+        kept = ("epoch",)
+        eventually(lambda: all(k.endswith(kept) for k in client.keys("dispatch:graph:*")), 5, "an empty registry")
+        assert not [k for k in client.keys("dispatch:celery-taskset-meta-*") if client.ttl(k) > 300]
+    events = [(event["event"], event.get("task")) for p in world.stack.processes for event in p.events]
+    assert ("task_released", str(good)) in events
+    assert not {name for name, _ in events} & {"gates_stuck", "graph_registry_lost", "graphs_paused", "gate_not_sent"}
