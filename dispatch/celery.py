@@ -132,6 +132,10 @@ class GateBackend(RedisBackend):  # type: ignore[misc, unused-ignore]
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do not subscribe to the result of every gate that is sent: it would be one subscription more each time."""
 
+    def remove_pending_result(self, result: Any) -> Any:
+        """Do not unsubscribe either: it would open a connection wherever a result is garbage-collected."""
+        return result
+
 
 def gates_config(settings: Settings, queue: str) -> dict[str, Any]:
     """Return Celery's settings for the gates of task graphs: those of the fleet, and results, which chords need."""

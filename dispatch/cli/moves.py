@@ -125,7 +125,7 @@ def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents
     results = []
     for task_id in task_ids:
         try:
-            answer = state.client.send(protocol.reopen(task_id, reason, dependents=True))
+            answer = _reopen_all(state, task_id, reason)
         except GatewayRejectedError as exc:
             if last is not None:
                 click.echo(f"dispatch: {last}", err=True)
@@ -137,6 +137,16 @@ def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents
         state.output.json(results[0] if len(task_ids) == 1 else results)
     if last is not None:
         raise last
+
+
+def _reopen_all(state: State, task_id: str, reason: str | None) -> dict[str, Any]:
+    """Reopen a task with everything behind it, which takes several calls when it is very much."""
+    done: list[Any] = []
+    while True:
+        answer: dict[str, Any] = state.client.send(protocol.reopen(task_id, reason, dependents=True), deadline_s=60.0)
+        done += answer["reopened"]
+        if not answer.get("more"):
+            return {**answer, "reopened": sorted(done, key=lambda one: one["id"])}
 
 
 def _tell_reopened(state: State, answer: Any) -> None:

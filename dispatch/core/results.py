@@ -7,6 +7,7 @@ are cut to the beginning of their text and marked ``truncated``.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ ANSWER_BYTES_MAX: Final = 32_768
 """All results together in the answer to ``start``, as JSON."""
 ENVIRONMENT_BYTES_MAX: Final = 8_192
 """The value of ``ATS_DEPENDENCIES``, as JSON."""
+_UNNAMEABLE: Final = re.compile("[^A-Za-z0-9_-]")
 _TITLE_BYTES_MAX: Final = 512
 _TITLES_BYTES_MAX: Final = 8_192
 
@@ -103,7 +105,9 @@ def blocks(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         text = text_of(one["outputs"])
         cut_off = _is_cut(one)
         note = "\n\n(only its beginning)" if cut_off and text else "\n\n(too long to be shown)" if cut_off else ""
-        found[f"result of dependency {one['id']}"] = f"{head}{note}\n\n{text}" if text else f"{head}{note}"
+        found[f"dependency-{_UNNAMEABLE.sub('_', str(one['id']))[:64]}"] = (
+            f"{head}{note}\n\n{text}" if text else f"{head}{note}"
+        )
     return found
 
 

@@ -86,9 +86,9 @@ class Gates:
 
         define = self._app.task
         return (
-            define(gate, name=GATE, throws=(DependencyEndedBadlyError,)),
-            define(release, name=RELEASE, ignore_result=True),
-            define(blocked, name=BLOCKED, ignore_result=True),
+            define(gate, name=GATE, shared=False, throws=(DependencyEndedBadlyError,)),
+            define(release, name=RELEASE, shared=False, ignore_result=True),
+            define(blocked, name=BLOCKED, shared=False, ignore_result=True),
         )
 
     def build(self, task_id: str, round_: str, needed: Sequence[str]) -> dict[str, str]:
@@ -176,7 +176,12 @@ class Gates:
             self._log.error("message_malformed", reason=f"{type(exc).__name__}: {exc}"[:200])
             message.ack()
             return
-        request.execute()
+        try:
+            request.execute()
+        except _LOST:
+            raise
+        except Exception as exc:  # noqa: BLE001  The sweep sends again what did not succeed; the next must run.
+            self._log.error("gate_broken", reason=f"{type(exc).__name__}: {exc}"[:200])
 
 
 def _close(producer: Any) -> None:

@@ -90,20 +90,7 @@ class Ingress:
             log=self._log,
         )
         self._waiting = waiting
-        limits = Limits(
-            credit=settings.ingress.credit,
-            max_attempts=settings.execution.max_attempts,
-            max_lease_losses=settings.execution.max_lease_losses,
-        )
-        self._claimer = Claimer(
-            self._claims,
-            self._enqueuer,
-            self._backlog,
-            self._ledger,
-            limits=limits,
-            log=self._log,
-            hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
-        )
+        self._claimer = self._make_claimer()
         self._intake = Intake(
             channels=settings.ats.channels,
             backlog=self._backlog,
@@ -141,6 +128,23 @@ class Ingress:
         if fenced:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
+
+    def _make_claimer(self) -> Claimer:
+        settings = self._settings
+        limits = Limits(
+            credit=settings.ingress.credit,
+            max_attempts=settings.execution.max_attempts,
+            max_lease_losses=settings.execution.max_lease_losses,
+        )
+        return Claimer(
+            self._claims,
+            self._enqueuer,
+            self._backlog,
+            self._ledger,
+            limits=limits,
+            log=self._log,
+            hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
+        )
 
     async def run(self) -> None:
         """Run until stopped, then drain."""

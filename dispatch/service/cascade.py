@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, select
 
 from dispatch.core.lifecycle import Status
 from dispatch.errors import TooLargeError
-from dispatch.service import moves
+from dispatch.service import dependents, moves
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.schema import missing_dependencies, task_dependencies, tasks
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 CASCADED: Final = "Blocked: dependency"
 """How the reason of a task begins that failed because of what it depends on."""
-REOPENED_MAX: Final = 10_000
+REOPENED_MAX: Final = 1_000
+"""How many are reopened in one transaction: the writer has others to serve."""
+BEHIND_MAX: Final = 100_000
 _PAGE: Final = 500
 _BADLY: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value, Status.SKIPPED.value})
 
@@ -31,7 +33,7 @@ _CASCADED: Final = (
     .join(task_dependencies, task_dependencies.c.task_id == tasks.c.id)
     .where(
         task_dependencies.c.depends_on_id.in_(bindparam("p_ids", expanding=True)),
-        tasks.c.status == Status.FAILED.value,
+        dependents.unindexed(tasks.c.status) == Status.FAILED.value,
         tasks.c.reason.startswith(CASCADED),
     )
     .distinct()
@@ -41,7 +43,7 @@ _BAD: Final = (
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
     .where(
         task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
-        _needed.c.status.in_(sorted(_BADLY)),
+        dependents.unindexed(_needed.c.status).in_(sorted(_BADLY)),
     )
 )
 _LACKING: Final = (
@@ -58,23 +60,28 @@ class Reopened:
     task: Any
     dependents: list[Any]
     kept: list[int]
+    more: bool
+    """Whether there are others to reopen: make the same call again."""
 
 
 def reopen(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Reopened:
     """Reopen a task and what failed only because of it.
 
     A task that is not ended, or that completed meanwhile, stays as it is, and
-    only what stands behind it is reopened. Raises TooLargeError,
-    IllegalMoveError, NotFoundError.
+    only what stands behind it is reopened. Of more than REOPENED_MAX the farthest
+    come first, so that a repetition still finds its way to the others. Raises
+    TooLargeError, NotFoundError.
     """
     row = fetch(tx, ref)
     if row.status in _BADLY:
         row = moves.reopen(tx, ref, actor, reason=reason)
     found = _behind(tx, row.id)
-    kept = _kept(tx, found, root=row.id)
+    kept = _kept(tx, set(found), root=row.id)
+    free = [ident for ident in found if ident not in kept]
     note = reason or f"reopened with #{row.id}"
-    made = [moves.reopen(tx, Ref(ident, words=ref.words), actor, reason=note) for ident in sorted(found - kept)]
-    return Reopened(fetch(tx, ref), made, sorted(kept))
+    chosen = sorted(free[-REOPENED_MAX:])
+    made = [moves.reopen(tx, Ref(ident, words=ref.words), actor, reason=note) for ident in chosen]
+    return Reopened(fetch(tx, ref), made, sorted(kept), more=len(free) > REOPENED_MAX)
 
 
 def _pages(ids: Iterable[int]) -> Iterator[dict[str, list[int]]]:
@@ -83,18 +90,18 @@ def _pages(ids: Iterable[int]) -> Iterator[dict[str, list[int]]]:
         yield {"p_ids": ordered[start : start + _PAGE]}
 
 
-def _behind(tx: Tx, task_id: int) -> set[int]:
-    """Return every task behind this one that a cascade failed, however deep."""
-    found: set[int] = set()
+def _behind(tx: Tx, task_id: int) -> list[int]:
+    """Return every task behind this one that a cascade failed, however deep, the nearest first."""
+    found: dict[int, None] = {}
     level = {task_id}
     while level:
-        level = {row.id for page in _pages(level) for row in tx.all(_CASCADED, page)} - found - {task_id}
-        found |= level
-        if len(found) > REOPENED_MAX:
+        level = {row.id for page in _pages(level) for row in tx.all(_CASCADED, page)} - found.keys() - {task_id}
+        found |= dict.fromkeys(sorted(level))
+        if len(found) > BEHIND_MAX:
             raise TooLargeError(
-                f"More than {REOPENED_MAX} tasks behind task {task_id} were failed with it; reopen some of them first."
+                f"More than {BEHIND_MAX} tasks behind task {task_id} were failed with it; reopen some of them first."
             )
-    return found
+    return list(found)
 
 
 def _kept(tx: Tx, found: set[int], *, root: int) -> set[int]:

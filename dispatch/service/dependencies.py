@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, cast, delete, insert, select, update
+from sqlalchemy import bindparam, cast, delete, exists, insert, select, update
 
 from dispatch.core.dependencies import DEPENDENCIES_MAX, named_in
 from dispatch.core.lifecycle import Status
@@ -50,16 +50,18 @@ _SHOW: Final = (
     .returning(*ALL)
 )
 
-_awaited: Final = (
-    missing_dependencies.c.name.in_(bindparam("p_names", expanding=True)),
-    missing_dependencies.c.task_id.in_(select(tasks.c.id).where(tasks.c.project_id == bindparam("p_project"))),
+_called: Final = missing_dependencies.c.name.in_(bindparam("p_names", expanding=True))
+_ours: Final = (
+    exists()
+    .where(tasks.c.id == missing_dependencies.c.task_id, tasks.c.project_id == bindparam("p_project"))
+    .correlate(missing_dependencies)
 )
-_AWAITING: Final = select(missing_dependencies.c.name).where(*_awaited).limit(1)
+_AWAITING: Final = select(missing_dependencies.c.name).where(_called).limit(1)
 _RESOLVE: Final = insert(task_dependencies).from_select(
     ["task_id", "depends_on_id"],
-    select(missing_dependencies.c.task_id, cast(bindparam("p_new"), Id)).where(*_awaited).distinct(),
+    select(missing_dependencies.c.task_id, cast(bindparam("p_new"), Id)).where(_called, _ours).distinct(),
 )
-_FORGET: Final = delete(missing_dependencies).where(*_awaited)
+_FORGET: Final = delete(missing_dependencies).where(_called, _ours)
 _CALLED_BY_UUID: Final = (
     select(*ALL)
     .join(missing_dependencies, missing_dependencies.c.task_id == tasks.c.id)
@@ -194,9 +196,10 @@ def changed_by_payload(before: str | None, after: str | None) -> Asked | None:
 
 def arrived(tx: Tx, row: Any, actor: Actor) -> bool:
     """Connect those who named a task before it came into being; say whether there were any."""
-    names = {"p_names": [str(row.id), row.uuid], "p_project": row.project_id}
-    if tx.one(_AWAITING, names) is None:
+    called = {"p_names": [str(row.id), row.uuid]}
+    if tx.one(_AWAITING, called) is None:
         return False
+    names = {**called, "p_project": row.project_id}
     by_uuid = tx.all(_CALLED_BY_UUID, {"p_uuid": row.uuid, "p_project": row.project_id})
     tx.run(_RESOLVE, {**names, "p_new": row.id})
     tx.run(_FORGET, names)

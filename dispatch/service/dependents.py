@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, false, func, select
+from sqlalchemy import bindparam, false, func, literal, select
 
 from dispatch.core.graph import find_cycle
 from dispatch.core.lifecycle import FINISHED, Status
@@ -27,6 +27,12 @@ READY_MAX: Final = 500
 A subscriber has room for 2,000 frames, and the writer has others to serve.
 """
 _PAGE: Final = 500
+
+
+def unindexed(column: Any) -> Any:
+    """Return a column as an expression, so that a database begins with the edges and not with all tasks in a state."""
+    return func.coalesce(column, literal(None, column.type))
+
 
 _BEHIND: Final = (
     select(tasks.c.id, tasks.c.uuid, tasks.c.title, tasks.c.status)
@@ -75,8 +81,8 @@ _READY: Final = (
     .join(task_dependencies, task_dependencies.c.task_id == tasks.c.id)
     .where(
         task_dependencies.c.depends_on_id == bindparam("p_id"),
-        tasks.c.status == Status.TODO.value,
-        tasks.c.held == false(),
+        unindexed(tasks.c.status) == Status.TODO.value,
+        unindexed(tasks.c.held) == false(),
         ~leases.waits,
     )
     .order_by(tasks.c.priority.desc(), tasks.c.id)

@@ -37,4 +37,4 @@ async def reopen(call: Call) -> Answer:
     done = await call.store.write(lambda tx: cascade.reopen(tx, ref, call.actor, reason=reason))
     behind = ",".join(map(wire.thin_task_json, done.dependents))
     task = wire.task_json(done.task, call.store.clock.now_ms())
-    return 200, f'{{"task":{task},"reopened":[{behind}],"kept":{wire.dumps(done.kept)}}}'
+    return 200, f'{{"task":{task},"reopened":[{behind}],"kept":{wire.dumps(done.kept)},"more":{wire.dumps(done.more)}}}'

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from dispatch.ats import fences, protocol
 from dispatch.ats.choose import connect_gateway
 from dispatch.ats.client import Client
-from dispatch.ats.fenced import FencedGateway
+from dispatch.ats.fenced import FencedGateway, read_grant
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
@@ -196,6 +196,23 @@ def test_plain_attempt_from_start_to_completion(ats, client, redis_client, gatew
     assert (task["status"], task["outputs"]) == ("completed", [{"response": "ok"}])
     assert task["messages"][0]["parts"] == [{"type": "text", "content": "Agent processing started"}]
     assert redis_client.get(fences.attempts_key(ats.url, "100")) is None
+
+
+def test_plain_start_reads_the_results_of_dependencies(ats, client, redis_client, gateway):
+    """What the payload names is read one by one; what is not there is left out and ends no attempt."""
+    ats.add(title="first")
+    ats.tasks[100] |= {"status": "completed", "outputs": [{"response": "uno"}]}
+    ref = claimed(ats, client, redis_client, payload={"depends_on": ["100", 999]})
+    assert gateway.start(ref, runner="w1", message="").dependencies == (
+        {"id": "100", "title": "first", "status": "completed", "outputs": [{"response": "uno"}]},
+    )
+
+
+@pytest.mark.parametrize("said", [None, "x", {"a": 1}, [1, "x"], []])
+def test_a_strange_answer_about_dependencies_is_none(said):
+    """What the service says of results must be a list of objects; anything else counts as nothing."""
+    answer = {"task": {"id": 1}, "lease": {"fencing_token": 1, "ttl_ms": 1000}, "dependencies": said}
+    assert read_grant(answer, default_ttl_s=1.0).dependencies == ()
 
 
 @pytest.mark.parametrize("envelope", [True, False])

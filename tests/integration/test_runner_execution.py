@@ -55,6 +55,26 @@ def test_success_reports_stdout_as_the_response(start: Start) -> None:
     assert not (worker.directory / "data" / "spool").exists()
 
 
+def test_results_of_dependencies_reach_the_child(start: Start) -> None:
+    """Each stands in a block of its own after the task's text, and all of them in ATS_DEPENDENCIES."""
+    handed = [
+        {"id": 5, "title": "Five\n--- end title", "status": "completed", "outputs": [{"response": "uno\n\u00fc"}]},
+        {"id": 6, "title": "Six", "status": "completed", "outputs": None},
+    ]
+    script = ["sh", "-c", 'cat; printf "\\n=%s" "$ATS_DEPENDENCIES"']
+    out = start(script, task={"title": "Title"}, dependencies=handed).result()["stdout"]
+    prompt, _, rest = out.partition("\n=")
+    boundary = prompt.partition("Everything between lines that end in ")[2].split()[0]
+    marks = [line.removesuffix(f" {boundary}") for line in prompt.split("\n") if line.endswith(f" {boundary}")]
+    names = ("title", "dependency-5", "dependency-6")
+    assert marks == [f"--- {what} {name}" for name in names for what in ("begin", "end")]
+    assert "\n\nuno\n\u00fc\n--- end dependency-5" in prompt
+    assert json.loads(rest) == [
+        {"id": 5, "status": "completed", "response": "uno\n\u00fc"},
+        {"id": 6, "status": "completed", "response": ""},
+    ]
+
+
 ENDS: list[tuple[list[str], str, int | None, int | None, str, bool]] = [
     (["sh", "-c", "echo why >&2; exit 1"], "exit", 1, None, "exit code 1: why", True),
     (["sh", "-c", "exit 125"], "exit", 125, None, "exit code 125", True),

@@ -118,7 +118,7 @@ def test_every_shape_of_a_task_shows_what_it_depends_on(client: Client) -> None:
 
 
 def test_lists_find_what_waits_and_what_depends(client: Client) -> None:
-    """``waiting`` finds tasks in todo with open dependencies, ``dependent`` all that have any, ``claimable`` neither."""
+    """``waiting`` finds tasks in todo with open dependencies, ``dependent`` all with any, ``claimable`` the ready."""
     first = client.create(channel="dep-list")
     second = client.create(channel="dep-list", depends_on=[first["id"]])
     third = client.create(channel="dep-list", payload={"depends_on": "never"})

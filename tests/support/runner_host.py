@@ -57,6 +57,7 @@ class ScriptedGateway:
         self._directory = directory
         self._lease_s = config.get("lease_s", 120.0)
         self._task = config.get("task", {})
+        self._dependencies = tuple(config.get("dependencies", ()))
         if config.get("prompt_bytes"):
             self._task["description"] = "d" * config["prompt_bytes"]
 
@@ -99,7 +100,7 @@ class ScriptedGateway:
 
     def _grant(self, ref: AttemptRef) -> Grant:
         task = Task(id=ref.task_id, channel="ch", **self._task)
-        return Grant(task, ref.token, self._lease_s)
+        return Grant(task, ref.token, self._lease_s, self._dependencies)
 
     def start(self, ref: AttemptRef, *, runner: str, message: str) -> Grant:
         """Begin."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, insert, inspect
 from sqlalchemy.pool import NullPool
 
+from dispatch.service import migrations
 from dispatch.service.migrations import migrate
 from dispatch.service.schema import metadata
 from tests.support.postgres import shared_server
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
+
+_TIMES = {"created_at": 0, "updated_at": 0}
 
 
 @contextmanager
@@ -69,3 +76,26 @@ def test_migrating_twice_changes_nothing(connection: Connection) -> None:
     before = _described(connection)
     migrate(connection)
     assert _described(connection) == before
+
+
+def test_what_tasks_depended_on_before_is_shown(connection: Connection) -> None:
+    """A database from before the column shows the edges that it has, and nothing for tasks without any."""
+    migrate(connection)
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    with Operations.context(MigrationContext.configure(connection)):
+        scripts.get_revision("0004").module.downgrade()
+        connection.execute(insert(metadata.tables["organizations"]).values(id=9, slug="o", name="O", **_TIMES))
+        connection.execute(
+            insert(metadata.tables["projects"]).values(id=9, organization_id=9, slug="p", name="P", **_TIMES)
+        )
+        for ident in (1, 2, 3):
+            connection.exec_driver_sql(
+                "INSERT INTO tasks (id, uuid, project_id, title, type, channel, priority, status,"
+                " source_type, source_id, source_name, created_at, updated_at)"
+                f" VALUES ({ident}, 'u{ident}', 9, 't', 't', 'c', 5, 'todo', 'agent', 'a', 'a', 0, 0)"
+            )
+        edges = insert(metadata.tables["task_dependencies"])
+        connection.execute(edges, [{"task_id": 3, "depends_on_id": ident} for ident in (1, 2)])
+        scripts.get_revision("0004").module.upgrade()
+    shown = connection.exec_driver_sql("SELECT id, depends_on FROM tasks ORDER BY id").all()
+    assert [(row[0], row[1] and sorted(json.loads(row[1]))) for row in shown] == [(1, None), (2, None), (3, [1, 2])]

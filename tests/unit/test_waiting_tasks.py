@@ -1,0 +1,113 @@
+"""What an ingress knows of waiting tasks, and what news make of it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dispatch.ats.model import Task
+from dispatch.ingress.waiting_tasks import WaitingTasks
+
+
+class Bench:
+    """Waiting tasks with everything they said."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self.tasks = WaitingTasks(fail=self.failed.__setitem__, kick=lambda: None)
+
+    def hear(self, ident: str, *needs: str, status: str = "pending", priority: int = 5) -> bool:
+        """Let news of a task arrive; says whether it must wait."""
+        task = Task(id=ident, status=status, priority=priority, depends_on=needs)
+        if status != "pending":
+            self.tasks.left(task)
+            return False
+        return self.tasks.holds(task)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A bench that knows nothing yet."""
+    return Bench()
+
+
+def test_a_task_waits_until_it_is_released(bench):
+    """It is armed once; after its release it is not held again, unless what it needs has changed."""
+    assert not bench.hear("1")
+    assert bench.hear("9", "1", "2")
+    assert bench.hear("9", "1", "2", priority=8)
+    assert list(bench.tasks.to_arm) == ["9"]
+    assert bench.tasks.get("9").priority == 8
+    bench.tasks.release("9")
+    assert not bench.hear("9", "1", "2")
+    assert bench.tasks.may_run(Task(id="9", depends_on=("1", "2")))
+    assert not bench.tasks.may_run(Task(id="9", depends_on=("1", "3")))
+    assert bench.hear("9", "1", "3")
+
+
+def test_ends_are_noted_for_those_that_wait_only(bench):
+    """The end of a dependency is settled with its word; the end of anything else costs nothing."""
+    bench.hear("9", "1", "2")
+    for ident, status in (("1", "completed"), ("2", "rejected"), ("3", "failed")):
+        bench.hear(ident, status=status)
+    bench.hear("2", status="in_progress")
+    assert bench.tasks.to_settle == {"1": "completed", "2": "rejected"}
+
+
+def test_what_waits_no_longer_is_taken_back(bench):
+    """A task that was claimed, ended, lost its dependencies or is not in the listing any more is closed."""
+    for ident in ("5", "6", "7", "8"):
+        bench.hear(ident, "1")
+    began_at = time.monotonic()
+    bench.hear("5", status="in_progress")
+    bench.hear("6", status="cancelled")
+    assert not bench.hear("7")
+    bench.tasks.compare(began_at, [])
+    assert bench.tasks.to_close == {"5", "6", "7", "8"}
+    assert not bench.tasks.dependents
+    assert len(bench.tasks) == 0
+
+
+def test_circles_are_failed(bench):
+    """All of ours in a circle are failed; one through a task of another channel is found as well."""
+    bench.hear("1", "1")
+    bench.hear("2", "3")
+    bench.hear("3", "2")
+    bench.hear("4", "3")
+    bench.hear("5", "77")
+    bench.tasks.found_elsewhere("77", ("5",))
+    bench.tasks.fail_circles()
+    assert set(bench.failed) == {"1", "2", "3", "5"}
+    assert all("circle" in reason for reason in bench.failed.values())
+    bench.failed.clear()
+    bench.tasks.fail_circles()
+    assert not bench.failed
+
+
+def test_a_failure_is_passed_on(bench):
+    """A task that was failed settles what is behind it without waiting for the event."""
+    bench.hear("9", "1")
+    bench.hear("10", "9")
+    bench.tasks.failed("9")
+    assert bench.tasks.to_settle == {"9": "failed"}
+    assert "9" not in bench.tasks
+    assert "9" in bench.tasks.to_close
+
+
+def test_the_services_word_counts(bench):
+    """What the service lists as claimable is not held, what it refuses is; its news of readiness opens all gates."""
+    bench.hear("9", "1", "2")
+    bench.tasks.freed("9")
+    assert bench.tasks.to_settle == {"1": "completed", "2": "completed"}
+    bench.tasks.claimable(Task(id="9", status="pending", depends_on=("1", "2")))
+    assert not bench.hear("9", "1", "2")
+    bench.tasks.refused("9")
+    assert bench.hear("9", "1", "2")
+
+
+def test_bounds(bench):
+    """A task that names more than 256 is failed with a reason instead of being held for ever."""
+    assert bench.hear("9", *map(str, range(257)))
+    assert "256" in bench.failed["9"]
+    assert len(bench.tasks) == 0
