@@ -100,6 +100,9 @@ class Blocked:
         self._todo.setdefault(task_id, (reason, round_))
         self._news.set()
 
+    def __len__(self) -> int:
+        return len(self._todo)
+
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._todo
 

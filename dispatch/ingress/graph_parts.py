@@ -88,6 +88,7 @@ def make_graphs(
     graphs = Graphs(
         GraphParts(redis, registry, gates, tasks, dependencies, blocked),
         GraphHooks(ready=ready, rearm=rearm, started=loop.append),
+        deep=is_ours,
         sweep_s=settings.ingress.sweep_s,
         log=log,
     )

@@ -19,9 +19,9 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from dispatch.core.graph import is_settled, opens
+from dispatch.core.graph import cascade, is_settled, opens
 from dispatch.errors import GatewayError
-from dispatch.ingress.registry import SETTLE_AT_ONCE
+from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dispatch.ingress.waiting_tasks import WaitingTasks
 
 ARM_AT_ONCE: Final = 100
+CROWD: Final = 20
+"""From so many tasks behind a bad end on, they are failed in bulk and not by error callbacks."""
 STUCK_S: Final = 2.0
 """A gate takes milliseconds; one that changed nothing for this long was lost, or Celery's chord is stuck."""
 STUCK_AT_ONCE: Final = 200
@@ -71,7 +73,9 @@ class GraphHooks:
 class Graphs:
     """Moves waiting tasks. ``start``, run every one of ``loops`` until cancelled, ``stop``."""
 
-    def __init__(self, parts: GraphParts, hooks: GraphHooks, *, sweep_s: float, log: Any) -> None:
+    def __init__(self, parts: GraphParts, hooks: GraphHooks, *, deep: bool, sweep_s: float, log: Any) -> None:
+        """``deep`` says that the service fails only what is doomed, so that a cascade may go all the way at once."""
+        self._deep = deep
         self._redis = parts.redis
         self._registry = parts.registry
         self._gates = parts.gates
@@ -130,6 +134,9 @@ class Graphs:
     async def _settle(self) -> None:
         """Open or break the gates of dependencies that have ended."""
         for needed, status in list(self._tasks.to_settle.items()):
+            if not opens(status) and self._fail_crowd(needed):
+                self._tasks.to_settle.pop(needed, None)
+                continue
             while True:
                 moved = await self._registry.settle(needed, status, opens=opens(status))
                 for gate in moved:
@@ -139,41 +146,58 @@ class Graphs:
             if self._tasks.to_settle.get(needed) == status:
                 del self._tasks.to_settle[needed]
 
+    def _fail_crowd(self, needed: str) -> bool:
+        """Fail all of ours behind a dependency that ended badly, without gates, if these are many.
+
+        An error callback costs some five milliseconds, a thousandth of what ten thousand of them may. On our own
+        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level.
+        """
+        behind = cascade(self._tasks.dependents, needed, CROWD)
+        if len(behind) + len(self._blocked) < CROWD:
+            return False
+        behind = cascade(self._tasks.dependents, needed) if self._deep else [*self._tasks.dependents.get(needed, ())]
+        failing = frozenset(behind if self._deep else ())
+        for task_id in behind:
+            if reason := self._tasks.reason(task_id, failing):
+                self._blocked.add(task_id, reason=reason)
+        return True
+
     async def _close(self) -> None:
         """Take back the gates of tasks that no longer wait."""
-        for task_id in list(self._tasks.to_close):
-            if task_id not in self._tasks:
-                await self.close(task_id)
-            self._tasks.to_close.discard(task_id)
+        while batch := list(self._tasks.to_close)[:ARM_AT_ONCE]:
+            await self._forget([task_id for task_id in batch if task_id not in self._tasks])
+            self._tasks.to_close.difference_update(batch)
 
-    async def close(self, task_id: str) -> None:
-        """Forget what Redis keeps of a waiting task, Celery's part included."""
-        entry = await self._registry.close(task_id)
-        if entry is not None:
-            await self._redis.unlink(*self._gates.chord_keys(entry["round"]))
+    async def _forget(self, task_ids: list[str]) -> None:
+        """Forget what Redis keeps of waiting tasks, Celery's part included."""
+        rounds = await self._registry.close_many(task_ids)
+        if rounds:
+            await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
 
     async def _arm(self) -> None:
         """Park gates for tasks that have none, or other ones, in the registry."""
         batch = list(self._tasks.to_arm)[:ARM_AT_ONCE]
-        armed = await self._registry.fingerprints(batch)
-        for task_id, as_what in zip(batch, armed, strict=True):
+        armed = dict(zip(batch, await self._registry.fingerprints(batch), strict=True))
+        wanted = {task_id: task for task_id in batch if (task := self._tasks.get(task_id)) is not None}
+        fresh = {
+            task_id: Armed(fingerprint, uuid4().hex, task.needs)
+            for task_id, task in wanted.items()
+            if armed[task_id] != (fingerprint := fingerprint_of(task.needs)) and task_id not in self._blocked
+        }
+        await self._forget([task_id for task_id in fresh if armed[task_id]])
+        sizes = {self._gates.chord_size(one.round): len(one.needs) for one in fresh.values() if len(one.needs) > 1}
+        gates = {task_id: self._gates.build(task_id, one.round, one.needs) for task_id, one in fresh.items()}
+        done = await self._registry.arm_many(fresh, gates, sizes)
+        lost = [one.round for one, is_ours in zip(fresh.values(), done, strict=True) if not is_ours]
+        if lost:
+            await self._redis.unlink(*(key for round_ in lost for key in self._gates.chord_keys(round_)))
+        for task_id in batch:
             task = self._tasks.get(task_id)
-            if task is not None and as_what != (fingerprint := fingerprint_of(task.needs)):
-                if as_what:
-                    await self.close(task_id)
-                round_ = uuid4().hex
-                if len(task.needs) > 1:
-                    key, keep_s = self._gates.chord_size(round_)
-                    await self._redis.set(key, len(task.needs), ex=keep_s)
-                entry = {"fingerprint": fingerprint, "round": round_}
-                gates = self._gates.build(task_id, round_, task.needs)
-                if await self._registry.arm(task_id, entry, gates):
-                    self._log.debug("task_waits", task=task_id, needs=len(task.needs))
-                else:
-                    await self._redis.unlink(*self._gates.chord_keys(round_))
+            if task is None or task == wanted.get(task_id):
+                self._tasks.to_arm.pop(task_id, None)
+            if task is not None and task_id in fresh:
                 # Reading after parking leaves no gap: an end after this is an event, one before it is read.
                 self._tasks.read_soon(name for name in task.needs if name not in self._tasks)
-            self._tasks.to_arm.pop(task_id, None)
 
     async def _read(self) -> None:
         """Ask the service about dependencies of which no event has told."""
@@ -187,7 +211,7 @@ class Graphs:
             raise
         for name, status in found.items():
             if is_settled(status):
-                self._tasks.to_settle[name] = status
+                self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
 

@@ -90,6 +90,15 @@ return old
 
 
 @dataclass(frozen=True, slots=True)
+class Armed:
+    """As what a task is armed: a word for its dependencies, the random round, and the dependencies."""
+
+    fingerprint: str
+    round: str
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """A gate that was sent: for which dependency, in what state that was, and the parked message."""
 
@@ -131,11 +140,25 @@ class Registry:
         texts: Any = await self._redis.hmget(self.prefix + "tasks", list(task_ids))
         return [json.loads(text)["fingerprint"] if text else "" for text in texts]
 
-    async def arm(self, task_id: str, entry: Mapping[str, Any], gates: Mapping[str, str]) -> bool:
-        """Park the gates of a task; False when it is armed for the same dependencies already."""
-        pairs = [part for pair in gates.items() for part in pair]
-        argv = [self.prefix, task_id, entry["fingerprint"], json.dumps(entry), *pairs]
-        return bool(await self._arm(args=argv))
+    async def arm_many(
+        self,
+        tasks: Mapping[str, Armed],
+        gates: Mapping[str, Mapping[str, str]],
+        chord_sizes: Mapping[tuple[str, int], int],
+    ) -> list[bool]:
+        """Park the gates of tasks, after the sizes of their chords; False for those that are armed alike already.
+
+        ``chord_sizes`` are by name and time to keep, as ``Gates.chord_size`` gives them.
+        """
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for (key, keep_s), size in chord_sizes.items():
+                pipe.set(key, size, ex=keep_s)
+            for task_id, task in tasks.items():
+                pairs = [part for pair in gates[task_id].items() for part in pair]
+                entry = json.dumps({"fingerprint": task.fingerprint, "round": task.round})
+                await self._arm(args=[self.prefix, task_id, task.fingerprint, entry, *pairs], client=pipe)
+            done = await pipe.execute() if tasks else []
+        return [bool(one) for one in done[len(chord_sizes) :]]
 
     async def settle(self, needed: str, status: str, *, opens: bool) -> list[str]:
         """Move the gates of a dependency that has ended to those that were sent, and return them; [] when none is left.
@@ -149,6 +172,14 @@ class Registry:
         """Forget a task (in this round); its entry for the one caller who closed it, None for all others."""
         text = await self._close(args=[self.prefix, task_id, round_])
         return dict(json.loads(text)) if text else None
+
+    async def close_many(self, task_ids: Sequence[str]) -> list[str]:
+        """Forget tasks and return the rounds of those that were known."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                await self._close(args=[self.prefix, task_id, ""], client=pipe)
+            found = await pipe.execute() if task_ids else []
+        return [json.loads(text)["round"] for text in found if text]
 
     async def release(self, task_id: str, round_: str) -> bool:
         """Do what ``Releases.release`` does."""

@@ -10,17 +10,21 @@ from dispatch.core.dependencies import DEPENDENCIES_MAX
 from dispatch.core.graph import (
     COMPLETED,
     GRAPH_MAX,
+    Verdict,
+    blocked_reason,
     circle_reason,
     find_cycle,
     is_settled,
+    verdict,
 )
 from dispatch.core.lifecycle import ATS_WORD, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from dispatch.ats.model import Task
 
+FAILED: Final = ATS_WORD[Status.FAILED]
 READY_MAX: Final = GRAPH_MAX
 _CIRCLES_AT_ONCE: Final = 100
 
@@ -61,6 +65,8 @@ class WaitingTasks:
         self.to_close: set[str] = set()
         self.to_read: dict[str, None] = {}
         self.to_settle: dict[str, str] = {}
+        self.ended: dict[str, str] = {}
+        """How dependencies of waiting tasks ended, as far as this ingress has heard."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -84,6 +90,7 @@ class WaitingTasks:
 
     def holds(self, task: Task) -> bool:
         """Take news of a pending task and say whether it must wait; then it is not to be claimed."""
+        self.ended.pop(task.id, None)
         if not task.depends_on:
             self.forget(task.id)
             return False
@@ -109,8 +116,8 @@ class WaitingTasks:
         """Take the service's word, in an event, that all that a task needs is completed: its gates may open."""
         task = self._waiting.get(task_id)
         if task is not None:
-            self.to_settle.update(dict.fromkeys(task.needs, COMPLETED))
-            self._kick()
+            for name in task.needs:
+                self.settle(name, COMPLETED)
 
     def refused(self, task_id: str) -> None:
         """Take the service's word that a task we thought ready must wait."""
@@ -123,8 +130,7 @@ class WaitingTasks:
             return
         self._ready.pop(task.id, None)
         if task.id in self.dependents:
-            self.to_settle[task.id] = task.status
-            self._kick()
+            self.settle(task.id, task.status)
 
     def found_elsewhere(self, name: str, needs: tuple[str, ...]) -> None:
         """Take what a dependency that is not among ours needs itself."""
@@ -182,8 +188,19 @@ class WaitingTasks:
         self._unlink(task_id)
         self.to_close.add(task_id)
         if task_id in self.dependents:
-            self.to_settle[task_id] = ATS_WORD[Status.FAILED]
+            self.settle(task_id, FAILED)
         self._kick()
+
+    def settle(self, name: str, status: str) -> None:
+        """Note that a dependency has ended."""
+        self.to_settle[name] = self.ended[name] = status
+        self._kick()
+
+    def reason(self, task_id: str, failing: Container[str] = ()) -> str:
+        """Return why a waiting task fails, "" if nothing is known; ``failing`` are about to be failed themselves."""
+        task = self._waiting.get(task_id)
+        states = {name: FAILED if name in failing else self.ended.get(name, "") for name in task.needs} if task else {}
+        return blocked_reason(states) if verdict(states.values()) is Verdict.FAIL else ""
 
     def forget(self, task_id: str) -> None:
         """Note that a task does not wait, or not any more."""
@@ -200,6 +217,7 @@ class WaitingTasks:
         if len(self._ready) > READY_MAX:
             self._ready = {name: needs for name, needs in self._ready.items() if name in flying}
         self._elsewhere.clear()
+        self.ended = {name: status for name, status in self.ended.items() if name in self.dependents}
         self.to_arm.update(dict.fromkeys(self._waiting))
         self.read_soon(name for name in self.dependents if name not in self._waiting)
         self._kick()

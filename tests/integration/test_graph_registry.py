@@ -10,7 +10,7 @@ import pytest
 
 from dispatch.broker import connect_async
 from dispatch.ingress.gates import Gates
-from dispatch.ingress.registry import SETTLE_AT_ONCE, Registry
+from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed, Registry
 from dispatch.log import get_logger
 from dispatch.settings import load
 from tests.support.processes import eventually
@@ -42,11 +42,11 @@ class Bench:
         """Arm a task and return the round."""
         self.rounds += 1
         round_ = f"round{self.rounds}"
-        if len(needs) > 1:
-            key, keep_s = self.gates.chord_size(round_)
-            await self.redis.set(key, len(needs), ex=keep_s)
-        entry = {"fingerprint": ",".join(sorted(needs)), "round": round_}
-        await self.registry.arm(task_id, entry, self.gates.build(task_id, round_, needs))
+        sizes = {self.gates.chord_size(round_): len(needs)} if len(needs) > 1 else {}
+        armed = {task_id: Armed(",".join(sorted(needs)), round_, needs)}
+        gates = {task_id: self.gates.build(task_id, round_, needs)}
+        assert await self.registry.arm_many(armed, gates, sizes) == [True]
+        assert await self.registry.arm_many(armed, gates, {}) == [False]
         return round_
 
     async def settle(self, needed: str, status: str = "completed", times: int = 1) -> int:

@@ -82,13 +82,13 @@ class World:
         """Return when the task's child ended, by its own account."""
         return max(line["at"] for line in self.stack.tick_lines(ident) if line["kind"] == "end")
 
-    def check_order(self) -> None:
+    def check_order(self, *, once: bool = True) -> None:
         """Each completed task began after all it needs had ended; each failed one never began; each ran once."""
         for ident, needs in self.needs.items():
             status, began = self.task(ident)["status"], self.began(ident)
             if status == "completed":
                 assert began is not None
-                assert len({line["pid"] for line in self.stack.tick_lines(ident)}) == 1
+                assert not once or len({line["pid"] for line in self.stack.tick_lines(ident)}) == 1
                 assert all(self.ended(needed) <= began for needed in needs), (ident, needs)
             elif needs:
                 assert status == "failed", (ident, status)
@@ -247,7 +247,8 @@ def shaken(world: World) -> None:
     stack.redis.start()
     world.wait([*roots[:2], *fan[:6], last], "completed", 40)
     world.wait([roots[2], *fan[6:], broken, tail], "failed", 40)
-    world.check_order()
+    # A foreign ATS is fenced by Redis alone: whoever kills that may see an attempt twice (docs/protocol.md).
+    world.check_order(once=world.ats is None)
 
 
 def test_gates_go_through_celery_and_leave_nothing_behind(world: World):
