@@ -71,7 +71,7 @@ class Intake:
         if task is None or not task.status:
             self._look(event.task_id)
             return
-        if task.status != PENDING and self._ended_by_another(event, task):
+        if self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)
 
