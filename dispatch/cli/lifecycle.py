@@ -149,7 +149,8 @@ def explained(state: State, task_id: str) -> dict[str, Any]:
     told = reasons(facts)
     summary = " ".join(reason.text for reason in told) or "It is in progress."
     shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in told]
-    return {"task_id": task.id, "status": task.status, "summary": summary, "reasons": shown}
+    running = not told
+    return {"task_id": task.id, "status": task.status, "running": running, "summary": summary, "reasons": shown}
 
 
 @click.command()

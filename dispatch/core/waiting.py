@@ -60,7 +60,7 @@ class Reason:
     advice: str
 
 
-_MOVE: Final = "Use core_transition_task to move it"
+_MOVE: Final = "Move it"
 
 
 def reasons(facts: Facts) -> list[Reason]:
@@ -108,7 +108,7 @@ def reasons(facts: Facts) -> list[Reason]:
             Reason(
                 "ASSIGNED",
                 f"It is kept for agent {facts.assigned_to}, who has not begun.",
-                "Wait for that agent, or change assigned_to with core_update_task.",
+                "Wait for that agent, or change the assignee.",
             )
         )
     if status is Status.TODO and not found:
@@ -127,7 +127,7 @@ def _in_progress(facts: Facts) -> list[Reason]:
             Reason(
                 "ORPHANED",
                 "It is in progress, but nobody holds it.",
-                "Take it with core_claim_task, or put it back with core_recover_task.",
+                "Take its lock and go on, or recover it to todo.",
             )
         ]
     if facts.is_expired:
@@ -197,7 +197,7 @@ def _locked(facts: Facts) -> Reason:
     return Reason(
         "LOCKED",
         f"{facts.holder} holds its lock {until} and has not begun.",
-        "Wait, ask the holder in its thread, or core_recover_task if the holder is gone.",
+        "Wait, ask the holder in its thread, or recover the task if the holder is gone.",
     )
 
 

@@ -78,7 +78,7 @@ class Intake:
             return
         if event.verb == "ready" and self._waiting is not None:
             self._waiting.freed(task.id)
-        if task.status != PENDING and self._ended_by_another(event, task):
+        if self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)
 

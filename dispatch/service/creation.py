@@ -111,6 +111,7 @@ def create_graph(
         raise ConflictError(f"There is a task {taken[0].uuid} already, and this request would make another one.")
     fresh = [_insert(tx, project_id, actor, replace(plan, depends_on=(), parent=None), {}) for plan in plans]
     known |= {row.uuid: row.id for row in fresh}
+    dependencies.link(tx, [(known[str(p.task.uuid)], known[uuid]) for p in plans for uuid in p.depends_on])
     made = [_connect(tx, row, plan, known) for row, plan in zip(fresh, plans, strict=True)]
     for row in made:
         tx.emit("task.created", row, actor, moved=(None, row.status))
@@ -171,11 +172,9 @@ def _found(plan: Plan, known: dict[str, int]) -> dependencies.Found:
 
 
 def _connect(tx: Tx, row: Any, plan: Plan, known: dict[str, int]) -> Any:
-    found = _found(plan, known)
-    dependencies.connect(tx, row.id, found)
     values: dict[str, Any] = {} if plan.parent is None else {"parent_id": known[plan.parent]}
-    if found.ids:
-        values["depends_on"] = found.text()
+    if plan.depends_on:
+        values["depends_on"] = _found(plan, known).text()
     if not values:
         return row
     return tx.one(table.update().where(table.c.id == row.id).values(**values).returning(*table.c))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _UNCHANGEABLE: Final = frozenset({Status.IN_PROGRESS.value, Status.IN_REVIEW.value})
 
+_PAGE: Final = 500
 _BY_NUMBER: Final = select(tasks.c.id, tasks.c.uuid).where(
     tasks.c.id.in_(bindparam("p_ids", expanding=True)), tasks.c.project_id == bindparam("p_project")
 )
@@ -143,10 +144,16 @@ def find(tx: Tx, project_id: int, wish: Asked) -> Found:
     return Found(tuple(sorted(set(found.values()))), tuple(dict.fromkeys(str(name) for name in missing)))
 
 
+def link(tx: Tx, edges: Sequence[tuple[int, int]]) -> None:
+    """Write which task depends on which, many at once: a graph may have tens of thousands of edges."""
+    for start in range(0, len(edges), _PAGE):
+        rows = [{"task_id": task, "depends_on_id": needed} for task, needed in edges[start : start + _PAGE]]
+        tx.run(_CONNECT.values(rows))
+
+
 def connect(tx: Tx, task_id: int, found: Found) -> None:
     """Write the edges of a task that has none."""
-    for ident in found.ids:
-        tx.run(_CONNECT, {"task_id": task_id, "depends_on_id": ident})
+    link(tx, [(task_id, ident) for ident in found.ids])
     for name in found.missing:
         tx.run(_MISS, {"task_id": task_id, "name": name})
 

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, false, func, literal, select
 
 from dispatch.core.graph import find_cycle
 from dispatch.core.lifecycle import FINISHED, Status
-from dispatch.service import leases
+from dispatch.service import readiness
 from dispatch.service.rows import ALL
 from dispatch.service.schema import task_dependencies, tasks
 
@@ -83,7 +83,7 @@ _READY: Final = (
         task_dependencies.c.depends_on_id == bindparam("p_id"),
         unindexed(tasks.c.status) == Status.TODO.value,
         unindexed(tasks.c.held) == false(),
-        ~leases.waits,
+        ~readiness.waits,
     )
     .order_by(tasks.c.priority.desc(), tasks.c.id)
     .limit(READY_MAX)
@@ -133,4 +133,4 @@ def is_doomed(tx: Tx, row: Any) -> bool:
     """Say whether a task in todo can never run: a dependency ended badly, does not exist, or waits in a circle."""
     if row.status != Status.TODO or row.depends_on is None:
         return False
-    return leases.has_failed_dependency(tx, row.id) or bool(circle(tx, row.id))
+    return readiness.has_failed_dependency(tx, row.id) or bool(circle(tx, row.id))

@@ -11,16 +11,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BigInteger, and_, bindparam, cast, exists, false, func, or_, select, true, update
+from sqlalchemy import BigInteger, and_, bindparam, cast, false, func, or_, true, update
 
-from dispatch.core.lifecycle import FINISHED, Status, Verb, path
+from dispatch.core.lifecycle import Status, Verb, path
 from dispatch.errors import AssignedElsewhereError, LeaseHeldError, NotReadyError, StaleLeaseError, TaskError
-from dispatch.service import wire
+from dispatch.service import readiness, wire
 from dispatch.service.access import agent_uuid
 from dispatch.service.messages import append_text
 from dispatch.service.rows import ALL, Ref, lock, settle
 from dispatch.service.rows import locate as find
-from dispatch.service.schema import missing_dependencies, task_dependencies, tasks
+from dispatch.service.schema import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,25 +28,12 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
+HANDOVER_MS: Final = 15_000
+"""How long a worker may take to notice that somebody took its task away, and to stop what it runs."""
+
 UNHELD: Final = {"held": False, "yields": False, "claim_id": None, "lease_expires_at": None}
 """What ends a lock; who held it last stays known."""
 UNASSIGNED: Final = {**UNHELD, "holder_type": None, "holder_id": None, "holder_name": None, "held_since": None}
-
-_needed: Final = tasks.alias("needed")
-waits: Final = and_(
-    tasks.c.depends_on.is_not(None),
-    or_(
-        exists()
-        .where(
-            task_dependencies.c.task_id == tasks.c.id,
-            _needed.c.id == task_dependencies.c.depends_on_id,
-            _needed.c.status != Status.COMPLETED.value,
-        )
-        .correlate(tasks),
-        exists().where(missing_dependencies.c.task_id == tasks.c.id).correlate(tasks),
-    ),
-)
-"""True of a task with a dependency that is not completed, or does not exist."""
 
 _CLAIM: Final = (
     update(tasks)
@@ -56,7 +43,7 @@ _CLAIM: Final = (
         tasks.c.held == false(),
         or_(tasks.c.not_before.is_(None), tasks.c.not_before <= bindparam("p_now")),
         or_(tasks.c.assigned_to.is_(None), tasks.c.assigned_to == bindparam("p_agent")),
-        ~waits,
+        ~readiness.waits,
     )
     .values(
         status=Status.IN_PROGRESS.value,
@@ -99,20 +86,6 @@ _START: Final = (
     .returning(*ALL)
 )
 _RENEW: Final = update(tasks).where(_ours).values(**_lease).returning(*ALL)
-
-_OPEN_DEPENDENCIES: Final = (
-    select(_needed.c.id, _needed.c.uuid, _needed.c.status)
-    .join(task_dependencies, task_dependencies.c.depends_on_id == _needed.c.id)
-    .where(task_dependencies.c.task_id == bindparam("p_id"), _needed.c.status != Status.COMPLETED.value)
-    .order_by(_needed.c.id)
-)
-_MISSING: Final = (
-    select(missing_dependencies.c.name)
-    .where(missing_dependencies.c.task_id == bindparam("p_id"))
-    .order_by(missing_dependencies.c.name)
-)
-MISSING: Final = "missing"
-"""What stands for the status of a dependency that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,23 +156,6 @@ def check_right(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> 
         raise held_by_another(tx, ref, row)
 
 
-def open_dependencies(tx: Tx, task_id: int) -> list[Any]:
-    """Return (id, status) of what the task waits for."""
-    return list(tx.all(_OPEN_DEPENDENCIES, {"p_id": task_id}))
-
-
-def missing_names(tx: Tx, task_id: int) -> list[str]:
-    """Return the names that the task depends on and no task of its project has."""
-    return [row.name for row in tx.all(_MISSING, {"p_id": task_id})]
-
-
-def has_failed_dependency(tx: Tx, task_id: int) -> bool:
-    """Say whether something that the task waits for ended without being completed, or does not exist."""
-    if any(row.status in FINISHED for row in open_dependencies(tx, task_id)):
-        return True
-    return bool(missing_names(tx, task_id))
-
-
 def claim(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int | None, claim_id: str | None = None) -> Granted:
     """Grant the task to ``actor``, or extend the grant it has. ``lease_ms`` None never runs out.
 
@@ -241,6 +197,8 @@ def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id:
     """Answer a claim that granted nothing new: the same grant, a longer one, or the reason why not."""
     row = lock(tx, ref)
     if row.held:
+        if row.status == Status.TODO and is_holder(row, actor):
+            return _begin_locked(tx, ref, row, actor, lease_ms, claim_id)
         if row.status != Status.IN_PROGRESS or not is_holder(row, actor):
             raise held_by_another(tx, ref, row)
         if claim_id is not None:
@@ -253,6 +211,36 @@ def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id:
     raise AssertionError(f"task {row.id} could be claimed and was not")
 
 
+def _begin_locked(tx: Tx, ref: Ref, row: Any, actor: Actor, lease_ms: int | None, claim_id: str | None) -> Granted:
+    """Move a task that ``actor`` has locked before to in_progress; the grant is the one that it has."""
+    check_ready(tx, ref, row, actor)
+    expires = None if lease_ms is None else tx.now_ms + lease_ms
+    changed = settle(
+        tx,
+        row,
+        status=Status.IN_PROGRESS.value,
+        claim_id=claim_id,
+        runner=None,
+        lease_ms=lease_ms,
+        lease_expires_at=expires,
+        not_before=None,
+        result_hash=None,
+    )
+    tx.emit("task.claimed", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS))
+    return granted(tx, changed)
+
+
+def handover_ms(tx: Tx, row: Any) -> int:
+    """Return how long a task that is taken from its holder must rest, so that no second attempt runs beside the first.
+
+    No longer than the lease that it is taken from would have lasted.
+    """
+    if row.status != Status.IN_PROGRESS or row.runner is None or not is_live(tx, row):
+        return 0
+    left_ms = HANDOVER_MS if row.lease_expires_at is None else row.lease_expires_at - tx.now_ms
+    return min(HANDOVER_MS, left_ms)
+
+
 def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
     """Raise unless a task that nobody holds may be begun by ``actor`` now.
 
@@ -263,9 +251,9 @@ def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
         raise AssignedElsewhereError(
             f"Task {row.id} is kept for agent {row.assigned_to}.", assigned_to=row.assigned_to, status=word
         )
-    waits_for = _waits_for(tx, ref, row) if row.depends_on is not None else []
+    waits_for = readiness.waits_for(tx, ref, row) if row.depends_on is not None else []
     if waits_for:
-        names = ", ".join(f"{_called(item)} ({item['status']})" for item in waits_for)
+        names = ", ".join(f"{readiness.called(item)} ({item['status']})" for item in waits_for)
         raise NotReadyError(f"Task {row.id} waits for {names}.", waits_for=waits_for, status=word)
     if row.not_before is not None and row.not_before > tx.now_ms:
         raise NotReadyError(
@@ -274,20 +262,6 @@ def check_ready(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
             retry_after_ms=max(1, row.not_before - tx.now_ms),
             status=word,
         )
-
-
-def _waits_for(tx: Tx, ref: Ref, row: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        {"id": one.id, "task_id": one.uuid, "status": ref.words[one.status]} for one in open_dependencies(tx, row.id)
-    ]
-    return found + [
-        {"id": int(name) if name.isdigit() else None, "task_id": None, "name": name, "status": MISSING}
-        for name in missing_names(tx, row.id)
-    ]
-
-
-def _called(item: dict[str, Any]) -> str:
-    return f"#{item['id']}" if item["id"] is not None else str(item["name"])
 
 
 def start(

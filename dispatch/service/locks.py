@@ -171,19 +171,22 @@ def give_up(tx: Tx, ref: Ref, actor: Actor, token: int, reason: str) -> None:
 def recover(tx: Tx, ref: Ref, actor: Actor, *, target: Status, note: str) -> Any:
     """Put a stuck task into ``target`` (one of RECOVERABLE) from any state, and fence whoever held it.
 
-    It begins afresh: attempts, pauses and the failure's reason are cleared unless it is failed.
+    It begins afresh: attempts, pauses and the failure's reason are cleared, and in todo its result.
     """
     row = lock(tx, ref)
+    rest_ms = leases.handover_ms(tx, row) if target is Status.TODO else 0
     changes: dict[str, Any] = {
         "fencing_token": row.fencing_token + 1,
         "runner": None,
         "attempts": 0,
         "lease_losses": 0,
-        "not_before": None,
+        "not_before": tx.now_ms + rest_ms if rest_ms else None,
         "result_hash": None,
         "reason": note if target is Status.FAILED else None,
         "completed_at": tx.now_ms if target in FINISHED else None,
     }
+    if target is Status.TODO:
+        changes["outputs"] = None
     changed = settle(tx, row, status=target.value, **leases.UNASSIGNED, **changes)
     tx.emit("task.recovered", changed, actor, moved=(row.status, target.value), note=note)
     return changed

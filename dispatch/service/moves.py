@@ -160,7 +160,8 @@ def move(tx: Tx, ref: Ref, row: Any, target: Status, actor: Actor, *, default_le
     if target is not Status.CANCELLED:
         leases.check_right(tx, ref, row, actor, None)
     if current is Status.IN_PROGRESS and target is Status.TODO:
-        return leases.give_back(tx, row, actor)
+        rest_ms = 0 if leases.is_holder(row, actor) else leases.handover_ms(tx, row)
+        return leases.give_back(tx, row, actor, delay_ms=rest_ms)
     return _walk(tx, row, (target,), actor)
 
 
@@ -204,7 +205,8 @@ def transition(tx: Tx, ref: Ref, actor: Actor, wish: Wish) -> Any:
         return locks.drop(tx, ref, actor, token=wish.token)[0] if wish.release_lock else granted.task
     keep = locks.kept(tx, row) if ours and not wish.release_lock and target not in FINISHED else None
     if current is Status.IN_PROGRESS and target is Status.TODO:
-        row = leases.give_back(tx, row, actor, reason=wish.note, keep=keep)
+        rest_ms = 0 if ours else leases.handover_ms(tx, row)
+        row = leases.give_back(tx, row, actor, delay_ms=rest_ms, reason=wish.note, keep=keep)
     else:
         changes: dict[str, Any] = {"reason": wish.note} if target is Status.FAILED else {}
         if wish.outputs is not None:

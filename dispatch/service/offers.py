@@ -9,7 +9,7 @@ from sqlalchemy import exists, false, func, or_, select
 
 from dispatch.core.lifecycle import Status
 from dispatch.errors import TaskError
-from dispatch.service import leases, locks
+from dispatch.service import locks, readiness
 from dispatch.service.access import agent_uuid
 from dispatch.service.rows import OWN_WORDS, Ref
 from dispatch.service.schema import task_needs, tasks
@@ -50,7 +50,7 @@ def _fits(taste: Taste, agent: str) -> Iterator[ColumnElement[bool]]:
     if taste.capabilities:
         lacking = lacking.where(task_needs.c.name.not_in(taste.capabilities))
     yield ~lacking
-    yield ~leases.waits
+    yield ~readiness.waits
 
 
 def _ready(taste: Taste, agent: str, now_ms: int) -> Any:

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_,
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
 from dispatch.service import dependencies, moves, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
-from dispatch.service.leases import waits
+from dispatch.service.readiness import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
 from dispatch.service.schema import POSITION_LAST, tasks
 

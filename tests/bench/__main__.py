@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import client, service
+from tests.bench import client, graphs, service
 from tests.bench.bare import app as bare_app
 from tests.support.processes import ROOT, LogProcess, children_of, eventually
 from tests.support.stack import Stack
@@ -173,6 +173,10 @@ def report(found: dict[str, Any]) -> None:
     ]
     for row in rows:
         table.add_row(*row)
+    table.add_row("dependent starts, p50", f"{found['dependent_p50_ms']:.1f} ms", "", "30 ms")
+    table.add_row(f"cascade over {found['cascade']:,}", f"{found['cascade_s']:.1f} s", "", "5 s")
+    table.add_row("the same on a foreign ATS", f"{found['foreign_cascade_s']:.1f} s", "", "60 s")
+    table.add_row("ingress, for that graph", f"{found['graph_mb']:.0f} MB", "", "50 MB")
     for engine in service.ENGINES:
         rate, raw = found[f"{engine}_requests_per_s"], found[f"{engine}_raw_per_s"]
         table.add_row(f"raw SQL, {engine}", f"{raw:.0f} /s", "1.00", "")
@@ -192,7 +196,8 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=8, help="slots of the throughput measurements")
     parser.add_argument("--requests", type=int, default=2000, help="tasks that are claimed and completed by hand")
     parser.add_argument("--listed", type=int, default=200_000, help="tasks of the list measurement")
-    parser.add_argument("--only", help="one of latency, burst, slots, pending, requests, lists")
+    parser.add_argument("--graph", type=int, default=10_000, help="tasks of the graph measurements")
+    parser.add_argument("--only", help="one of latency, burst, slots, pending, requests, lists, graphs")
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"))
     options = parser.parse_args()
     steps = {
@@ -210,6 +215,11 @@ def main() -> int:
         "lists": [
             (f"lists on {engine}", functools.partial(service.measure_list, engine, options.listed))
             for engine in service.ENGINES
+        ],
+        "graphs": [
+            ("dependents", lambda: graphs.measure_dependents(DEFAULTS, 50)),
+            ("a cascade", lambda: graphs.measure_cascade(DEFAULTS, options.graph, pss_mb)),
+            ("a foreign cascade", lambda: graphs.measure_foreign_cascade(DEFAULTS, options.graph)),
         ],
         "pending": [("ingress with pending tasks", lambda: measure_pending(options.pending))],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.chaos.plan import make_plan
+from tests.chaos.plan import make_graph_plan, make_plan
 from tests.chaos.run import run
 
 
@@ -16,10 +16,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=1, help="how many seeds in a row (default 1)")
     parser.add_argument("--tasks", type=int, default=300, help="tasks of a run (default 300)")
     parser.add_argument("--faults", type=int, default=12, help="kills of a run (default 12)")
+    parser.add_argument("--graph", action="store_true", help="tasks that depend on each other")
     given = parser.parse_args()
+    make = make_graph_plan if given.graph else make_plan
     wrong = []
     for seed in range(given.seed, given.seed + given.runs):
-        plan = make_plan(seed, given.tasks, given.faults)
+        plan = make(seed, given.tasks, given.faults)
         print(plan.text(), flush=True)
         outcome = run(plan)
         print(outcome.text(), flush=True)

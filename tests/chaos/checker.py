@@ -13,6 +13,7 @@ I9    attempts counted are attempts started; never more than the limit
 I10   a task hit by a fault runs again in time; other faults disturb nothing
 I11   no process outlives the end of its attempt by more than a second
 I13   at rest nothing waits: queues empty, no task pending, no lease expired
+I14   nothing lives before what it depends on is completed (``graphs``)
 ====  ==========================================================================
 
 The history must have been taken after all faults were healed and everything
@@ -24,6 +25,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from tests.chaos.graphs import check_graph
 from tests.chaos.history import Creation, Event, Fault, FaultKind, FinalTask, History, Tick, end_of_grant
 from tests.chaos.verdict import Bounds, Recovery, Report, Violation
 
@@ -97,6 +99,7 @@ def check(history: History, bounds: Bounds | None = None) -> Report:
     violations += _ended_by_themselves(history)
     violations += _outlived(index)
     violations += _at_rest(history, index.bounds)
+    violations += check_graph(history)
     counts["attempts"] = len(index.ticks)
     counts["stale calls"] = sum(call.token < call.current_token for call in history.calls)
     counts["repeats"] = sum(call.repeats for call in history.calls)

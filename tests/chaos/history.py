@@ -61,6 +61,8 @@ class Creation:
     """Its attempts end without saying so: a child that kills itself or its worker, or that runs into its time limit."""
     ends: str = ""
     """The status in which it ends unless too many of its attempts are hit; "" where anything goes."""
+    needs: tuple[str, ...] = ()
+    """The ids of the tasks that it depends on."""
 
 
 @dataclass(frozen=True, slots=True)

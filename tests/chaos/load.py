@@ -40,6 +40,7 @@ class Load:
         self._over = threading.Event()
         self._to_cancel: dict[str, PlannedTask] = {}
         self._seen_at: dict[str, float] = {}
+        self._ids: dict[int, str] = {}
         self._client = threading.Thread(target=self._guarded, args=(self._create_all,), name="client", daemon=True)
         self._witness = threading.Thread(target=self._guarded, args=(self._watch,), name="witness", daemon=True)
 
@@ -72,24 +73,28 @@ class Load:
     # The client
 
     def _create_all(self) -> None:
-        for task in self._plan.tasks:
+        for place, task in enumerate(self._plan.tasks):
             if self._over.wait(max(0.0, self._begun_at + task.at - time.monotonic())):
                 return
-            self._create(task)
+            self._create(place, task)
 
-    def _create(self, task: PlannedTask) -> None:
+    def _create(self, place: int, task: PlannedTask) -> None:
         orders = {"dir": str(self._stack.ticks), **task.orders}
-        body = {"title": task.title, "channel": self._stack.channel, "payload": {"tick": orders}}
+        payload: dict[str, Any] = {"tick": orders}
+        needs = tuple(filter(None, (self._ids.get(place) for place in task.needs)))
+        if needs:
+            payload["depends_on"] = list(needs)
+        body = {"title": task.title, "channel": self._stack.channel, "payload": payload}
         task_id = None
         try:
             status, answer = self._stack.call("POST", "/tasks", body)
             if status in (200, 201):
-                task_id = str(answer.get("task", answer)["id"])
+                task_id = self._ids[place] = str(answer.get("task", answer)["id"])
         except NO_ANSWER:
             pass
         if task_id is not None and task.cancel_after_s is not None:
             self._to_cancel[task_id] = task
-        self.creations.append(Creation(task.title, task_id, time.time(), task.cut_short, task.ends))
+        self.creations.append(Creation(task.title, task_id, time.time(), task.cut_short, task.ends, needs))
 
     # The witness
 

@@ -8,7 +8,7 @@ plan, not to the microsecond.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.chaos.history import FaultKind
@@ -37,6 +37,12 @@ FAULTS: Final = (
 )
 """Twelve kills; fewer are taken from the front, more begin again."""
 
+NEEDS: Final = (0, 1, 1, 1, 2, 2, 3, 5)
+"""How many dependencies the tasks of a graph have, each as often as it stands here."""
+
+GRAPH_PLAIN: Final = frozenset({"long", "deaf", "daemon", "poison"})
+"""Kinds that take long; in a graph they are short ones instead."""
+
 SHARES: Final = {"long": 5, "flaky": 10, "failing": 5, "daemon": 3, "deaf": 4, "poison": 1, "cancel": 5}
 """Kinds of tasks in percent, at least one of each; the others are short and succeed."""
 
@@ -52,6 +58,8 @@ class PlannedTask:
     """Where it ends unless too many of its attempts are hit."""
     cut_short: bool = False
     cancel_after_s: float | None = None
+    needs: tuple[int, ...] = ()
+    """Places in the plan of the tasks that it depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,26 @@ def make_plan(seed: int, tasks: int, faults: int) -> Plan:
     moments = sorted(rand.uniform(0, span_s) for _ in kinds)
     planned = tuple(_task(rand, at, f"{kind}-{n:04d}") for n, (at, kind) in enumerate(zip(moments, kinds, strict=True)))
     return Plan(seed, planned, tuple(_faults(rand, faults, span_s)))
+
+
+def make_graph_plan(seed: int, tasks: int, faults: int) -> Plan:
+    """Return a plan whose tasks depend on each other: a random graph, all of it created early, some of it doomed."""
+    plan = make_plan(seed, tasks, faults)
+    rand = random.Random(f"graph {seed}")
+    span_s = plan.tasks[-1].at
+    planned: list[PlannedTask] = []
+    for place, first in enumerate(plan.tasks):
+        most = 0 if place < 5 else rand.choice(NEEDS)
+        near = range(max(0, place - 30), place)
+        needs = tuple(sorted(rand.sample(near, min(most, len(near)))))
+        kind = first.title.split("-")[0]
+        # Few are doomed, or nearly all would be; what is cancelled must be seen alive first, so it needs nothing.
+        plain = kind in GRAPH_PLAIN or (kind == "failing" and rand.random() < 0.7) or (kind == "cancel" and needs)
+        task = _task(rand, first.at, f"short-{place:04d}") if plain else first
+        at = round(first.at * 0.5 * min(1.0, 12.0 / max(span_s, 1.0)), 3)
+        # A task that waits may be failed before it begins, however its child would make it end.
+        planned.append(replace(task, at=at, needs=needs, ends="" if needs else task.ends))
+    return replace(plan, tasks=tuple(planned))
 
 
 def _faults(rand: random.Random, count: int, span_s: float) -> Iterator[PlannedFault]:

@@ -18,7 +18,7 @@ from dispatch.errors import (
     NotReadyError,
     StaleLeaseError,
 )
-from dispatch.service import dependencies, history, lapse, leases, moves, tasks, tenants
+from dispatch.service import dependencies, history, lapse, leases, locks, moves, tasks, tenants
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, Scope, fetch
 from tests.support.service import STORES, SteppingClock
@@ -273,6 +273,17 @@ async def test_a_release_before_start_takes_no_attempt_back(bench: Bench) -> Non
     ref = await bench.create()
     await bench.claim(ref)
     assert (await bench.do(leases.release, ref, token=1)).attempts == 0
+
+
+async def test_the_holder_of_a_lock_claims_under_its_token(bench: Bench) -> None:
+    """Who locked a task in todo may claim it, and keeps the grant; somebody else may not."""
+    ref = await bench.create()
+    await bench.do(locks.take, ref, lease_ms=LEASE_MS)
+    with pytest.raises(LeaseHeldError):
+        await bench.claim(ref, BOB)
+    row = await bench.claim(ref)
+    assert (row.status, row.fencing_token, row.holder_id, row.held) == (Status.IN_PROGRESS, 1, "ann", True)
+    assert (await bench.history(ref))[-1].type == "task.claimed"
 
 
 async def test_expiry_waits_for_the_regrant_delay(bench: Bench) -> None:
@@ -589,3 +600,27 @@ async def test_events_are_numbered_without_gaps(bench: Bench) -> None:
     assert [event.seq for event in bench.published] == [1, 2, 3, 4, 5]
     logged = await bench.store.read(lambda tx: history.page(tx, 0, 100, 100))
     assert [event.seq for event in logged] == [1, 2, 3, 4, 5]
+
+
+async def test_a_task_that_is_taken_from_a_runner_rests_until_it_has_stopped(bench: Bench) -> None:
+    """Put back or recovered by somebody else than its holder, a started task is not offered at once; else it is."""
+    taken, recovered, given, unstarted = [await bench.started() for _ in range(3)] + [await bench.create()]
+    await bench.claim(unstarted)
+    assert (await bench.patch(taken, EVE, Status.TODO)).not_before == bench.clock.now_ms() + leases.HANDOVER_MS
+    row = await bench.do(locks.recover, recovered, EVE, target=Status.TODO, note="stuck")
+    assert row.not_before == bench.clock.now_ms() + leases.HANDOVER_MS
+    for ref, actor in ((given, ANN), (unstarted, EVE)):
+        assert (await bench.patch(ref, actor, Status.TODO)).not_before is None
+    with pytest.raises(NotReadyError):
+        await bench.claim(taken, BOB)
+    bench.clock.step(leases.HANDOVER_MS / 1000)
+    await bench.claim(taken, BOB)
+    dying = await bench.started()
+    bench.clock.step(LEASE_MS / 1000 - 1)
+    row = await bench.do(locks.recover, dying, EVE, target=Status.TODO, note="stuck")
+    assert row.not_before == bench.clock.now_ms() + 1_000
+    bench.clock.step(2)
+    await bench.claim(dying)
+    bench.clock.step(LEASE_MS / 1000 + 1)
+    row = await bench.do(locks.recover, dying, EVE, target=Status.TODO, note="its lease is over")
+    assert row.not_before is None

@@ -352,6 +352,19 @@ def test_cancel_kills_the_tree(stack):
     assert_ended_once(stack, after["id"])
 
 
+def test_recovery_kills_what_runs_before_it_runs_again(stack):
+    """core_recover_task on a running task: its tree is dead within a second, and only then does the task run again."""
+    stack.start(slots=2)
+    task = stack.create(tick={"duration_s": 3, "daemon_s": 30})
+    running(stack, task["id"])
+    pids = {line["pid"] for line in stack.tick_lines(task["id"])}
+    note = {"task_id": task["uuid"], "to_status": "todo", "note": "it looks stuck"}
+    status, found = stack.call("POST", "/tools/core_recover_task", note)
+    assert (status, found["status"], found["lease_token"]) == (200, "todo", 2)
+    eventually(lambda: not any(map(is_running, pids)), GONE_S, "the end of the old tree")
+    assert assert_ended_once(stack, task["id"])["fencing_token"] == 3
+
+
 def test_cancel_while_queued_never_starts(stack):
     """T10: a task that is cancelled while it waits in the queue never starts."""
     stack.start(slots=1)

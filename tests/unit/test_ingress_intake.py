@@ -102,6 +102,14 @@ def test_an_end_by_somebody_else_wakes_the_runner(bench, verb):
     assert bench.woken == ["7"]
 
 
+@pytest.mark.parametrize("verb", ["updated", "released", "recovered"])
+def test_a_task_that_somebody_took_back_wakes_the_runner(bench, verb):
+    """A task that another actor puts back to pending while we run it is looked at at once."""
+    bench.claim(token=1)
+    bench.hear(verb, "pending", token=2, actor="a human")
+    assert bench.woken == ["7"]
+
+
 def test_a_cancel_wakes_even_for_unknown_claims(bench):
     """A cancel of a task that another ingress claimed wakes its runner as well."""
     bench.hear("cancelled", "cancelled", token=4, actor="a human")

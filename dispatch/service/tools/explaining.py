@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from dispatch.core.lifecycle import FINISHED, Status
 from dispatch.core.waiting import Facts, Needed, reasons
-from dispatch.service import dependents, leases, listeners, wire
+from dispatch.service import dependents, listeners, readiness, wire
 from dispatch.service.access import Access
 from dispatch.service.rows import fetch
 from dispatch.service.schema import tasks
@@ -36,9 +36,9 @@ def _facts(tx: Tx, row: Any) -> Facts:
     return Facts(
         status=Status(row.status),
         waits_for=[
-            Needed(f"#{one.id} ({one.uuid})", Status(one.status)) for one in leases.open_dependencies(tx, row.id)
+            Needed(f"#{one.id} ({one.uuid})", Status(one.status)) for one in readiness.open_dependencies(tx, row.id)
         ],
-        missing=[_called(name) for name in leases.missing_names(tx, row.id)],
+        missing=[_called(name) for name in readiness.missing_names(tx, row.id)],
         circle=_circle(tx, row),
         holder=row.holder_name if row.held else None,
         until=wire.iso(expires) if row.held else None,
