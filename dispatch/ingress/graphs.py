@@ -13,13 +13,14 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from dispatch.core.graph import cascade, is_settled, opens
+from dispatch.core.graph import GRAPH_MAX, cascade, is_settled, opens
 from dispatch.errors import GatewayError
 from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
 
@@ -89,6 +90,8 @@ class Graphs:
         self._log = log
         self._tries: dict[str, int] = {}
         self._epoch = ""
+        self._closed: deque[tuple[float, list[str]]] = deque(maxlen=GRAPH_MAX)
+        """Rounds that were closed: a gate that was under way then leaves its part of the chord behind."""
         self._moved = asyncio.Event()
 
     def start(self) -> None:
@@ -172,6 +175,7 @@ class Graphs:
         """Forget what Redis keeps of waiting tasks, Celery's part included."""
         rounds = await self._registry.close_many(task_ids)
         if rounds:
+            self._closed.append((time.monotonic(), rounds))
             await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
 
     async def _arm(self) -> None:
@@ -251,6 +255,9 @@ class Graphs:
                     self._log.warning("graph_registry_lost", waiting=len(self._tasks))
                     self._rearm()
                 self._epoch = epoch
+                while self._closed and time.monotonic() - self._closed[0][0] > STUCK_S:
+                    rounds = self._closed.popleft()[1]
+                    await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
                 found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
                 if not found:
                     self._tries.clear()
