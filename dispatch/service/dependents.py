@@ -42,6 +42,15 @@ _BEHIND: Final = (
     .order_by(tasks.c.id)
 )
 _needed: Final = tasks.alias("needed")
+_FAILED_BEFORE: Final = (
+    select(task_dependencies.c.task_id)
+    .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
+    .where(
+        task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
+        unindexed(_needed.c.status).in_(sorted(state.value for state in FINISHED if state is not Status.COMPLETED)),
+    )
+    .distinct()
+)
 _OPEN: Final = (
     select(task_dependencies.c.task_id, func.count())
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
@@ -134,3 +143,8 @@ def is_doomed(tx: Tx, row: Any) -> bool:
     if row.status != Status.TODO or row.depends_on is None:
         return False
     return readiness.has_failed_dependency(tx, row.id) or bool(circle(tx, row.id))
+
+
+def doomed_by_failure(tx: Tx, task_ids: Sequence[int]) -> set[int]:
+    """Return those of the tasks that depend on something that ended without being completed."""
+    return {row.task_id for row in tx.all(_FAILED_BEFORE, {"p_ids": list(task_ids)})}

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import bindparam, select
+
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
 from dispatch.errors import TaskError, UnexpectedStatusError
 from dispatch.service import dependents, leases, locks, wire
 from dispatch.service.events import STEP
-from dispatch.service.rows import Ref, lock, settle
+from dispatch.service.rows import ALL, Ref, lock, settle
+from dispatch.service.schema import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +30,7 @@ _EVENT_OF: Final = {
     Status.CANCELLED: "task.cancelled",
     Status.SKIPPED: "task.rejected",
 }
+_LOCK_MANY: Final = select(*ALL).where(tasks.c.id.in_(bindparam("p_ids", expanding=True))).with_for_update()
 _AFRESH: Final = {"attempts": 0, "lease_losses": 0, "not_before": None, "result_hash": None}
 
 
@@ -103,22 +107,40 @@ def fail(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None, token: in
 
     Raises StaleLeaseError, LeaseHeldError, IllegalMoveError, NotFoundError.
     """
-    row = lock(tx, ref)
+    return _fail(tx, ref, lock(tx, ref), actor, reason=reason, token=token)
+
+
+def _fail(
+    tx: Tx,
+    ref: Ref,
+    row: Any,
+    actor: Actor,
+    *,
+    reason: str | None = None,
+    token: int | None = None,
+    is_doomed: bool = False,
+) -> Any:
+    """Fail a locked row. ``is_doomed``: it is known that the task can never run."""
     digest = leases.digest_of("fail", reason)
     if _is_repeat(row, actor, token, digest, frozenset({Status.FAILED})):
         return row
     leases.check_right(tx, ref, row, actor, token)
-    doomed = dependents.is_doomed(tx, row)
+    doomed = is_doomed or dependents.is_doomed(tx, row)
     steps = path(Verb.FAIL, Status(row.status), dependency_failed=doomed, words=ref.words)
     return _walk(tx, row, steps, actor, note=reason, reason=reason, result_hash=digest)
 
 
 def fail_many(tx: Tx, items: Sequence[tuple[Ref, str | None]], actor: Actor) -> list[Any | TaskError]:
     """Fail each task with its reason, in order; one that is refused changes nothing and does not hinder the others."""
+    # A cascade has thousands: what one look can show of all is not asked for each.
+    plain = [ref.ident for ref, _ in items if ref.scope is None and ref.within is None]
+    rows = {row.id: row for row in tx.all(_LOCK_MANY, {"p_ids": plain})}
+    doomed = dependents.doomed_by_failure(tx, list(rows))
     found: list[Any | TaskError] = []
     for ref, reason in items:
         try:
-            found.append(fail(tx, ref, actor, reason=reason))
+            row = rows.pop(ref.ident, None) or lock(tx, ref)
+            found.append(_fail(tx, ref, row, actor, reason=reason, is_doomed=row.id in doomed))
         except TaskError as refusal:
             found.append(refusal)
     return found

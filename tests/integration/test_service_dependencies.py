@@ -291,10 +291,11 @@ def test_many_are_failed_in_one_call(client: Client) -> None:
         {"id": free, "reason": "x"},
         {"id": 10**12},
         {"id": grandchild, "reason": f"Blocked: dependency #{child} (failed)"},
+        {"id": child, "reason": f"Blocked: dependency #{root} (failed)"},
     ]
     results = client.post("/tasks/fail", {"items": items})["results"]
     assert [one["id"] for one in results] == [item["id"] for item in items]
-    assert [one.get("code") for one in results] == [None, "ILLEGAL_MOVE", "NOT_FOUND", None]
+    assert [one.get("code") for one in results] == [None, "ILLEGAL_MOVE", "NOT_FOUND", None, "ILLEGAL_MOVE"]
     assert [results[at]["task"]["status"] for at in (0, 3)] == ["failed", "failed"]
     assert client.get(f"/tasks/{free}")["task"]["status"] == "pending"
     for wrong in ([], [{"reason": "x"}], [{"id": 1}] * 101):
