@@ -129,7 +129,8 @@ class Feed:
                 timing.reconnect_max_s,
             )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._hurry.wait()
             self._hurry.clear()
 
     def hurry(self) -> None:

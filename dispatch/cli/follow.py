@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from dispatch.asynchronous import cancel_all
 from dispatch.ats import answers, protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.feed import Connected, Disconnected, Feed
@@ -185,14 +186,14 @@ async def _follow(state: State, task_id: str, look: Callable[[AsyncClient, Task]
                 await look(client, task)
                 if task.status in FINISHED_ATS_WORDS:
                     return task
+                # Not wait_for: before Python 3.12 it swallows a Ctrl-C that comes together with the news.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), LOOK_S)
+                    async with asyncio.timeout(LOOK_S):
+                        await wake.wait()
                 wake.clear()
                 task = await _look_again(state, client, task.id)
         finally:
-            pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
+            await cancel_all([pump])
 
 
 async def _look_again(state: State, client: AsyncClient, task_id: str) -> Task:
