@@ -96,6 +96,11 @@ class Granted:
     ttl_ms: int | None
 
 
+def lasting(tx: Tx, lease_ms: int | None) -> dict[str, Any]:
+    """Return the columns of a lease of this length from now; None never runs out."""
+    return {"lease_ms": lease_ms, "lease_expires_at": None if lease_ms is None else tx.now_ms + lease_ms}
+
+
 def granted(tx: Tx, row: Any) -> Granted:
     """Return the grant that a row shows, and see to it that somebody takes it back when it runs out."""
     if row.lease_expires_at is None:
@@ -214,15 +219,13 @@ def _claim_again(tx: Tx, ref: Ref, actor: Actor, lease_ms: int | None, claim_id:
 def _begin_locked(tx: Tx, ref: Ref, row: Any, actor: Actor, lease_ms: int | None, claim_id: str | None) -> Granted:
     """Move a task that ``actor`` has locked before to in_progress; the grant is the one that it has."""
     check_ready(tx, ref, row, actor)
-    expires = None if lease_ms is None else tx.now_ms + lease_ms
     changed = settle(
         tx,
         row,
         status=Status.IN_PROGRESS.value,
         claim_id=claim_id,
         runner=None,
-        lease_ms=lease_ms,
-        lease_expires_at=expires,
+        **lasting(tx, lease_ms),
         not_before=None,
         result_hash=None,
     )

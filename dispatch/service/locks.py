@@ -28,10 +28,6 @@ RECOVERABLE: Final = (Status.TODO, Status.FAILED, Status.IN_REVIEW)
 """Where a stuck task may be put."""
 
 
-def _lasting(tx: Tx, lease_ms: int | None) -> dict[str, Any]:
-    return {"lease_ms": lease_ms, "lease_expires_at": None if lease_ms is None else tx.now_ms + lease_ms}
-
-
 def _grant(tx: Tx, row: Any, actor: Actor, lease_ms: int | None) -> dict[str, Any]:
     """Return the columns of a new grant to ``actor``."""
     return {
@@ -44,7 +40,7 @@ def _grant(tx: Tx, row: Any, actor: Actor, lease_ms: int | None) -> dict[str, An
         "fencing_token": row.fencing_token + 1,
         "claim_id": None,
         "result_hash": None,
-        **_lasting(tx, lease_ms),
+        **leases.lasting(tx, lease_ms),
     }
 
 
@@ -61,7 +57,11 @@ def starting(tx: Tx, row: Any, actor: Actor) -> dict[str, Any]:
 
 def kept(tx: Tx, row: Any) -> dict[str, Any]:
     """Return the columns of a lock that its holder keeps: it lasts its full length from now."""
-    return {"held": True, "yields": False, **_lasting(tx, row.lease_ms if row.lease_expires_at is not None else None)}
+    return {
+        "held": True,
+        "yields": False,
+        **leases.lasting(tx, row.lease_ms if row.lease_expires_at is not None else None),
+    }
 
 
 def _check_lockable(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
@@ -85,7 +85,7 @@ def take(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int | None, note: str | No
     """
     row = lock(tx, ref)
     if row.held and leases.is_holder(row, actor) and not row.yields:
-        return leases.granted(tx, settle(tx, row, **kept(tx, row) | _lasting(tx, lease_ms))), True
+        return leases.granted(tx, settle(tx, row, **kept(tx, row) | leases.lasting(tx, lease_ms))), True
     _check_lockable(tx, ref, row, actor)
     changed = settle(tx, row, **_grant(tx, row, actor, lease_ms))
     tx.emit("task.locked", changed, actor, note=note)
@@ -109,12 +109,12 @@ def take_and_start(
     row = lock(tx, ref)
     ours = check_lock(ref, row, actor, token)
     if ours and row.status == Status.IN_PROGRESS:
-        return leases.granted(tx, settle(tx, row, **kept(tx, row) | _lasting(tx, lease_ms))), True
+        return leases.granted(tx, settle(tx, row, **kept(tx, row) | leases.lasting(tx, lease_ms))), True
     if row.held and not ours and not row.yields:
         raise leases.held_by_another(tx, ref, row)
     check_move(Status(row.status), Status.IN_PROGRESS, ref.words)
     leases.check_ready(tx, ref, row, actor)
-    grant = kept(tx, row) | _lasting(tx, lease_ms) if ours else _grant(tx, row, actor, lease_ms)
+    grant = kept(tx, row) | leases.lasting(tx, lease_ms) if ours else _grant(tx, row, actor, lease_ms)
     changed = settle(tx, row, status=Status.IN_PROGRESS.value, **grant, **starting(tx, row, actor))
     if ours:
         tx.emit("task.updated", changed, actor, moved=(Status.TODO, Status.IN_PROGRESS), note=start_note)
@@ -140,7 +140,7 @@ def touch(tx: Tx, ref: Ref, row: Any, actor: Actor, token: int | None) -> Any:
     """Extend the lock if the caller holds it, as every sign of life does. Return the row. Raises StaleLeaseError."""
     if not check_lock(ref, row, actor, token) or row.lease_expires_at is None:
         return row
-    changed = settle(tx, row, **_lasting(tx, row.lease_ms))
+    changed = settle(tx, row, **leases.lasting(tx, row.lease_ms))
     leases.granted(tx, changed)
     return changed
 
