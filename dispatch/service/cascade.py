@@ -25,7 +25,6 @@ REOPENED_MAX: Final = 1_000
 """How many are reopened in one transaction: the writer has others to serve."""
 BEHIND_MAX: Final = 100_000
 _PAGE: Final = 500
-_BADLY: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value, Status.SKIPPED.value})
 
 _needed: Final = tasks.alias("needed")
 _CASCADED: Final = (
@@ -43,7 +42,7 @@ _BAD: Final = (
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
     .where(
         task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
-        dependents.unindexed(_needed.c.status).in_(sorted(_BADLY)),
+        dependents.unindexed(_needed.c.status).in_(sorted(dependents.ENDED_BADLY)),
     )
 )
 _LACKING: Final = (
@@ -73,7 +72,7 @@ def reopen(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Reop
     TooLargeError, NotFoundError.
     """
     row = fetch(tx, ref)
-    if row.status in _BADLY:
+    if row.status in dependents.ENDED_BADLY:
         row = moves.reopen(tx, ref, actor, reason=reason)
     found = _behind(tx, row.id)
     kept = _kept(tx, set(found), root=row.id)

@@ -26,6 +26,8 @@ READY_MAX: Final = 500
 
 A subscriber has room for 2,000 frames, and the writer has others to serve.
 """
+ENDED_BADLY: Final = frozenset(state.value for state in FINISHED if state is not Status.COMPLETED)
+"""Stored states of a dependency that can never let its dependents run."""
 _PAGE: Final = 500
 
 
@@ -47,7 +49,7 @@ _FAILED_BEFORE: Final = (
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
     .where(
         task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
-        unindexed(_needed.c.status).in_(sorted(state.value for state in FINISHED if state is not Status.COMPLETED)),
+        unindexed(_needed.c.status).in_(sorted(ENDED_BADLY)),
     )
     .distinct()
 )
