@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from dispatch.core.lifecycle import ATS_WORD, Status
+from dispatch.ingress.sealed import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Event, Task
     from dispatch.core.admission import Backlog
     from dispatch.ingress.ledger import Ledger
+    from dispatch.ingress.sealed import Sealed
     from dispatch.ingress.waiting_tasks import WaitingTasks
 
 PENDING: Final = ATS_WORD[Status.TODO]
@@ -46,7 +48,8 @@ class Intake:
     ``wake(task_id)`` is called when somebody else than the holder ended a task
     that may be running; ``look(task_id)`` when news came without the task's state
     and somebody should read it. ``waiting`` takes tasks that need others; None
-    where the service alone keeps them back.
+    where the service alone keeps them back. ``sealed`` looks into sealed tasks;
+    ``register(task id)`` takes those that ask to trust a key.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Intake:
         wake: Callable[[str], None],
         look: Callable[[str], None],
         waiting: WaitingTasks | None = None,
+        sealed: Sealed | None = None,
+        register: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
@@ -67,6 +72,8 @@ class Intake:
         self._wake = wake
         self._look = look
         self._waiting = waiting
+        self._sealed = sealed
+        self._register = register
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -78,6 +85,8 @@ class Intake:
             return
         if event.verb == "ready" and self._waiting is not None:
             self._waiting.freed(task.id)
+        if event.verb == "updated" and self._sealed is not None:
+            self._sealed.changed(task.id)
         if self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)
@@ -85,24 +94,24 @@ class Intake:
     def on_task(self, task: Task, *, read_now: bool = False, claimable: bool = False) -> None:
         """Take the state of a task as some answer or event shows it.
 
-        ``read_now`` says that it was asked for because of news about this very task,
-        ``claimable`` that the service says it waits for nothing.
+        ``read_now`` says that it was asked for because of news about this very task, and is
+        all of it; ``claimable`` that the service says it waits for nothing.
         """
         if task.channel and task.channel not in self._channels:
             self._backlog.discard(task.id)
             return
         if task.status == PENDING:
-            if claimable and self._waiting is not None:
-                self._waiting.claimable(task)
-            self._on_pending(task, read_now=read_now)
+            self._on_pending(task, read_now=read_now, claimable=claimable)
             return
         self._backlog.discard(task.id)
+        if self._sealed is not None:
+            self._sealed.left(task.id)
         if self._waiting is not None:
             self._waiting.left(task)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):
             self._ledger.ended(task.id, time.monotonic())
 
-    def _on_pending(self, task: Task, *, read_now: bool) -> None:
+    def _on_pending(self, task: Task, *, read_now: bool, claimable: bool) -> None:
         if task.id in self._ledger:
             if task.fencing_token is None and not read_now:
                 # Without tokens nobody can tell whether this was before or after our claim: look again.
@@ -111,10 +120,26 @@ class Intake:
             if not self._ledger.concerns(task.id, task.fencing_token):
                 return
             self._ledger.ended(task.id, time.monotonic())
-        if self._waiting is not None and self._waiting.holds(task):
+        seen = Seen(task) if self._sealed is None else self._sealed.see(task, is_whole=read_now)
+        if seen is None:
             self._backlog.discard(task.id)
-            return
-        self._backlog.add(task.id, task.priority, self._due(task))
+            if self._waiting is not None:
+                self._waiting.still_pending(task.id)
+            self._look(task.id)
+        elif seen.registers:
+            self._backlog.discard(task.id)
+            self._register(task.id)
+        elif self._must_wait(seen, claimable=claimable):
+            self._backlog.discard(task.id)
+        else:
+            self._backlog.add(task.id, task.priority, self._due(task))
+
+    def _must_wait(self, seen: Seen, *, claimable: bool) -> bool:
+        if self._waiting is None:
+            return False
+        if claimable and not seen.hidden:
+            self._waiting.claimable(seen.task)
+        return self._waiting.holds(seen.task, hidden=seen.hidden)
 
     def _due(self, task: Task) -> float:
         """Return when the task may be claimed on our monotonic clock; 0 means now."""
