@@ -52,14 +52,12 @@ class BulkFailing:
 class ClaimedFailing:
     """Claims each task and fails it: a foreign ATS, and sealed tasks.
 
-    ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for. What is
-    claimed for this stands in ``in_hand``.
+    ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for.
     """
 
-    def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool], in_hand: set[str]) -> None:
+    def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool]) -> None:
         self._claims = claims
         self._still_needs = still_needs
-        self._in_hand = in_hand
         self._limit = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
@@ -69,11 +67,11 @@ class ClaimedFailing:
 
     async def _fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
         async with self._limit:
-            self._in_hand.add(task_id)
+            self._claims.in_hand.add(task_id)
             try:
                 return await self._claim_and_fail(task_id, reason)
             finally:
-                self._in_hand.discard(task_id)
+                self._claims.in_hand.discard(task_id)
 
     async def _claim_and_fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
         (claim,) = await self._claims.claim([task_id])

@@ -31,7 +31,7 @@ class Dependencies:
     that does not exist is believed missing only when it still does not exist
     ``missing_after_s`` later: it may be created after its dependents.
     ``found(id, ids)`` hears what pending dependencies on other channels need, which ``needs_of`` finds out of a whole
-    task, as long as ``has_hidden`` says that the service cannot find circles itself.
+    task: a circle may lead through several fleets.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Dependencies:
         missing_after_s: float,
         found: Callable[[str, tuple[str, ...]], None],
         needs_of: Callable[[Task], tuple[str, ...]],
-        has_hidden: Callable[[], bool],
     ) -> None:
         self.at_once: Final = 200 if announced else _READS_AT_ONCE * 4
         self._client = client
@@ -52,7 +51,6 @@ class Dependencies:
         self._missing_after_s = missing_after_s
         self._found = found
         self._needs_of = needs_of
-        self._has_hidden = has_hidden
         self._missing_since: dict[str, float] = {}
         self._elsewhere: dict[str, None] = {}
 
@@ -80,7 +78,7 @@ class Dependencies:
                 self._missing_since.pop(name, None)
             elif task.channel not in self._channels or task.id != name:
                 self._elsewhere[name] = None
-                if task.status == PENDING and (not self._announced or self._has_hidden()):
+                if task.status == PENDING:
                     await self._look_behind(name, task)
         return states
 

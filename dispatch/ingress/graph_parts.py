@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dispatch.ats.choose import has_fencing
 from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing, SealedFailing
@@ -13,6 +13,7 @@ from dispatch.ingress.gates import Gates
 from dispatch.ingress.graphs import GraphHooks, GraphParts, Graphs
 from dispatch.ingress.registry import Registry
 from dispatch.ingress.waiting_tasks import WaitingTasks
+from dispatch.log import get_logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,17 +54,13 @@ def make_graphs(
     redis: redis.asyncio.Redis,
     claims: Claims,
     sealed: Sealed,
-    in_hand: set[str],
     ready: Callable[[str, int], None],
     rearm: Callable[[], None],
-    log: Any,
 ) -> tuple[Graphs | None, WaitingTasks | None]:
-    """Return what moves waiting tasks, and the tasks; (None, None) where nobody says what they need.
-
-    ``in_hand`` has the ids of tasks that are claimed only to be ended at once.
-    """
+    """Return what moves waiting tasks, and the tasks; (None, None) where nobody says what they need."""
     if kind is GraphsOf.NOBODY:
         return None, None
+    log = get_logger("ingress")
     is_ours = kind is GraphsOf.SERVICE
     base_url = client.endpoint.base_url
     registry = Registry(redis, base_url)
@@ -83,7 +80,7 @@ def make_graphs(
         seen, waiting = sealed.at_claim(task), tasks.get(task.id)
         return seen is not None and waiting is not None and seen.task.depends_on == waiting.needs
 
-    claimed = ClaimedFailing(claims, still_needs=still_needs, in_hand=in_hand)
+    claimed = ClaimedFailing(claims, still_needs=still_needs)
     blocked = Blocked(
         registry,
         SealedFailing(BulkFailing(client), claimed, tasks.hidden) if is_ours else claimed,
@@ -98,7 +95,6 @@ def make_graphs(
         missing_after_s=settings.ingress.reconcile_s,
         found=tasks.found_elsewhere,
         needs_of=sealed.needs_of,
-        has_hidden=lambda: bool(tasks.hidden),
     )
     graphs = Graphs(
         GraphParts(redis, registry, gates, tasks, dependencies, blocked),

@@ -7,6 +7,7 @@ only a hint: the worst that a wrong one can cause is a claim that is refused.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -42,14 +43,23 @@ EVENTS: Final = (
 """What the ingress wants to hear; the verbs of ``task.*`` events."""
 
 
+@dataclass(frozen=True, slots=True)
+class Errands:
+    """What follows from news and is done later; each is called with a task id and must not block."""
+
+    wake: Callable[[str], None]
+    """Somebody else than the holder ended a task that may be running."""
+    look: Callable[[str], None]
+    """News came without all that must be known of a task: somebody should read it."""
+    register: Callable[[str], None] = lambda _: None
+    """The task asks to trust a key."""
+
+
 class Intake:
     """Sorts news into backlog and ledger.
 
-    ``wake(task_id)`` is called when somebody else than the holder ended a task
-    that may be running; ``look(task_id)`` when news came without the task's state
-    and somebody should read it. ``waiting`` takes tasks that need others; None
-    where the service alone keeps them back. ``sealed`` looks into sealed tasks;
-    ``register(task id)`` takes those that ask to trust a key.
+    ``waiting`` takes tasks that need others; None where the service alone keeps
+    them back. ``sealed`` looks into tasks of which news does not tell all.
     """
 
     def __init__(
@@ -59,21 +69,19 @@ class Intake:
         backlog: Backlog,
         ledger: Ledger,
         clock_offset_s: Callable[[], float],
-        wake: Callable[[str], None],
-        look: Callable[[str], None],
+        errands: Errands,
         waiting: WaitingTasks | None = None,
         sealed: Sealed | None = None,
-        register: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
         self._ledger = ledger
         self._clock_offset_s = clock_offset_s
-        self._wake = wake
-        self._look = look
+        self._wake = errands.wake
+        self._look = errands.look
+        self._register = errands.register
         self._waiting = waiting
         self._sealed = sealed
-        self._register = register
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
