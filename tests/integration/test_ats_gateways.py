@@ -418,9 +418,8 @@ def test_plain_register_of_sealed_messages(ats, client, redis_client, gateway):
     redis_client.incr(fences.token_key(ats.url, second.task_id))
     with pytest.raises(LeaseLostError):
         gateway.seen(second, "ef")
-    with FakeAts() as other, closing(Client(protocol.endpoint(other.url), ME)) as elsewhere:
-        with pytest.raises(SealReplayedError):
-            PlainGateway(elsewhere, redis_client, lease_s=LEASE_S).seen(first, "ab")
+    with FakeAts() as other, closing(Client(protocol.endpoint(other.url), ME)) as far, pytest.raises(SealReplayedError):
+        PlainGateway(far, redis_client, lease_s=LEASE_S).seen(first, "ab")
     away = redis.Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
     with closing(away), pytest.raises(GatewayUnavailableError, match="Redis"):
         PlainGateway(client, away, lease_s=LEASE_S).seen(first, "ab")
