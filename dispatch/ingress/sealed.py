@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from dispatch.core.dependencies import UUID, ident_of
 from dispatch.core.graph import GRAPH_MAX
 from dispatch.crypto.opening import Outside, is_sealed, open_task
 from dispatch.crypto.refusal import SealError
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Task
     from dispatch.crypto.content import Content
 
+_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
+"""An id of a foreign ATS."""
 REGISTER: Final = "register"
 """The title, in any case, of a task that asks to trust the key in its payload."""
 
@@ -92,6 +96,8 @@ class Sealed:
 
     def see(self, task: Task, *, is_whole: bool = False) -> Seen | None:
         """Return a pending task with what it needs, or None when it must be read whole first."""
+        if not task.sealed and not is_titled(task) and task.id not in self._known:
+            return Seen(task)
         trust = self._current_trust()
         known = self._known.get(task.id)
         if is_whole or task.payload is not None:
@@ -164,11 +170,20 @@ class Sealed:
         return _Inside(
             mark=mark,
             is_sealed=sealed,
-            needs=() if content is None else content.depends_on,
+            needs=() if content is None or not self._are_ids(content.depends_on) else content.depends_on,
             registers=is_registration(task),
             updated_at=task.updated_at,
             seen_at=time.monotonic(),
         )
+
+    def _are_ids(self, names: tuple[str, ...]) -> bool:
+        """Say whether all names can be ids of tasks: anything else may be text, which no call and no queue may see.
+
+        The worker fails such a task.
+        """
+        if self._knows_needs:
+            return all(isinstance(ident_of(name), int) or UUID.fullmatch(name) for name in names)
+        return all(_ID.fullmatch(name) for name in names)
 
     # --- tasks that have ended --------------------------------------------------------------------------------------
 
