@@ -106,6 +106,22 @@ def _argv(value: Any) -> tuple[str, ...]:
     return argv
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
+
+
+def _versions(value: Any) -> frozenset[int]:
+    words = _names(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    if not words or not set(words) <= {"1", "2"}:
+        raise ValueError("must be 1, 2 or 1,2")
+    return frozenset(map(int, words))
+
+
 def _number(value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("must be a number")
@@ -148,6 +164,10 @@ def _url(*schemes: str) -> Callable[[Any], Url]:
 
 def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
+
+
+def _place(value: Any) -> Path | None:
+    return _path(value) if _text(value) else None
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -302,6 +322,24 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Keys, and whose tasks are accepted (docs/encryption.md)."""
+
+    keys_dir: Path | None = setting(
+        "keys_dir", None, _place, "the dispatcher's keys and its trusted senders; default is keys in the data directory"
+    )
+    require_encryption: bool = setting(
+        "require_encryption",
+        False,
+        _flag,
+        "whether only sealed tasks are accepted; true here or by 'dispatch config' means true",
+    )
+    seal_versions: frozenset[int] = setting(
+        "seal_versions", "1,2", _versions, "versions of the sealed envelope that are accepted from anybody"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """This host."""
 
@@ -325,6 +363,7 @@ class Settings:
     broker: Broker = field(default_factory=Broker)
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
+    trust: Trust = field(default_factory=Trust)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
     """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
@@ -333,6 +372,11 @@ class Settings:
     def database_url(self) -> str:
         """The store's URL, the default resolved."""
         return self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The directory of keys, the default resolved."""
+        return self.trust.keys_dir or self.local.data_dir / "keys"
 
 
 def declared() -> Iterator[tuple[str, Field[Any]]]:
@@ -473,6 +517,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
+        trust=Trust(**tables.get("trust", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),
     )

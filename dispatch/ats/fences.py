@@ -40,3 +40,8 @@ def attempts_key(base_url: str, task_id: str) -> str:
 def not_before_key(base_url: str, task_id: str) -> str:
     """Exists, with an expiry, while a released task must wait."""
     return f"dispatch:not_before:{service_key(base_url)}:{task_id}"
+
+
+def sealed_key(digest: str) -> str:
+    """The one task whose content a sealed message is, as service and number; kept for good."""
+    return f"dispatch:sealed:{digest}"

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from dispatch.ats import fences, protocol
 from dispatch.ats.model import Actor, Grant, Task, parse_task
 from dispatch.core import results
-from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError
+from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError, SealReplayedError
 from dispatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class PlainGateway:
             else:
                 raise _lost(f"Task {ref.task_id} was started by another worker already.", task.status)
         except RedisError as exc:
-            raise GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.") from exc
+            raise _away(exc) from exc
         if message:
             self._post(ref, message)
         return replace(self._grant(replace(task, attempts=attempts)), dependencies=self._results(ref, task))
@@ -113,6 +113,29 @@ class PlainGateway:
         if self._is_done(ref, "failed", None):
             return
         self._finish(ref, protocol.fail(ref.task_id, reason), "failed", None)
+
+    def seen(self, ref: AttemptRef, digest: str) -> None:
+        """Note in Redis that a sealed message is the content of the task. What Redis forgets may come a second time."""
+        whose = f"{fences.service_key(self._url)}:{ref.task_id}"
+        try:
+            self._check_token(ref)
+            key = fences.sealed_key(digest)
+            if self._redis.set(key, whose, nx=True) or _word(self._redis.get(key)) == whose:
+                return
+        except RedisError as exc:
+            raise _away(exc) from exc
+        raise SealReplayedError(
+            f"The sealed message of task {ref.task_id} came in another task before.", status=409, code="SEAL_REPLAYED"
+        )
+
+    def read(self, task_id: str) -> Task:
+        """Return a task as it is now."""
+        return parse_task(self._client.send(protocol.get(task_id)))
+
+    def say(self, ref: AttemptRef, text: str) -> None:
+        """Append a text to the task's thread, after a look at the task."""
+        self._held(ref)
+        self._send(ref, protocol.post_message(ref.task_id, text))
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
         """Bring the task back to pending, or let its lease run out at once where the service refuses that."""
@@ -217,6 +240,10 @@ class PlainGateway:
 
     def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
         return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))
+
+
+def _away(exc: RedisError) -> GatewayUnavailableError:
+    return GatewayUnavailableError(f"Redis, which fences tasks of this service, gave no answer: {exc}.")
 
 
 def _lost(sentence: str, status: str) -> LeaseLostError:

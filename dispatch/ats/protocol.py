@@ -162,9 +162,10 @@ def list_tasks(**filters: Any) -> Request:
     return Request("GET", "/tasks", query=query, scoped=True)
 
 
-def get(task_id: str) -> Request:
-    """Ask for one task."""
-    return Request("GET", _task(task_id), scoped=True)
+def get(task_id: str, *, fields: Sequence[str] = ()) -> Request:
+    """Ask for one task; ``fields`` (extension): for nothing but these of it."""
+    query = (("fields", ",".join(fields)),) if fields else ()
+    return Request("GET", _task(task_id), query=query, scoped=True)
 
 
 def patch(task_id: str, **fields: Any) -> Request:
@@ -294,6 +295,18 @@ def release(
     """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
     body = _present(fencing_token=token, counted=counted, delay_ms=_ms(delay_s), reason=reason)
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
+
+
+def seal(task_id: str, digest: str, *, token: int) -> Request:
+    """Note that a sealed message is the content of the task (``seals``)."""
+    body = {"fencing_token": token, "digest": digest}
+    return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=True)
+
+
+def post_log(task_id: str, text: str, *, token: int) -> Request:
+    """Append a text of kind ``log`` to the task's thread as the attempt that ``token`` names (``messages.fenced``)."""
+    body = {"parts": [{"type": "text", "content": text}], "kind": "log", "fencing_token": token}
+    return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
 
 
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from dispatch.core.lifecycle import ATS_WORD, FINISHED_ATS_WORDS, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
 Node = TypeVar("Node", bound="str | int")
 
@@ -79,10 +79,13 @@ def dependents_of(needs: Mapping[Node, Iterable[Node]]) -> dict[Node, list[Node]
     return found
 
 
-def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = GRAPH_MAX) -> list[Node]:
+def cascade(
+    dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = GRAPH_MAX, *, ends: Container[Node] = ()
+) -> list[Node]:
     """Return everything behind ``root``, nearest first, each once and after one that it needs; at most ``limit``.
 
-    This is what fails when ``root`` fails, and what waits for it while it has not ended.
+    This is what fails when ``root`` fails, and what waits for it while it has not ended. What is behind one of
+    ``ends`` alone is left out.
     """
     seen = {root}
     behind: list[Node] = []
@@ -90,7 +93,7 @@ def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = 
     while level:
         further: list[Node] = []
         for node in level:
-            for dependent in dependents.get(node, ()):
+            for dependent in () if node in ends else dependents.get(node, ()):
                 if dependent not in seen:
                     if len(behind) >= limit:
                         return behind

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.dependencies import named_in
+from dispatch.core.sealed import is_sealed
 from dispatch.crypto import content, encoding, keys
 from dispatch.crypto.content import Answer, Content, Head
 from dispatch.crypto.refusal import Refusal, SealError
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
     from dispatch.crypto.keys import KeyPair
     from dispatch.crypto.trust import Sender, Trust
+
+__all__ = [
+    "TITLE",
+    "Opened",
+    "Outside",
+    "answer",
+    "check_open",
+    "check_permitted",
+    "is_sealed",
+    "open_task",
+]
 
 TITLE: Final = "Encrypted task"
 """The title outside a sealed task of version 2."""
@@ -52,11 +64,6 @@ class Opened:
     """Names the message; see ``keys.digest_of``."""
     message_id: str = ""
     """Of version 2."""
-
-
-def is_sealed(payload: Any) -> bool:
-    """Say whether a payload claims to be sealed."""
-    return isinstance(payload, dict) and bool(payload.get("encrypted"))
 
 
 def open_task(outside: Outside, trust: Trust, *, now_s: float) -> Opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dispatch.core.sealed import is_sealed_answer
 from dispatch.crypto import content, encoding, keys
 from dispatch.crypto.content import Answer, Head
 from dispatch.crypto.refusal import Refusal, SealError
@@ -55,9 +56,7 @@ def _boxed(plain: bytes, pair: KeyPair, to: bytes, nonce: bytes) -> dict[str, st
 def sealed_in(outputs: Any) -> dict[str, Any] | None:
     """Return the sealed answer among a task's outputs, which some services wrap in a list."""
     items = outputs if isinstance(outputs, list) else [outputs]
-    return next(
-        (one for one in items if isinstance(one, dict) and isinstance(one.get("encrypted_response"), dict)), None
-    )
+    return next((one for one in items if is_sealed_answer(one)), None)
 
 
 def open_answer(output: dict[str, Any], *, pair: KeyPair, by: bytes, task_id: str) -> Answer:

@@ -153,15 +153,16 @@ class Graphs:
         """Fail all of ours behind a dependency that ended badly, without gates, if these are many.
 
         An error callback costs some five milliseconds, a thousandth of what ten thousand of them may. On our own
-        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level.
+        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level, and
+        so is a sealed task, of which our service does not know that it is doomed.
         """
-        behind = cascade(self._tasks.dependents, needed, CROWD)
-        if len(behind) + len(self._blocked) < CROWD:
+        dependents, hidden = self._tasks.dependents, self._tasks.hidden
+        if len(cascade(dependents, needed, CROWD)) + len(self._blocked) < CROWD:
             return False
-        behind = cascade(self._tasks.dependents, needed) if self._deep else [*self._tasks.dependents.get(needed, ())]
-        failing = frozenset(behind if self._deep else ())
+        behind = cascade(dependents, needed, ends=hidden) if self._deep else [*dependents.get(needed, ())]
+        failing = frozenset(behind) - hidden if self._deep else frozenset()
         for task_id in behind:
-            if reason := self._tasks.reason(task_id, failing):
+            if reason := self._tasks.reason(task_id, () if task_id in hidden else failing):
                 self._blocked.add(task_id, reason=reason)
         return True
 

@@ -97,6 +97,7 @@ tasks: Final = Table(
     Column("status", String(16), nullable=False),
     Column("needs_review", Boolean, nullable=False, server_default=false()),
     Column("payload", Text, nullable=True, comment="JSON"),
+    Column("sealed", Boolean, nullable=False, server_default=false(), comment="the payload says that it is sealed"),
     Column("outputs", Text, nullable=True, comment="JSON"),
     Column("meta_json", Text, nullable=True, comment="JSON"),
     Column("depends_on", Text, nullable=True, comment="JSON: what it depends on, as clients see it"),
@@ -167,6 +168,14 @@ idempotency_keys: Final = Table(
     Column("digest", String(64), nullable=False, comment="of the request that used it first"),
     Column("answer_id", Id, nullable=False, comment="the task or message that it made"),
     _time("created_at", nullable=False),
+)
+
+sealed_messages: Final = Table(
+    "sealed_messages",
+    metadata,
+    Column("digest", String(64), primary_key=True, comment="names a sealed message for good"),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False, comment="the one task that it may be the content of"),
+    _time("seen_at", nullable=False),
 )
 
 listeners: Final = Table(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import redis
@@ -17,7 +19,13 @@ from dispatch.ats.fenced import FencedGateway, read_grant
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
-from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError, UnknownTaskError
+from dispatch.errors import (
+    GatewayRejectedError,
+    GatewayUnavailableError,
+    LeaseLostError,
+    SealReplayedError,
+    UnknownTaskError,
+)
 from tests.support.fake_ats import FakeAts
 from tests.support.redis import RedisServer
 
@@ -161,6 +169,29 @@ def test_fenced_release_carries_count_and_pause(ats, client, fenced):
     fenced.release(ref, counted=True, delay_s=2.5, reason="exit 1")
     task = ats.tasks[100]
     assert (task["status"], task["attempts"], task["_delay_ms"], task["reason"]) == ("pending", 1, 2500, "exit 1")
+
+
+def test_fenced_register_of_sealed_messages(ats, client, fenced):
+    """The digest goes with the token; a message of another task is an error of its own, a stale token a lost lease."""
+    ref = claimed(ats, client)
+    for code, error in (("SEAL_REPLAYED", SealReplayedError), ("STALE_LEASE", LeaseLostError)):
+        ats.fault("answer", "seal", status=409, body=json.dumps({"error": "No.", "code": code}).encode())
+        with pytest.raises(error):
+            fenced.seen(ref, "ab")
+    assert ats.calls[-1][3] == {"fencing_token": 1, "digest": "ab"}
+
+
+def test_fenced_log_and_reading(ats, client, fenced):
+    """What an attempt says carries its token and kind; another task is read without its payload and thread."""
+    ref = claimed(ats, client)
+    fenced.say(ref, "why")
+    parts = [{"type": "text", "content": "why"}]
+    assert ats.calls[-1][3] == {"parts": parts, "kind": "log", "fencing_token": 1}
+    assert fenced.read("100").status == "in_progress"
+    assert "outputs" in ats.calls[-1][1]
+    assert "payload" not in ats.calls[-1][1]
+    with pytest.raises(UnknownTaskError):
+        fenced.read("999")
 
 
 def test_unknown_task_is_its_own_error(fenced):
@@ -372,6 +403,37 @@ def test_redis_may_be_away_while_an_attempt_runs(ats, client, redis_client):
     gateway.release(other, counted=False, delay_s=1, reason="")
     assert ats.tasks[101]["status"] == "pending"
     away.close()
+
+
+def test_plain_register_of_sealed_messages(ats, client, redis_client, gateway):
+    """In Redis, for good, one task per digest: again for a later attempt, refused for another task or service."""
+    first, second = (claimed(ats, client, redis_client) for _ in range(2))
+    for _ in range(2):
+        gateway.seen(first, "ab")
+    gateway.seen(replace(first, token=first.token + 1), "ab")
+    with pytest.raises(SealReplayedError):
+        gateway.seen(second, "ab")
+    gateway.seen(second, "cd")
+    assert redis_client.ttl(fences.sealed_key("ab")) == -1
+    redis_client.incr(fences.token_key(ats.url, second.task_id))
+    with pytest.raises(LeaseLostError):
+        gateway.seen(second, "ef")
+    with FakeAts() as other, closing(Client(protocol.endpoint(other.url), ME)) as far, pytest.raises(SealReplayedError):
+        PlainGateway(far, redis_client, lease_s=LEASE_S).seen(first, "ab")
+    away = redis.Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    with closing(away), pytest.raises(GatewayUnavailableError, match="Redis"):
+        PlainGateway(client, away, lease_s=LEASE_S).seen(first, "ab")
+
+
+def test_plain_log_and_reading(ats, client, redis_client, gateway):
+    """What an attempt says is an ordinary message, said only while the task is ours; other tasks can be read."""
+    ref = claimed(ats, client, redis_client)
+    gateway.say(ref, "why")
+    assert gateway.read("100").status == "in_progress"
+    ats.tasks[100]["assignee_id"] = "somebody else"
+    with pytest.raises(LeaseLostError):
+        gateway.say(ref, "because")
+    assert [said["parts"][0]["content"] for said in ats.tasks[100]["messages"]] == ["why"]
 
 
 def test_two_services_do_not_share_counts():
