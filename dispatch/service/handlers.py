@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import (
+    delivery_handlers,
     dependencies,
     fields,
     graph_handlers,
@@ -52,6 +53,7 @@ EXTENSIONS: Final = (
     "depends_on",
     "fail.many",
     "dependencies",
+    "deliveries",
 )
 
 
@@ -374,6 +376,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
     ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    **delivery_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {
