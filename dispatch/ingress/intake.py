@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from dispatch.core.graph import is_settled
 from dispatch.core.lifecycle import ATS_WORD, Status
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Intake:
     ``wake(task_id)`` is called when somebody else than the holder ended a task
     that may be running; ``look(task_id)`` when news came without the task's state
     and somebody should read it. ``waiting`` takes tasks that need others; None
-    where the service alone keeps them back.
+    where the service alone keeps them back. ``ended(task_id)`` is called for every
+    task that is seen to have ended, any number of times.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Intake:
         wake: Callable[[str], None],
         look: Callable[[str], None],
         waiting: WaitingTasks | None = None,
+        ended: Callable[[str], None] = lambda _task_id: None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
@@ -67,6 +70,7 @@ class Intake:
         self._wake = wake
         self._look = look
         self._waiting = waiting
+        self.ended = ended
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -97,6 +101,8 @@ class Intake:
             self._on_pending(task, read_now=read_now)
             return
         self._backlog.discard(task.id)
+        if is_settled(task.status):
+            self.ended(task.id)
         if self._waiting is not None:
             self._waiting.left(task)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):

@@ -45,6 +45,7 @@ from dispatch.ingress.ledger import Ledger
 from dispatch.ingress.plain_claims import PlainClaims
 from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
+from dispatch.ingress.telling import Telling
 from dispatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ _WAKES_WAITING_MAX: Final = 1_000
 class Ingress:
     """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
 
-    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool, graphs: GraphsOf = GraphsOf.NOBODY) -> None:
+    def __init__(self, settings: Settings, actor: Actor, *, extensions: frozenset[str] = frozenset()) -> None:
+        """``extensions`` is what the task service announces."""
+        graphs = graphs_of(extensions)
         self._settings = settings
         self._actor = actor
         self._knows_waiting = graphs is GraphsOf.SERVICE
@@ -78,7 +81,7 @@ class Ingress:
         self._backlog = Backlog()
         self._ledger = Ledger()
         self._enqueuer = Enqueuer(settings)
-        self._claims = self._make_claims(fenced=fenced)
+        self._claims = self._make_claims(fenced=has_fencing(extensions))
         self._graphs, waiting = make_graphs(
             settings,
             graphs,
@@ -91,6 +94,7 @@ class Ingress:
         )
         self._waiting = waiting
         self._claimer = self._make_claimer()
+        self._telling = Telling(settings, self._client, self._redis, extensions=extensions, log=self._log)
         self._intake = Intake(
             channels=settings.ats.channels,
             backlog=self._backlog,
@@ -99,6 +103,7 @@ class Ingress:
             wake=lambda task_id: self._later("wake", task_id),
             look=lambda task_id: self._later("look", task_id),
             waiting=waiting,
+            ended=self._telling.deliveries.saw_end,
         )
         self._reconciler = Reconciler(
             Parts(
@@ -117,7 +122,8 @@ class Ingress:
             lease_s=settings.execution.lease_s,
             log=self._log,
         )
-        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
+        verbs = (*EVENTS, *self._telling.notices.verbs)
+        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
         self._feed_is_up = True
         self._ready_logged = False
         self._refusals = 0
@@ -163,6 +169,7 @@ class Ingress:
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
+        loops += self._telling.start()
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -170,7 +177,7 @@ class Ingress:
                 if loop.done() and (error := loop.exception()):
                     raise error
             self._log.info("ingress_draining", in_flight=len(self._ledger))
-            await self._claimer.drain()
+            await asyncio.gather(self._claimer.drain(), self._telling.drain())
         finally:
             await cancel_all([*loops, stopping])
             with contextlib.suppress(RedisError, OSError):
@@ -208,6 +215,7 @@ class Ingress:
         async for item in self._feed.run():
             if isinstance(item, Event):
                 self._intake.on_event(item)
+                self._telling.notices.on_event(item)
                 self._claimer.kick()
             elif isinstance(item, Connected):
                 self._feed_is_up = True
@@ -356,8 +364,7 @@ async def _serve(settings: Settings, actor: Actor) -> None:
         extensions = extensions_of_health(await client.send(protocol.health()))
         if "auth.me" in extensions:
             _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
-        fenced = has_fencing(extensions)
-    ingress = Ingress(settings, actor, fenced=fenced, graphs=graphs_of(extensions))
+    ingress = Ingress(settings, actor, extensions=extensions)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, ingress.stop)

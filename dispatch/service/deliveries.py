@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED
 from dispatch.errors import NotFoundError, StaleLeaseError
@@ -167,9 +167,19 @@ def take(tx: Tx, where: Range, *, lease_ms: int, limit: int) -> tuple[Sequence[A
     ids = [row.id for row in due]
     taken = tx.all(_TAKE, {"p_ids": ids, "p_until": tx.now_ms + lease_ms}) if ids else []
     order = {ident: at for at, ident in enumerate(ids)}
-    next_due = tx.one(joined.where(*conditions).with_only_columns(func.min(deliveries.c.due_at)))[0]
-    next_ms = None if next_due is None else max(0, next_due - tx.now_ms)
-    return sorted(taken, key=lambda row: order[row.id]), next_ms
+    return sorted(taken, key=lambda row: order[row.id]), next_due(tx, where)
+
+
+def next_due(tx: Tx, where: Range) -> int | None:
+    """Return in how many ms a delivery is due, 0 for now, None when none waits. Raises NotFoundError."""
+    first = tx.one(
+        select(deliveries.c.due_at)
+        .join(tasks, tasks.c.id == deliveries.c.task_id)
+        .where(deliveries.c.state == WAITING, *where.conditions(tx))
+        .order_by(deliveries.c.due_at)
+        .limit(1)
+    )
+    return None if first is None else max(0, first[0] - tx.now_ms)
 
 
 def _locate(tx: Tx, ident: str, where: Range) -> tuple[Any, Any]:
@@ -238,4 +248,3 @@ def find(
         .order_by(deliveries.c.settled_at.desc(), deliveries.c.task_id.desc(), deliveries.c.id)
         .limit(limit)
     )
-

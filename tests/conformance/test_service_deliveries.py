@@ -10,7 +10,7 @@ import pytest
 from dispatch.ats.model import Actor
 from dispatch.core.lifecycle import Status
 from dispatch.errors import NotFoundError, StaleLeaseError, TaskError
-from dispatch.service import dependencies, deliveries, leases, locks, moves, tasks, tenants
+from dispatch.service import deliveries, dependencies, leases, locks, moves, tasks, tenants
 from dispatch.service.deliveries import Outcome, Range
 from dispatch.service.rows import Ref, Scope
 from tests.support.service import STORES, SteppingClock
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVE = Actor("human", "eve", "Eve")
 WITH_URL = json.dumps({"callback_url": "https://example.com/hook"})
+DONE = Outcome("delivered")
 ANYWHERE = Range(channels=("default",))
 
 
@@ -216,8 +217,5 @@ async def test_deliveries_are_seen_where_their_tasks_are(store: Store) -> None:
         with pytest.raises(NotFoundError):
             await store.write(lambda tx, where=where: deliveries.resend(tx, row.id, where, EVE))
         with pytest.raises(NotFoundError):
-            outcome = Outcome("delivered")
-            await store.write(
-                lambda tx, where=where: deliveries.report(tx, row.id, where, token=1, outcome=outcome)
-            )
+            await store.write(lambda tx, where=where: deliveries.report(tx, row.id, where, token=1, outcome=DONE))
     assert len((await taken(store, Range(Scope("default", "other"), frozenset({project}), ("x",))))[0]) == 1

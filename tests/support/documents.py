@@ -25,6 +25,7 @@ TABLES = {
     "broker": "Redis.",
     "ingress": "Admission and reconciling.",
     "service": "The task service of our own.",
+    "notify": "Who is told that something happened to a task.",
     "local": "This host.",
 }
 
@@ -104,7 +105,8 @@ def settings_page() -> str:
         lines += [f"## `[{table}]`", "", about, "", "| environment | TOML | default | meaning |", "|---|---|---|---|"]
         for name, item in settings_of(table):
             default = shown_default(name, item)
-            shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
+            written = json.dumps(default) if isinstance(default, bool) else default
+            shown = "none" if default is None else f"`{written}`" if default != "" else "empty"
             secret = f"; secret, also `{ENV_PREFIX}{name.upper()}_FILE`" if item.metadata["secret"] else ""
             lines.append(f"| `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {item.metadata['meaning']}{secret} |")
         lines.append("")
