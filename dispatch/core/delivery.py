@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEDULE_S: Final = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """How long each try waits after the one before it."""
+RETRY_AFTER_MAX_S: Final = 86_400.0
 JITTER: Final = 0.1
 """A pause is longer than the schedule says by up to this share, so that what failed together is not tried together."""
 RESULT_BYTES_MAX: Final = 65_536
@@ -70,7 +71,7 @@ def judge(answer: Answer, tries: int, rand: float) -> Verdict:
     if answer.is_final or status == _GONE or delay_s is None:
         return Verdict("failed", error=error)
     if status in _SLOW_DOWN and answer.retry_after_s is not None:
-        delay_s = min(max(delay_s, answer.retry_after_s), max(SCHEDULE_S[-1], delay_s))
+        delay_s = max(delay_s, min(answer.retry_after_s, RETRY_AFTER_MAX_S))
     return Verdict("retry", delay_s, error)
 
 

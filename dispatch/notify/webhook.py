@@ -37,6 +37,7 @@ READ_S: Final = 2.0
 """An answer that has its status is read this long at most: for the connection's sake, not ours."""
 URL_CHARS_MAX: Final = 2_048
 _SECRET_BYTES: Final = range(24, 65)
+_MALFORMED: Final = "url_malformed"
 _OWN_KEPT_S: Final = 60.0
 
 
@@ -94,18 +95,18 @@ class Webhooks:
     def check(self, url: str) -> URL:
         """Read a callback URL. Raises BadUrlError."""
         if len(url) > URL_CHARS_MAX or not url.isascii() or not url.isprintable() or set(url) & set(" \\<>\"'`"):
-            raise BadUrlError("url_malformed")
+            raise BadUrlError(_MALFORMED)
         try:
             found = URL(url)
             port = found.port
         except ValueError:
-            raise BadUrlError("url_malformed") from None
+            raise BadUrlError(_MALFORMED) from None
         if found.scheme not in ("https", "http") or (found.scheme == "http" and not self._rules.allow_http):
             raise BadUrlError("url_scheme")
         if "@" in url.partition("://")[2].partition("/")[0] or found.raw_user is not None:
             raise BadUrlError("url_userinfo")
         if not found.raw_host or port is None:
-            raise BadUrlError("url_malformed")
+            raise BadUrlError(_MALFORMED)
         if port not in self._rules.ports:
             raise BadUrlError("url_port")
         return found
@@ -122,7 +123,8 @@ class Webhooks:
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             if door.refused and not door.opened:
                 return Answer(error="address_refused", is_final=True)
-            return Answer(error=_error_of(exc))
+            error = _error_of(exc)
+            return Answer(error=error, is_final=error == _MALFORMED)
 
     def _headers(self, delivery_id: str, body: bytes) -> dict[str, str]:
         now = datetime.now(UTC).replace(microsecond=0)
@@ -222,7 +224,7 @@ _WORDS: Final[tuple[tuple[tuple[type[BaseException], ...], str], ...]] = (
     ((aiohttp.ClientSSLError, ssl.SSLError), "tls"),
     ((aiohttp.ClientConnectorError, ConnectionRefusedError), "connect"),
     ((aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError), "connection_closed"),
-    ((aiohttp.InvalidURL, ValueError), "url_malformed"),
+    ((aiohttp.InvalidURL, ValueError), _MALFORMED),
 )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +31,8 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
+    at: float
+    """Wall clock."""
 
     @property
     def json(self) -> Any:
@@ -79,6 +82,7 @@ class Receiver:
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._run())
+        self._loop.run_until_complete(asyncio.sleep(0))  # lets the tasks that were just cancelled come to their end
         self._loop.close()
 
     async def _run(self) -> None:
@@ -95,11 +99,15 @@ class Receiver:
         await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.Response:
-        seen = Request(request.path_qs, dict(request.headers), await request.read())
+        seen = Request(request.path_qs, dict(request.headers), await request.read(), time.time())
         self.requests.append(seen)
         reply = self.replies.pop(0) if self.replies else self.usual(seen)
         await asyncio.sleep(reply.delay_s)
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+    def at(self, path: str) -> list[Request]:
+        """Return the requests to a path."""
+        return [request for request in list(self.requests) if request.path == path]
 
     def wait(self, count: int, timeout_s: float = 15.0) -> list[Request]:
         """Return the requests once there are ``count``."""

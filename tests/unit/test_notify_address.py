@@ -21,7 +21,7 @@ PUBLIC = [
     "2a00:1450:4001:800::200e",
 ]
 INSIDE = [
-    "0.0.0.0",  # noqa: S104 - an address to judge
+    "0.0.0.0",
     "0.1.2.3",
     "10.0.0.1",
     "100.64.0.1",
@@ -102,7 +102,7 @@ def rules(*allowed: str, own: tuple[tuple[str, int], ...] = ()) -> AddressRules:
         ("hooks.internal", "10.9.9.9", "other.internal", False),
         ("hooks.internal", "10.9.9.9", "x.hooks.internal", False),
         ("hooks.internal", "169.254.169.254", "hooks.internal", False),
-        ("hooks.internal", "0.0.0.0", "hooks.internal", False),  # noqa: S104 - an address to judge
+        ("hooks.internal", "0.0.0.0", "hooks.internal", False),
         ("169.254.169.254", "169.254.169.254", "x", True),
     ],
 )

@@ -9,7 +9,9 @@ from email.utils import format_datetime
 import pytest
 
 from dispatch.ats.model import Event, Task
+from dispatch.ingress.deliveries import ended_of
 from dispatch.ingress.notices import kind_of, notice_of
+from dispatch.ingress.outbox import Delivery
 from dispatch.notify.message import LISTED_MAX, Message, Notice, compose, cut_utf16
 from dispatch.notify.telegram import UNITS_MAX, as_html
 from dispatch.notify.webhook import BadUrlError, WebhookRules, Webhooks, retry_after_s, secrets_of, shown
@@ -96,6 +98,23 @@ def test_nothing_of_an_encrypted_task_is_told() -> None:
     """Its number and what happened, although its outer fields hold texts."""
     task = Task("7", title="secret", status="failed", reason="secret", payload={"encrypted": True, "quiet": True})
     assert notice_of("failed", task) == Notice("7", "failed")
+
+
+@pytest.mark.parametrize(
+    ("status", "completed_at", "stale"),
+    [
+        ("completed", "2026-11-21T08:00:00.000Z", False),
+        ("completed", None, False),
+        ("completed", "2026-11-21T09:00:00.000Z", True),
+        ("pending", None, True),
+        ("failed", "2026-11-21T08:00:00.000Z", True),
+    ],
+)
+def test_a_task_that_was_reopened_since_is_noticed(status: str, completed_at: str | None, stale: bool) -> None:
+    """By its status, and by the time at which it ended, where the service says that."""
+    delivery = Delivery("dlv_1", "7", "completed", "2026-11-21T08:00:00.000Z", 1, 1)
+    task = Task("7", status=status, raw={"completed_at": completed_at})
+    assert ended_of(delivery, task).is_stale is stale
 
 
 @pytest.mark.parametrize(
