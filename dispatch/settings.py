@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
+NOTIFY_EVENTS: Final = ("completed", "failed", "picked_up", "cancelled", "rejected", "in_review")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -109,10 +110,10 @@ def _argv(value: Any) -> tuple[str, ...]:
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    word = value.strip().lower() if isinstance(value, str) else ""
-    if word not in ("true", "false"):
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+    if not isinstance(value, str) or value.strip().lower() not in words:
         raise ValueError("must be true or false")
-    return word == "true"
+    return words[value.strip().lower()]
 
 
 def _versions(value: Any) -> frozenset[int]:
@@ -160,6 +161,20 @@ def _url(*schemes: str) -> Callable[[Any], Url]:
         return url
 
     return parse
+
+
+def _ports(value: Any) -> frozenset[int]:
+    found = _names(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if not found or not all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in found):
+        raise ValueError("must be comma-separated port numbers")
+    return frozenset(map(int, found))
+
+
+def _events(value: Any) -> frozenset[str]:
+    found = frozenset(_names(value))
+    if not found <= set(NOTIFY_EVENTS):
+        raise ValueError(f"must be some of {', '.join(NOTIFY_EVENTS)}, comma-separated")
+    return found
 
 
 def _path(value: Any) -> Path:
@@ -340,6 +355,53 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Notify:
+    """Who is told that something happened to a task (docs/callbacks.md)."""
+
+    callback_secret: Secret | None = setting(
+        "callback_secret",
+        None,
+        _secret,
+        "signs callbacks: whsec_ and the base64 of 24 to 64 random bytes; while keys change several, comma-separated",
+        secret=True,
+    )
+    callback_allow_http: bool = setting(
+        "callback_allow_http", default=False, parse=_flag, meaning="whether callbacks may go to http:// addresses"
+    )
+    callback_allow_private: tuple[str, ...] = setting(
+        "callback_allow_private",
+        "",
+        _names,
+        "receivers in your own network, comma-separated: networks such as 10.1.0.0/16, and host names",
+    )
+    callback_ports: frozenset[int] = setting(
+        "callback_ports", "443", _ports, "ports that callbacks may go to, comma-separated"
+    )
+    telegram_chat_id: str | None = setting(
+        "telegram_chat_id", None, _text, "the Telegram chat that is told; needs the token"
+    )
+    telegram_token: Secret | None = setting(
+        "telegram_token", None, _secret, "token of the Telegram bot that tells it", secret=True
+    )
+    telegram_api_url: str = setting(
+        "telegram_api_url", "https://api.telegram.org", _url("http", "https"), "base URL of the Telegram Bot API"
+    )
+    urls: Secret | None = setting(
+        "notify_urls",
+        None,
+        _secret,
+        "other places to tell, as Apprise writes them, separated by blanks or commas; needs the extra 'notify'",
+        secret=True,
+    )
+    on: frozenset[str] = setting(
+        "notify_on",
+        "completed,failed",
+        _events,
+        "what people are told of: completed, failed, picked_up, cancelled, rejected, in_review",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """This host."""
 
@@ -364,6 +426,7 @@ class Settings:
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
     trust: Trust = field(default_factory=Trust)
+    notify: Notify = field(default_factory=Notify)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
     """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
@@ -518,6 +581,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
         trust=Trust(**tables.get("trust", {})),
+        notify=Notify(**tables.get("notify", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),
     )
