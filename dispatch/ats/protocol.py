@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.settings import Ats
 
+FAILURES_MAX: Final = 500
+"""How many tasks one ``fail_many`` may name."""
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Longest answer that a client reads."""
 
@@ -311,7 +313,7 @@ def post_log(task_id: str, text: str, *, token: int) -> Request:
 
 
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:
-    """Fail pending tasks whose dependencies ended badly: (number, reason), at most 100 (``fail.many``)."""
+    """Fail pending tasks whose dependencies ended badly: (number, reason), at most FAILURES_MAX (``fail.many``)."""
     body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
     return Request("POST", "/tasks/fail", body=body, scoped=True)
 

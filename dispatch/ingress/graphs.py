@@ -15,6 +15,7 @@ import json
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -159,16 +160,22 @@ class Graphs:
         dependents, hidden = self._tasks.dependents, self._tasks.hidden
         if len(cascade(dependents, needed, CROWD)) + len(self._blocked) < CROWD:
             return False
-        behind = cascade(dependents, needed, ends=hidden) if self._deep else [*dependents.get(needed, ())]
+        # What is to be failed already, and then all behind it, is passed over: each task is looked at once, and not
+        # again for every one before it.
+        if self._deep:
+            behind = cascade(dependents, needed, ends=hidden, known=self._blocked)
+        else:
+            behind = [one for one in dependents.get(needed, ()) if one not in self._blocked]
         failing = frozenset(behind) - hidden if self._deep else frozenset()
         for task_id in behind:
-            if reason := self._tasks.reason(task_id, () if task_id in hidden else failing):
+            sees_ahead = self._deep and task_id not in hidden
+            if reason := self._tasks.reason(task_id, *((failing, self._blocked) if sees_ahead else ())):
                 self._blocked.add(task_id, reason=reason)
         return True
 
     async def _close(self) -> None:
         """Take back the gates of tasks that no longer wait."""
-        while batch := list(self._tasks.to_close)[:ARM_AT_ONCE]:
+        while batch := list(islice(self._tasks.to_close, ARM_AT_ONCE)):
             await self._forget([task_id for task_id in batch if task_id not in self._tasks])
             self._tasks.to_close.difference_update(batch)
 
@@ -181,7 +188,7 @@ class Graphs:
 
     async def _arm(self) -> None:
         """Park gates for tasks that have none, or other ones, in the registry."""
-        batch = list(self._tasks.to_arm)[:ARM_AT_ONCE]
+        batch = list(islice(self._tasks.to_arm, ARM_AT_ONCE))
         armed = dict(zip(batch, await self._registry.fingerprints(batch), strict=True))
         wanted = {task_id: task for task_id in batch if (task := self._tasks.get(task_id)) is not None}
         fresh = {
@@ -206,7 +213,7 @@ class Graphs:
 
     async def _read(self) -> None:
         """Ask the service about dependencies of which no event has told."""
-        batch = list(self._tasks.to_read)[: self._dependencies.at_once]
+        batch = list(islice(self._tasks.to_read, self._dependencies.at_once))
         for name in batch:
             self._tasks.to_read.pop(name, None)
         try:

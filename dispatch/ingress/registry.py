@@ -87,6 +87,22 @@ forget(p, task)
 return old
 """
 )
+# ARGV: prefix, then tasks. Answers the entries of those that were known.
+_CLOSE_MANY: Final = (
+    _FORGET
+    + """
+local p = ARGV[1]
+local found = {}
+for i = 2, #ARGV do
+  local old = redis.call('HGET', p .. 'tasks', ARGV[i])
+  if old then
+    forget(p, ARGV[i])
+    found[#found + 1] = old
+  end
+end
+return found
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +143,7 @@ class Registry:
         self._arm = client.register_script(_ARM)
         self._settle = client.register_script(_SETTLE)
         self._close = client.register_script(_CLOSE)
+        self._close_many = client.register_script(_CLOSE_MANY)
 
     async def epoch(self) -> str:
         """Return a word that is another after Redis lost its data."""
@@ -175,11 +192,8 @@ class Registry:
 
     async def close_many(self, task_ids: Sequence[str]) -> list[str]:
         """Forget tasks and return the rounds of those that were known."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                await self._close(args=[self.prefix, task_id, ""], client=pipe)
-            found = await pipe.execute() if task_ids else []
-        return [json.loads(text)["round"] for text in found if text]
+        found: Any = await self._close_many(args=[self.prefix, *task_ids]) if task_ids else []
+        return [json.loads(text)["round"] for text in found]
 
     async def release(self, task_id: str, round_: str) -> bool:
         """Do what ``Releases.release`` does."""
