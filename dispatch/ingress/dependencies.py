@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _READS_AT_ONCE: Final = 8
 _WATCHED_MAX: Final = 200
-_FIELDS: Final = "id,channel,status"
+_FIELDS: Final = "id,channel,status,depends_on"
 
 
 class Dependencies:
@@ -29,7 +29,8 @@ class Dependencies:
     ``announced`` says that the service knows dependencies itself. A dependency
     that does not exist is believed missing only when it still does not exist
     ``missing_after_s`` later: it may be created after its dependents.
-    ``found(id, ids)`` hears what pending dependencies need themselves.
+    ``found(id, ids)`` hears what pending dependencies on other channels need
+    themselves: a circle may lead through several fleets.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Dependencies:
                 self._missing_since.pop(name, None)
             elif task.channel not in self._channels or task.id != name:
                 self._elsewhere[name] = None
-                if not self._announced and task.status == PENDING and task.depends_on:
+                if task.status == PENDING and task.depends_on:
                     self._found(name, task.depends_on)
         return states
 

@@ -214,7 +214,7 @@ class Graphs:
             self._tasks.read_soon(batch)
             raise
         for name, status in found.items():
-            if is_settled(status):
+            if is_settled(status) and name in self._tasks.dependents:
                 self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
