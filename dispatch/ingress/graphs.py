@@ -89,7 +89,6 @@ class Graphs:
         self._started = hooks.started
         self._sweep_s = sweep_s
         self._log = log
-        self._tries: dict[str, int] = {}
         self._epoch = ""
         self._closed: deque[tuple[float, list[str]]] = deque(maxlen=GRAPH_MAX)
         """Rounds that were closed: a gate that was under way then leaves its part of the chord behind."""
@@ -222,7 +221,7 @@ class Graphs:
             self._tasks.read_soon(batch)
             raise
         for name, status in found.items():
-            if is_settled(status):
+            if is_settled(status) and name in self._tasks.dependents:
                 self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
@@ -266,31 +265,27 @@ class Graphs:
                 while self._closed and time.monotonic() - self._closed[0][0] > STUCK_S:
                     rounds = self._closed.popleft()[1]
                     await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
-                found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
-                if not found:
-                    self._tries.clear()
-                for task in found:
-                    self._tries[task.round] = self._tries.get(task.round, 0) + 1
-                    await self._repair(task, self._tries[task.round])
+                for task in await self._registry.stuck(STUCK_S, STUCK_AT_ONCE):
+                    await self._repair(task)
             self._tasks.fail_circles()
             if time.monotonic() - watched_at >= _WATCH_S and (elsewhere := self._dependencies.elsewhere()):
                 watched_at = time.monotonic()
                 self._tasks.read_soon(name for name in elsewhere if name in self._tasks.dependents)
                 self.kick()
 
-    async def _repair(self, task: Stuck, tries: int) -> None:
+    async def _repair(self, task: Stuck) -> None:
         """Send the gates again; if that has not helped either, do without them."""
         bad = [sent for sent in task.sent if not opens(sent.status)]
         if (task.open and not bad) or task.task_id in self._blocked:
             return
-        self._log.warning("gates_stuck", task=task.task_id, tries=tries)
-        if tries < 2:
+        self._log.warning("gates_stuck", task=task.task_id, tries=task.tries)
+        if task.tries < 2:
             for sent in bad or task.sent:
                 self._gates.send(sent.gate, sent.status)
         elif bad:
             self._blocked.add(task.task_id, round_=task.round)
-        else:
-            await self._registry.release(task.task_id, task.round)
+        elif await self._registry.release(task.task_id, task.round):
+            self._closed.append((time.monotonic(), [task.round]))
 
 
 def fingerprint_of(needs: tuple[str, ...]) -> str:

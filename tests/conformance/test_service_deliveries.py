@@ -10,7 +10,7 @@ import pytest
 from dispatch.ats.model import Actor
 from dispatch.core.lifecycle import Status
 from dispatch.errors import NotFoundError, StaleLeaseError, TaskError
-from dispatch.service import deliveries, dependencies, leases, locks, moves, tasks, tenants
+from dispatch.service import deliveries, dependencies, failures, leases, locks, moves, tasks, tenants
 from dispatch.service.deliveries import Outcome, Range
 from dispatch.service.rows import Ref, Scope
 from tests.support.service import STORES, SteppingClock
@@ -63,7 +63,7 @@ def end(tx: Tx, how: str, payload: str | None = WITH_URL) -> int:
         wish = dependencies.Asked((root,), is_strict=True)
         task = int(tasks.create(tx, None, EVE, tasks.NewTask("t", payload=payload), None, wish).id)
         moves.cancel(tx, Ref(root), EVE)
-        moves.fail_many(tx, [(Ref(task), f"Blocked: dependency #{root} (cancelled)")], EVE)
+        failures.fail_many(tx, [(Ref(task), f"Blocked: dependency #{root} (cancelled)")], EVE)
         return task
     task = new(tx, payload)
     if how in ("complete", "fail", "transition"):
@@ -132,7 +132,7 @@ async def test_what_is_undone_is_not_told(store: Store) -> None:
     with pytest.raises(NotFoundError):
         await store.write(work)
     task = await store.write(lambda tx: end(tx, "complete"))
-    (refused,) = await store.write(lambda tx: moves.fail_many(tx, [(Ref(task), "late")], EVE))
+    (refused,) = await store.write(lambda tx: failures.fail_many(tx, [(Ref(task), "late")], EVE))
     assert isinstance(refused, TaskError)
     assert [row.status for row in await found(store)] == ["completed"]
 
