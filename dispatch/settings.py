@@ -110,10 +110,10 @@ def _argv(value: Any) -> tuple[str, ...]:
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
-    if not isinstance(value, str) or value.strip().lower() not in words:
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in ("true", "false"):
         raise ValueError("must be true or false")
-    return words[value.strip().lower()]
+    return word == "true"
 
 
 def _versions(value: Any) -> frozenset[int]:

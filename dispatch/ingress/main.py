@@ -125,7 +125,15 @@ class Ingress:
             sealed=self._sealed,
             ended=self._telling.deliveries.saw_end,
         )
-        self._reconciler = Reconciler(
+        self._reconciler = self._make_reconciler()
+        verbs = (*EVENTS, *self._telling.notices.verbs)
+        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
+        self._feed_is_up = True
+        self._ready_logged = False
+
+    def _make_reconciler(self) -> Reconciler:
+        settings = self._settings
+        return Reconciler(
             Parts(
                 self._client,
                 self._claims,
@@ -134,19 +142,15 @@ class Ingress:
                 self._backlog,
                 self._ledger,
                 self._intake,
-                waiting,
-                knows_waiting=knows_needs,
+                self._waiting,
+                knows_waiting=self._knows_needs,
                 sealed=self._sealed,
             ),
-            actor_id=actor.id,
+            actor_id=self._actor.id,
             channels=settings.ats.channels,
             lease_s=settings.execution.lease_s,
             log=self._log,
         )
-        verbs = (*EVENTS, *self._telling.notices.verbs)
-        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
-        self._feed_is_up = True
-        self._ready_logged = False
 
     def _make_claims(self, *, fenced: bool) -> Claims:
         lease_s = self._settings.execution.lease_s

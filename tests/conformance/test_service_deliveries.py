@@ -111,7 +111,7 @@ async def test_every_way_to_end_writes_one_delivery(store: Store) -> None:
         ('{"callback_url": 7}', 0),
         ('["callback_url"]', 0),
         ('{"note": "\\"encrypted\\""}', 0),
-        ('{"encrypted": "true"}', 0),
+        ('{"encrypted": "true"}', 1),
         ('{"encrypted": true}', 1),
         ('{"callback_url": "file:///etc/passwd"}', 1),
     ],
