@@ -95,16 +95,7 @@ class Ingress:
         self._waiting = waiting
         self._claimer = self._make_claimer()
         self._telling = Telling(settings, self._client, self._redis, extensions=extensions, log=self._log)
-        self._intake = Intake(
-            channels=settings.ats.channels,
-            backlog=self._backlog,
-            ledger=self._ledger,
-            clock_offset_s=self._client.clock_offset_s,
-            wake=lambda task_id: self._later("wake", task_id),
-            look=lambda task_id: self._later("look", task_id),
-            waiting=waiting,
-            ended=self._telling.deliveries.saw_end,
-        )
+        self._intake = self._make_intake()
         self._reconciler = Reconciler(
             Parts(
                 self._client,
@@ -134,6 +125,18 @@ class Ingress:
         if fenced:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
+
+    def _make_intake(self) -> Intake:
+        return Intake(
+            channels=self._settings.ats.channels,
+            backlog=self._backlog,
+            ledger=self._ledger,
+            clock_offset_s=self._client.clock_offset_s,
+            wake=lambda task_id: self._later("wake", task_id),
+            look=lambda task_id: self._later("look", task_id),
+            waiting=self._waiting,
+            ended=self._telling.deliveries.saw_end,
+        )
 
     def _make_claimer(self) -> Claimer:
         settings = self._settings

@@ -86,7 +86,7 @@ class Notices:
         effective: wishes.Reader = wishes.effective,
         log: Any,
     ) -> None:
-        self._lines = [Line(chat, log) for chat in chats]
+        self._lines = [Line(chat, self._turn, log) for chat in chats]
         self._client = client
         self._redis = redis_client
         self._prefix = f"{TOLD_KEY}{service_key(client.endpoint.base_url)}:"
@@ -135,6 +135,16 @@ class Notices:
                 await self._seen.join()
                 for line in self._lines:
                     await line.idle.wait()
+
+    async def _turn(self, chat: Chat) -> None:
+        """Wait until nobody, here or in another ingress, has sent to the chat for a while."""
+        key = f"{self._prefix}turn:{chat.name}"
+        try:
+            while not await self._redis.set(key, "1", nx=True, px=round(chat.every_s * 1000)):
+                left_ms = await self._redis.pttl(key)
+                await asyncio.sleep(max(left_ms, 10) / 1000)
+        except (RedisError, OSError):
+            await asyncio.sleep(chat.every_s)
 
     async def _tell(self, batch: list[_Seen]) -> None:
         while True:

@@ -149,7 +149,7 @@ def test_a_completed_task_is_told_signed_and_once(calling: Stack, receiver: Rece
 
 
 def test_every_end_is_told_and_encrypted_ones_are_not_by_outer_fields(calling: Stack, receiver: Receiver) -> None:
-    """By hand, by a cascade, cancelled, rejected: all fire alike, quiet or not. C6: no outer URL of a sealed task is."""
+    """By hand, by a cascade, cancelled, rejected: all fire alike, quiet or not. C6: no outer URL of a sealed task."""
     hook = f"{receiver.url}/hook"
     by_hand, rejected, root, sealed = (
         asking(calling, hook, payload={"quiet": True}) if n < 3 else asking(calling, hook, payload={"encrypted": True})
@@ -330,7 +330,7 @@ def test_hostile_urls_in_the_log(calling: Stack) -> None:
 
 
 def test_killed_in_between(calling: Stack, receiver: Receiver) -> None:
-    """N3: kill -9 of the service after the end, of the ingress after sending, of the service meanwhile: one id, told."""
+    """N3: kill -9 of the service after the end, of the ingress after sending, of the service meanwhile: told."""
     first = calling.processes[1]
     first.stop()
     task = asking(calling, f"{receiver.url}/hook")
