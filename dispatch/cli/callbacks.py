@@ -28,8 +28,9 @@ _COLUMNS: Final = ("id", "task", "event", "state", "tries", "next", "last error"
 @common_options
 @click.pass_context
 def callbacks(ctx: click.Context, task_id: str | None, word: str | None, limit: int) -> None:
-    """Show callbacks: how often each was tried, when it is tried next, and what went wrong.
+    """Show callbacks, or send one again.
 
+    A line says how often it was tried, when it is tried next, and what went wrong last.
     States: waiting, delivered, failed (given up) and empty (nobody to call).
 
     \b
@@ -61,9 +62,9 @@ def callbacks(ctx: click.Context, task_id: str | None, word: str | None, limit: 
 @common_options
 @click.pass_obj
 def resend(state: State, delivery_id: str) -> None:
-    """Send a callback again, whatever became of it, with all its tries before it.
+    """Send a callback again.
 
-    It goes out at once, under the same webhook-id.
+    Whatever became of it, it goes out at once, under the same webhook-id and with all its tries before it.
 
     \b
     Examples:

@@ -147,20 +147,30 @@ class Notices:
             await asyncio.sleep(chat.every_s)
 
     async def _tell(self, batch: list[_Seen]) -> None:
+        is_delayed = False
         while True:
             try:
-                tasks = await self._look_up({seen.task_id for seen in batch})
-                told = [seen for seen in batch if seen.task_id in tasks and await self._is_ours(seen, tasks)]
+                notices = await self._notices_of(batch)
                 break
             except (GatewayError, RedisError, OSError) as exc:
-                self._log.info("notices_delayed", events=len(batch), reason=str(exc) or type(exc).__name__)
+                if not is_delayed:
+                    self._log.info("notices_delayed", events=len(batch), reason=str(exc) or type(exc).__name__)
+                is_delayed = True
                 await asyncio.sleep(_AGAIN_S)
-        notices = [
-            notice_of(seen.kind, tasks[seen.task_id]) for seen in told if not self._effective(tasks[seen.task_id]).quiet
-        ]
+            except Exception as exc:  # noqa: BLE001  A mistake here must not end the ingress.
+                self._log.error("notices_broken", events=len(batch), reason=type(exc).__name__)
+                return
         missed, self._missed = self._missed, 0
         for line in self._lines:
             line.put(notices, missed)
+
+    async def _notices_of(self, batch: list[_Seen]) -> list[Notice]:
+        """Return what this ingress is to tell of some events."""
+        tasks = await self._look_up({seen.task_id for seen in batch})
+        ours = [seen for seen in batch if seen.task_id in tasks and await self._is_ours(seen, tasks)]
+        return [
+            notice_of(seen.kind, tasks[seen.task_id]) for seen in ours if not self._effective(tasks[seen.task_id]).quiet
+        ]
 
     async def _look_up(self, ids: set[str]) -> dict[str, Task]:
         """Read the tasks: one with its outputs, several without."""
