@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 IN_HAND_MAX: Final = 64
 """How many deliveries are taken at once; SENDING_MAX of them are on their way."""
 SENDING_MAX: Final = 16
+READING_MAX: Final = 4
+"""How many tasks are read at once: their outputs may be large."""
 PER_HOST_MAX: Final = 4
 PER_HOST_WAITING_MAX: Final = 16
 PER_HOST_EVERY_S: Final = 0.05
@@ -85,6 +87,7 @@ class Deliveries:
         self._wake = asyncio.Event()
         self._seen: asyncio.Queue[str] = asyncio.Queue(_SEEN_WAITING_MAX)
         self._sending = asyncio.Semaphore(SENDING_MAX)
+        self._reading = asyncio.Semaphore(READING_MAX)
         self._in_hand: set[asyncio.Task[None]] = set()
         self._hosts: dict[str, _Host] = {}
         self._is_away = False
@@ -127,7 +130,7 @@ class Deliveries:
             taken = await self._outbox.take(room)
         except AuthenticationError:
             return IDLE_S  # the reconcile says so, once
-        except (GatewayError, RedisError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001  Redis may hold anything; the ingress must not end for it.
             if not self._is_away:
                 self._log.warning("outbox_unreachable", reason=str(exc) or type(exc).__name__)
             self._is_away = True
@@ -161,7 +164,7 @@ class Deliveries:
                     self._wake.set()
             except UnknownTaskError:
                 continue
-            except (GatewayError, RedisError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001  Whatever it is, the next one may be good.
                 self._log.warning("end_not_noted", task=task_id, reason=str(exc) or type(exc).__name__)
                 await asyncio.sleep(_AGAIN_S)
                 self.saw_end(task_id)
@@ -181,11 +184,10 @@ class Deliveries:
 
     async def _send(self, delivery: Delivery) -> None:
         try:
-            task = parse_task(await self._client.send(protocol.get(delivery.task_id)))
+            url, body = await self._read(delivery)
         except UnknownTaskError:
             await self._settle(delivery, "", core.Verdict("failed", error="task_unknown"))
             return
-        url = self._effective(task).callback_url
         if url is None:
             await self._outbox.report(delivery, "empty")
             return
@@ -197,11 +199,17 @@ class Deliveries:
         answer = None
         async with self._turn(host) as is_ours:
             if is_ours:
-                answer = await self._webhooks.send(url, delivery.id, core.body(ended_of(delivery, task)))
+                answer = await self._webhooks.send(url, delivery.id, body)
         if answer is None:
             await self._put_back(delivery)
         else:
             await self._settle(delivery, url, core.judge(answer, delivery.tries, random.random()))  # noqa: S311
+
+    async def _read(self, delivery: Delivery) -> tuple[str | None, bytes]:
+        """Return whom to call and what to say. Of the task, which may be large, nothing else is kept."""
+        async with self._reading:
+            task = parse_task(await self._client.send(protocol.get(delivery.task_id)))
+            return self._effective(task).callback_url, core.body(ended_of(delivery, task))
 
     async def _put_back(self, delivery: Delivery) -> None:
         """Let somebody else have it, or us a moment later; that is no try."""

@@ -115,16 +115,7 @@ class Ingress:
         self._telling = Telling(
             settings, self._client, self._redis, extensions=extensions, effective=self._wishes_of, log=self._log
         )
-        self._intake = Intake(
-            channels=settings.ats.channels,
-            backlog=self._backlog,
-            ledger=self._ledger,
-            clock_offset_s=self._client.clock_offset_s,
-            errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
-            waiting=waiting,
-            sealed=self._sealed,
-            ended=self._telling.deliveries.saw_end,
-        )
+        self._intake = self._make_intake()
         self._reconciler = self._make_reconciler()
         verbs = (*EVENTS, *self._telling.notices.verbs)
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
@@ -157,6 +148,18 @@ class Ingress:
         if fenced:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
+
+    def _make_intake(self) -> Intake:
+        return Intake(
+            channels=self._settings.ats.channels,
+            backlog=self._backlog,
+            ledger=self._ledger,
+            clock_offset_s=self._client.clock_offset_s,
+            errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
+            waiting=self._waiting,
+            sealed=self._sealed,
+            ended=self._telling.deliveries.saw_end,
+        )
 
     def _make_claimer(self) -> Claimer:
         settings = self._settings

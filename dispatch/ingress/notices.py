@@ -87,7 +87,7 @@ class Notices:
         effective: wishes.Reader = wishes.effective,
         log: Any,
     ) -> None:
-        self._lines = [Line(chat, log) for chat in chats]
+        self._lines = [Line(chat, self._turn, log) for chat in chats]
         self._client = client
         self._redis = redis_client
         self._prefix = f"{TOLD_KEY}{service_key(client.endpoint.base_url)}:"
@@ -137,21 +137,41 @@ class Notices:
                 for line in self._lines:
                     await line.idle.wait()
 
+    async def _turn(self, chat: Chat) -> None:
+        """Wait until nobody, here or in another ingress, has sent to the chat for a while."""
+        key = f"{self._prefix}turn:{chat.name}"
+        try:
+            while not await self._redis.set(key, "1", nx=True, px=round(chat.every_s * 1000)):
+                left_ms = await self._redis.pttl(key)
+                await asyncio.sleep(max(left_ms, 10) / 1000)
+        except (RedisError, OSError):
+            await asyncio.sleep(chat.every_s)
+
     async def _tell(self, batch: list[_Seen]) -> None:
+        is_delayed = False
         while True:
             try:
-                tasks = await self._look_up({seen.task_id for seen in batch})
-                told = [seen for seen in batch if seen.task_id in tasks and await self._is_ours(seen, tasks)]
+                notices = await self._notices_of(batch)
                 break
             except (GatewayError, RedisError, OSError) as exc:
-                self._log.info("notices_delayed", events=len(batch), reason=str(exc) or type(exc).__name__)
+                if not is_delayed:
+                    self._log.info("notices_delayed", events=len(batch), reason=str(exc) or type(exc).__name__)
+                is_delayed = True
                 await asyncio.sleep(_AGAIN_S)
-        notices = [
-            notice_of(seen.kind, tasks[seen.task_id]) for seen in told if not self._effective(tasks[seen.task_id]).quiet
-        ]
+            except Exception as exc:  # noqa: BLE001  A mistake here must not end the ingress.
+                self._log.error("notices_broken", events=len(batch), reason=type(exc).__name__)
+                return
         missed, self._missed = self._missed, 0
         for line in self._lines:
             line.put(notices, missed)
+
+    async def _notices_of(self, batch: list[_Seen]) -> list[Notice]:
+        """Return what this ingress is to tell of some events."""
+        tasks = await self._look_up({seen.task_id for seen in batch})
+        ours = [seen for seen in batch if seen.task_id in tasks and await self._is_ours(seen, tasks)]
+        return [
+            notice_of(seen.kind, tasks[seen.task_id]) for seen in ours if not self._effective(tasks[seen.task_id]).quiet
+        ]
 
     async def _look_up(self, ids: set[str]) -> dict[str, Task]:
         """Read the tasks: one with its outputs, several without."""

@@ -15,7 +15,7 @@ from dispatch.errors import ConfigurationError
 from dispatch.notify.message import Message, Notice, compose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
 QUEUE_MAX: Final = 1_000
 TRIES_MAX: Final = 3
@@ -51,8 +51,10 @@ class Chat(Protocol):
 class Line:
     """The queue before one chat: what waits when its turn comes goes out as one message."""
 
-    def __init__(self, chat: Chat, log: Any) -> None:
+    def __init__(self, chat: Chat, turn: Callable[[Chat], Awaitable[None]], log: Any) -> None:
+        """``turn(chat)`` returns when a message may go to this chat, whoever else sends to it."""
         self._chat = chat
+        self._turn = turn
         self._log = log
         self._waiting: deque[Notice] = deque()
         self._dropped = 0
@@ -77,6 +79,7 @@ class Line:
         try:
             while True:
                 await self._news.wait()
+                await self._turn(self._chat)
                 self._news.clear()
                 notices, dropped = list(self._waiting), self._dropped
                 self._waiting.clear()
@@ -85,7 +88,6 @@ class Line:
                     await self._send(compose(notices, dropped), len(notices) + dropped)
                 if not self._waiting and not self._dropped:
                     self.idle.set()
-                await asyncio.sleep(self._chat.every_s)
         finally:
             await self._chat.close()
 
@@ -100,6 +102,7 @@ class Line:
                 pause_s = exc.retry_after_s if exc.retry_after_s is not None else PAUSE_FIRST_S * 2.0**number
                 self._log.info("notification_delayed", chat=self._chat.name, reason=str(exc), pause_s=pause_s)
                 await asyncio.sleep(min(max(pause_s, self._chat.every_s), PAUSE_MAX_S))
+                await self._turn(self._chat)
             else:
                 self._log.info("notification_sent", chat=self._chat.name, events=count)
                 return

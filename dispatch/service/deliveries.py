@@ -19,7 +19,7 @@ from dispatch.core.lifecycle import ATS_WORD, FINISHED
 from dispatch.core.sealed import is_sealed
 from dispatch.errors import NotFoundError, StaleLeaseError
 from dispatch.service import tenants
-from dispatch.service.rows import ALL, Ref, Scope, locate
+from dispatch.service.rows import ALL, Ref, Scope, fetch
 from dispatch.service.schema import deliveries, tasks
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def find(
     """Return deliveries, the newest first. Raises NotFoundError for an unknown task or project."""
     conditions = list(where.conditions(tx))
     if task is not None:
-        conditions.append(deliveries.c.task_id == locate(tx, Ref(task, where.scope, where.within)))
+        conditions.append(deliveries.c.task_id == fetch(tx, Ref(task, where.scope, where.within)).id)
     if state is not None:
         conditions.append(deliveries.c.state == state)
     return tx.all(

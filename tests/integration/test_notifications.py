@@ -93,7 +93,7 @@ def test_markup_is_escaped_and_one_ingress_tells(stack: Stack, server: Receiver)
     sealed = cancelled(stack, "secret", payload={"encrypted": True, "quiet": True})
     eventually(lambda: any(f"#{sealed} " in text for text in texts(server)), 10, "the encrypted task being told of")
     assert texts(server)[1:] == [f"<b>Task #{sealed} cancelled</b>"]
-    assert sent(stack) - before == 2
+    eventually(lambda: sent(stack) - before == 2, 5, "both being logged")
     assert not [text for text in texts(server) if f"#{quiet}" in text]
 
 
@@ -126,7 +126,7 @@ def test_telegram_refuses_and_slows_down(stack: Stack, server: Receiver) -> None
     server.replies = [Reply(400, body=b'{"ok":false,"description":"Bad Request"}')]
     lost = cancelled(stack, "lost")
     eventually(lambda: any(p.find("notification_failed", reason="http_400") for p in stack.processes), 10, "the loss")
-    server.replies = [Reply(429, body=json.dumps({"parameters": {"retry_after": 2}}).encode()), Reply(delay_s=1.5)]
+    server.replies = [Reply(429, body=json.dumps({"parameters": {"retry_after": 2}}).encode()), Reply(delay_s=2.0)]
     task = cancelled(stack, "late")
     eventually(lambda: len(server.requests) >= 4, 15, "the third try")
     late = [request for request in server.requests if "late" in request.json["text"]]
@@ -143,11 +143,9 @@ def test_a_burst_is_told_in_few_messages(stack: Stack, server: Receiver) -> None
     for task in tasks:
         stack.call("POST", f"/tasks/{task}/cancel")
     eventually(lambda: sent(stack) - before == 200, 20, "all 200 being told of")
-    assert len(server.requests) <= 20
-    by_ingress: dict[int, list[float]] = {}
-    for process in stack.processes[1:]:
-        count = len(process.find("notification_sent"))
-        by_ingress[process.pid] = [count]
+    assert len(server.requests) <= 12
+    gaps = [later.at - earlier.at for earlier, later in zip(server.requests, server.requests[1:], strict=False)]
+    assert min(gaps, default=9) > 0.95
     counts = [
         int(found[1]) for text in texts(server) if (found := re.match(r"<b>(\d+) tasks: \d+ cancelled</b>", text))
     ]

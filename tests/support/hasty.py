@@ -1,7 +1,7 @@
 """Runs a dispatch command with the patience of callbacks shortened: ``python -m tests.support.hasty ingress``.
 
-The schedule of days becomes one of tenths of a second, a try may last a
-second. ``HASTY_LEASE_S`` is how long a delivery is taken for; ``HASTY_HANG``
+The schedule of days becomes one of tenths of a second, a try may last two
+seconds. ``HASTY_LEASE_S`` is how long a delivery is taken for; ``HASTY_HANG``
 names a file whose existence makes the whole process stand still between
 sending a callback and reporting it.
 """
@@ -24,7 +24,7 @@ PAUSE_S = 0.1
 def hurry() -> None:
     """Shorten the patience of this process."""
     delivery.SCHEDULE_S = (0.0, *(PAUSE_S for _ in delivery.SCHEDULE_S[1:]))
-    outbox.LEASE_S = float(os.environ.get("HASTY_LEASE_S", "3"))
+    outbox.LEASE_S = float(os.environ.get("HASTY_LEASE_S", "5"))
     deliveries.PUT_BACK_S = 0.2
     hang = Path(os.environ.get("HASTY_HANG", "/nonexistent"))
     settle, make_webhooks, make_telegram = (
@@ -39,8 +39,8 @@ def hurry() -> None:
         return settle(self, *args)
 
     deliveries.Deliveries._settle = settle_or_hang
-    webhook.Webhooks.__init__ = lambda self, rules: make_webhooks(self, replace(rules, connect_s=0.5, total_s=1.0))
-    telegram.Telegram.__init__ = lambda self, *args: make_telegram(self, *args, timeout_s=0.5)
+    webhook.Webhooks.__init__ = lambda self, rules: make_webhooks(self, replace(rules, connect_s=1.5, total_s=2.0))
+    telegram.Telegram.__init__ = lambda self, *args: make_telegram(self, *args, timeout_s=1.0)
 
 
 if __name__ == "__main__":
