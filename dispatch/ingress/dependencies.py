@@ -15,13 +15,15 @@ from dispatch.ingress.intake import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
 
 _READS_AT_ONCE: Final = 8
 _WATCHED_MAX: Final = 200
-_FIELDS: Final = "id,channel,status,depends_on,sealed"
+_BEHIND_MAX: Final = 10_000
+_FIELDS: Final = "id,channel,status,depends_on,sealed,updated_at"
 
 
 class Dependencies:
@@ -53,6 +55,8 @@ class Dependencies:
         self._needs_of = needs_of
         self._missing_since: dict[str, float] = {}
         self._elsewhere: dict[str, None] = {}
+        self._behind: dict[str, tuple[datetime | None, tuple[str, ...]]] = {}
+        """What sealed dependencies on other channels need, as of their last change."""
 
     def elsewhere(self) -> list[str]:
         """Return open dependencies on channels that this ingress does not watch: nobody tells of their end."""
@@ -83,12 +87,19 @@ class Dependencies:
         return states
 
     async def _look_behind(self, name: str, task: Task) -> None:
-        if task.sealed and task.payload is None:
+        """Tell what a dependency needs itself; a sealed one is read whole for that, once for each change."""
+        changed_at, needs = self._behind.get(name, (None, ()))
+        if not task.sealed or task.payload is not None:
+            needs = self._needs_of(task)
+        elif changed_at is None or changed_at != task.updated_at:
             whole = await self._get(name, asyncio.Semaphore())
             if whole is None:
                 return
-            task = whole
-        if needs := self._needs_of(task):
+            needs = self._needs_of(whole)
+            if len(self._behind) >= _BEHIND_MAX:
+                self._behind.clear()
+            self._behind[name] = (whole.updated_at, needs)
+        if needs:
             self._found(name, needs)
 
     async def _tasks(self, names: Sequence[str]) -> dict[str, Task | None]:

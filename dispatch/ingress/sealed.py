@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.core.dependencies import UUID, ident_of
 from dispatch.core.graph import GRAPH_MAX
 from dispatch.crypto.opening import Outside, is_sealed, open_task
-from dispatch.crypto.refusal import SealError
+from dispatch.crypto.refusal import Refusal, SealError
 from dispatch.crypto.trust import Trust
 from dispatch.errors import ConfigurationError
 
@@ -205,9 +206,10 @@ class Sealed:
         outside = Outside(task.id, task.title, task.channel, task.payload, created_at_s)
         try:
             return open_task(outside, self._trust, now_s=self._now_s()).content
-        except SealError as exc:
+        except (SealError, RecursionError) as exc:
             # The worker says so for the operator when it refuses the task.
-            self._log.debug("sealed_task_not_opened", task=task.id, refusal=exc.refusal.value, reason=str(exc))
+            refusal = exc.refusal if isinstance(exc, SealError) else Refusal.MALFORMED
+            self._log.debug("sealed_task_not_opened", task=task.id, refusal=refusal.value, reason=str(exc))
             return None
 
     def _current_trust(self) -> Trust:
@@ -242,5 +244,8 @@ def _is_newer(there: datetime | None, here: datetime | None) -> bool:
 
 def _mark_of(task: Task) -> bytes:
     """Return a fingerprint of all that decides whether and as what a task opens."""
-    text = json.dumps([task.title, task.channel, str(task.created_at), task.payload], sort_keys=True, default=str)
+    try:
+        text = json.dumps([task.title, task.channel, str(task.created_at), task.payload], sort_keys=True, default=str)
+    except RecursionError:
+        return os.urandom(16)  # nested too deep to open, but not to be read
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
