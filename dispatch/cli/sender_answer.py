@@ -90,6 +90,8 @@ def print_opened(state: State, task: Task, pair: KeyPair, dispatchers: Sequence[
             if one is not shown:
                 click.echo(clean_text(one.text), err=True)
         state.output.text(shown.text.rstrip("\n"))
+        if answer is not None and sealed is not None and sealed.get("truncated") is True:
+            state.output.note("The answer is shown in part: it was longer than the dispatcher keeps.")
         if task.status != "completed":
             state.output.note(f"Task {task.id} is {task.status}.")
     return 0 if task.status == "completed" else 1

@@ -288,8 +288,9 @@ def test_an_answer_wrapped_or_bare_is_found(dispatcher: Dispatcher, ats: FakeAts
     for outputs in ([*task["outputs"]], task["outputs"][0], [{"log": 1}, *task["outputs"]]):
         task["outputs"] = outputs
         assert cli("sender", "decrypt", str(task["id"])).out.rstrip("\n") == ANSWER
-    own = dispatcher.public
-    assert cli("sender", "decrypt", str(task["id"]), "--by", own).code == 0
+    assert cli("sender", "decrypt", str(task["id"]), "--by", dispatcher.public).code == 0
+    task["outputs"] = {**task["outputs"][1], "truncated": True}
+    assert "shown in part" in cli("sender", "decrypt", str(task["id"])).err
 
 
 @pytest.mark.parametrize(
