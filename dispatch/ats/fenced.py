@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Task
 
 _RESULT: Final = ("id", "title", "status", "outputs")
-_READ: Final = ("id", "uuid", "title", "channel", "status", "outputs", "depends_on", "sealed")
+_READ: Final = ("id", "uuid", "title", "channel", "status", "outputs")
 
 
 class FencedGateway:

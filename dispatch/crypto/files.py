@@ -10,13 +10,13 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from dispatch.crypto import pending_file, ring_file, senders_file
+from dispatch.crypto import encoding, pending_file, ring_file, senders_file
 from dispatch.crypto.keys import KeyPair
 from dispatch.crypto.registration import Decision, Registrations, Rejected, Waiting, decide
 from dispatch.crypto.ring_file import iso
 from dispatch.crypto.safe_files import SafeDirectory
 from dispatch.crypto.trust import VERSIONS, OwnKey, Ring, Sender, Trust
-from dispatch.errors import ConfigurationError, UsageError
+from dispatch.errors import ConfigurationError, ConflictError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,13 +102,14 @@ class KeyFiles:
             raise ConfigurationError(f"{self.directory / name} is not of the right form: {exc}.") from exc
 
     def make_key(self, *, now_s: float) -> KeyPair:
-        """Make the first key pair. Raises UsageError when there is one already."""
+        """Make the first key pair. Raises ConflictError when there is one already."""
         with self._files.locked():
             current = self.trust().ring.current()
             if current is not None:
-                raise UsageError(
-                    f"There is a key pair already: {current.kid} in {self.directory}. Nothing was changed; 'dispatch"
-                    " keygen --rotate --overlap 30d' makes a new one and keeps the old one for opening."
+                raise ConflictError(
+                    f"There is a key pair already in {self.directory}: {encoding.encode(current.public)} (fingerprint"
+                    f" {current.kid}). Nothing was changed; 'dispatch keygen --rotate --overlap 30d' makes a new one"
+                    " and lets the old one open tasks for another 30 days."
                 )
             return self._write_ring(Ring(), 0, now_s)
 
@@ -128,7 +129,11 @@ class KeyFiles:
         return self.trust().ring.keys
 
     def add_sender(self, sender: Sender) -> None:
-        """Trust a sender. Raises UsageError for a name or key that is there already, one that was removed included."""
+        """Trust a sender.
+
+        Raises ConflictError for a name or key that is there already, one that was removed included, and UsageError for
+        a name that cannot be one.
+        """
         with self._files.locked():
             self._add(sender)
 
@@ -141,15 +146,15 @@ class KeyFiles:
         known = self.trust().senders
         same_key = next((one for one in known.values() if one.public == sender.public), None)
         if same_key is not None and same_key.revoked_at is not None:
-            raise UsageError(
+            raise ConflictError(
                 f"This key was removed on {same_key.revoked_at} (it was {same_key.name}'s) and stays so. Ask the sender"
                 " for a new key pair."
             )
         if same_key is not None:
-            raise UsageError(f"This key is {same_key.name}'s already. Nothing was changed.")
+            raise ConflictError(f"This key is {same_key.name}'s already. Nothing was changed.")
         same_name = known.get(sender.name)
         if same_name is not None and same_name.revoked_at is None:
-            raise UsageError(
+            raise ConflictError(
                 f"There is a sender {sender.name} already, with another key. Nothing was changed; 'dispatch remove-key"
                 f" {sender.name}' revokes that key, then the name is free."
             )
@@ -162,11 +167,11 @@ class KeyFiles:
         self._files.write(senders_file.SENDERS_NAME, senders_file.write_senders(senders))
 
     def revoke_sender(self, name: str, *, now_s: float) -> tuple[Sender, bool]:
-        """Revoke a sender's key. Returns the sender, and whether it was good until now. Raises UsageError."""
+        """Revoke a sender's key. Returns the sender, and whether it was good until now. Raises NotFoundError."""
         with self._files.locked():
             found = self.trust().senders.get(name)
             if found is None:
-                raise UsageError(f"There is no sender {name[:80]!r}; 'dispatch list-keys' lists them.")
+                raise NotFoundError(f"There is no sender {name[:80]!r}; 'dispatch list-keys' lists them.")
             if found.revoked_at is not None:
                 return found, False
             gone = replace(found, revoked_at=iso(now_s))
@@ -199,7 +204,10 @@ class KeyFiles:
             return decision
 
     def approve(self, fingerprint: str, sender: Callable[[bytes], Sender], *, now_s: float) -> tuple[Sender, Waiting]:
-        """Trust a key that waits, as the sender that ``sender`` makes of it. Raises UsageError."""
+        """Trust a key that waits, as the sender that ``sender`` makes of it.
+
+        ``fingerprint`` is the whole one. Raises NotFoundError, and what ``add_sender`` raises.
+        """
         with self._files.locked():
             found = self._waiting(fingerprint, now_s)
             new = sender(found.public)
@@ -208,7 +216,7 @@ class KeyFiles:
             return new, found
 
     def reject(self, fingerprint: str, reason: str, *, now_s: float) -> Waiting:
-        """Reject a key that waits; it is told the reason whenever it asks again. Raises UsageError."""
+        """Reject a key that waits; it is told the reason whenever it asks again. Raises NotFoundError."""
         with self._files.locked():
             found = self._waiting(fingerprint, now_s)
             before = self._registrations()
@@ -220,7 +228,9 @@ class KeyFiles:
     def _waiting(self, fingerprint: str, now_s: float) -> Waiting:
         found = next((one for one in self.registrations(now_s=now_s).waiting if one.fingerprint == fingerprint), None)
         if found is None:
-            raise UsageError(f"No key with the fingerprint {fingerprint[:80]!r} waits; 'dispatch pending' lists them.")
+            raise NotFoundError(
+                f"No key with the fingerprint {fingerprint[:80]!r} waits; 'dispatch pending' lists them."
+            )
         return found
 
     def set_require_encryption(self, *, required: bool) -> None:

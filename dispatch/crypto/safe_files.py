@@ -50,8 +50,10 @@ class SafeDirectory:
     Every method raises ConfigurationError, which names the path, what is wrong and what to do.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, named_by: str = "DISPATCH_KEYS_DIR") -> None:
+        """``named_by`` is the setting or option to change when the directory cannot be used."""
         self.path = path
+        self._named_by = named_by
         self._seen: dict[str, tuple[Signature, Any]] = {}
 
     def check(self) -> bool:
@@ -62,7 +64,7 @@ class SafeDirectory:
             return False
         except OSError as exc:
             raise ConfigurationError(f"{self.path} cannot be read: {exc.strerror or exc}.") from exc
-        _check_directory(self.path, found)
+        _check_directory(self.path, found, self._named_by)
         return True
 
     def read(self, name: str) -> tuple[Signature | None, Any]:
@@ -142,7 +144,7 @@ class SafeDirectory:
                 path.mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
             raise ConfigurationError(
-                f"The directory {self.path} cannot be made ({exc.strerror or exc}); set DISPATCH_KEYS_DIR."
+                f"The directory {self.path} cannot be made ({exc.strerror or exc}); set {self._named_by}."
             ) from exc
         self.check()
 
@@ -172,13 +174,13 @@ class SafeDirectory:
         return _signature(found), value, found.st_ctime
 
 
-def _check_directory(path: Path, found: os.stat_result) -> None:
+def _check_directory(path: Path, found: os.stat_result, named_by: str) -> None:
     if not stat.S_ISDIR(found.st_mode):
-        raise ConfigurationError(f"{path} is not a directory; set DISPATCH_KEYS_DIR to one.")
+        raise ConfigurationError(f"{path} is not a directory; set {named_by} to another place.")
     if found.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(
-            f"{path} belongs to another user (uid {found.st_uid}); run dispatch as that user, or set DISPATCH_KEYS_DIR"
-            " to a directory of your own."
+            f"{path} belongs to another user (uid {found.st_uid}); run dispatch as that user, or set {named_by} to"
+            " a place of your own."
         )
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise ConfigurationError(

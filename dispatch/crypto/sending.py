@@ -73,8 +73,24 @@ def open_answer(output: dict[str, Any], *, pair: KeyPair, by: bytes, task_id: st
     if plain is None:
         raise SealError(Refusal.FORGED, "the answer does not open with these keys")
     if output.get("v") != 2:
+        content.refuse_later_version(plain)
         return Answer("", "", task_id, 0, "", "", 0, "", plain.decode("utf-8", "replace"))
     found = content.read_answer(plain)
     if found.task_id != task_id or {found.sender_kid, found.recipient_kid} != {pair.kid, keys.kid_of(by)}:
         raise SealError(Refusal.CONTEXT, "the answer belongs to another task or another pair of keys")
     return found
+
+
+def message_id_of(payload: Any, *, pair: KeyPair, by: bytes) -> str | None:
+    """Return the id of a message of version 2 that this pair sealed for ``by``, None for anything else.
+
+    The answer to it must name it; whoever keeps the task could have put another message in its place.
+    """
+    if not isinstance(payload, dict) or payload.get("v") != 2:
+        return None
+    try:
+        nonce = encoding.decode(payload.get("nonce"), keys.NONCE_BYTES)
+        plain = pair.open(encoding.decode(payload.get("ciphertext")), by=by, nonce=nonce)
+        return None if plain is None else content.read_v2(plain)[0].message_id
+    except (ValueError, SealError):
+        return None

@@ -212,7 +212,7 @@ class _Execution:
     def _prepare(self, grant: Grant) -> Work | None:
         """Return what the attempt is told; None when it must not run, which is reported then."""
         ctx = self._ctx
-        unsealing = Unsealing(ctx.gateway, ctx.keys, ctx.executor, ctx.log, self._insist, self._start_keeper)
+        unsealing = Unsealing(ctx.gateway, ctx.keys, ctx.executor, ctx.log, self._insist, self._before_reading)
         try:
             work = unsealing.prepare(self._ref, grant)
         except NotAcceptedError as exc:
@@ -227,6 +227,12 @@ class _Execution:
             self._opened = work.opened
             return work
         return None
+
+    def _before_reading(self) -> None:
+        self._start_keeper()
+        lease = self._lease
+        if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
+            raise NotNowError("There was no time left to read its dependencies.")
 
     def _environment(self, grant: Grant, work: Work) -> dict[str, str]:
         ref, ctx = self._ref, self._ctx

@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 OPEN_SENTENCE: Final = "Encryption required. Plaintext tasks are no longer accepted."
 """What somebody reads who sends a task in the open where only sealed ones are accepted; existing users know it."""
+_NO_SUCH_TASK: Final = frozenset({400, 404, 410, 422})
+"""How services answer to an id that no task has, or none can have."""
+_NOT_TOLD: Final = "The task service did not tell what became of its dependencies."
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 """What may be a task's id. Anything else in a sealed list of dependencies could be text, and is told to nobody."""
 
@@ -83,7 +86,8 @@ class Unsealing:
     """Prepares attempts of one process.
 
     ``ask`` makes a call to the service and repeats it for a while when no answer
-    comes; ``before_reading`` is called before calls that may take long.
+    comes; ``before_reading`` is called before each of the calls that together
+    may take long, and raises NotNowError when there is no time for them.
     """
 
     gateway: TaskGateway
@@ -169,9 +173,6 @@ class Unsealing:
     def _dependencies(self, ref: AttemptRef, opened: Opened, trust: Trust) -> tuple[dict[str, Any], ...]:
         """Return the results of what a sealed task depends on, all of it completed."""
         names = opened.content.depends_on
-        if not names:
-            return ()
-        self.before_reading()
         statuses: dict[str, str] = {}
         found = []
         for name in names:
@@ -193,12 +194,15 @@ class Unsealing:
     def _read(self, name: str) -> Task | None:
         if not _NAME.fullmatch(name):
             return None
+        self.before_reading()
         try:
             one: Task = self.ask(lambda: self.gateway.read(name))
-        except GatewayRejectedError:
-            return None
+        except GatewayRejectedError as exc:
+            if exc.status in _NO_SUCH_TASK:
+                return None
+            raise NotNowError(_NOT_TOLD) from None
         except (GatewayUnavailableError, AuthenticationError):
-            raise NotNowError("The task service did not tell what became of its dependencies.") from None
+            raise NotNowError(_NOT_TOLD) from None
         return one
 
 

@@ -24,7 +24,7 @@ from dispatch.crypto.registration import (
     decide,
 )
 from dispatch.crypto.trust import Sender
-from dispatch.errors import UsageError
+from dispatch.errors import NotFoundError
 
 NOW_S = 1_763_700_000.0
 HOUR_S = 3600.0
@@ -199,9 +199,9 @@ def test_only_the_whole_fingerprint_approves(files: KeyFiles, length: int) -> No
     public = KeyPair.make().public
     register(files, encoding.encode(public), "7", NOW_S)
     part = (keys.kid_of(public) + "0")[:length]
-    with pytest.raises(UsageError, match="dispatch pending"):
+    with pytest.raises(NotFoundError, match="dispatch pending"):
         files.approve(part, lambda found: Sender("alice", found), now_s=NOW_S)
-    with pytest.raises(UsageError, match="dispatch pending"):
+    with pytest.raises(NotFoundError, match="dispatch pending"):
         files.reject(part, "", now_s=NOW_S)
     assert len(files.registrations(now_s=NOW_S).waiting) == 1
     assert not files.trust().senders
