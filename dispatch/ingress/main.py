@@ -83,18 +83,12 @@ class Ingress:
         self._enqueuer = Enqueuer(settings)
         self._claims = self._make_claims(fenced=fenced)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
+        self._looks = self._make_looks(fenced=fenced)
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
-        self._graphs, waiting = make_graphs(
+        self._graphs, self._waiting = make_graphs(
             settings,
             graphs,
             client=self._client,
@@ -104,7 +98,6 @@ class Ingress:
             ready=self._make_ready,
             rearm=self._reconcile_now.set,
         )
-        self._waiting = waiting
         self._claimer = self._make_claimer()
         self._intake = Intake(
             channels=settings.ats.channels,
@@ -112,27 +105,10 @@ class Ingress:
             ledger=self._ledger,
             clock_offset_s=self._client.clock_offset_s,
             errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
-            waiting=waiting,
+            waiting=self._waiting,
             sealed=self._sealed,
         )
-        self._reconciler = Reconciler(
-            Parts(
-                self._client,
-                self._claims,
-                self._enqueuer,
-                self._view,
-                self._backlog,
-                self._ledger,
-                self._intake,
-                waiting,
-                knows_waiting=knows_needs,
-                sealed=self._sealed,
-            ),
-            actor_id=actor.id,
-            channels=settings.ats.channels,
-            lease_s=settings.execution.lease_s,
-            log=self._log,
-        )
+        self._reconciler = self._make_reconciler()
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
         self._feed_is_up = True
         self._ready_logged = False
@@ -142,6 +118,37 @@ class Ingress:
         if fenced:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
+
+    def _make_looks(self, *, fenced: bool) -> Looks:
+        return Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
+
+    def _make_reconciler(self) -> Reconciler:
+        parts = Parts(
+            self._client,
+            self._claims,
+            self._enqueuer,
+            self._view,
+            self._backlog,
+            self._ledger,
+            self._intake,
+            self._waiting,
+            knows_waiting=self._knows_needs,
+            sealed=self._sealed,
+        )
+        settings = self._settings
+        return Reconciler(
+            parts,
+            actor_id=self._actor.id,
+            channels=settings.ats.channels,
+            lease_s=settings.execution.lease_s,
+            log=self._log,
+        )
 
     def _make_claimer(self) -> Claimer:
         settings = self._settings
