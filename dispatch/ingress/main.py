@@ -40,7 +40,7 @@ from dispatch.errors import AuthenticationError, ConfigurationError, GatewayErro
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
-from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
+from dispatch.ingress.errands import Wakes
 from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.intake import EVENTS, Errands, Intake
@@ -89,18 +89,12 @@ class Ingress:
         fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
+        self._looks = self._make_looks(fenced=fenced)
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
-        self._graphs, waiting = make_graphs(
+        self._graphs, self._waiting = make_graphs(
             settings,
             graphs,
             client=self._client,
@@ -110,7 +104,6 @@ class Ingress:
             ready=self._make_ready,
             rearm=self._reconcile_now.set,
         )
-        self._waiting = waiting
         self._claimer = self._make_claimer()
         self._telling = Telling(
             settings, self._client, self._redis, extensions=extensions, effective=self._wishes_of, log=self._log
@@ -121,6 +114,15 @@ class Ingress:
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
         self._feed_is_up = True
         self._ready_logged = False
+
+    def _make_looks(self, *, fenced: bool) -> Looks:
+        return Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
 
     def _make_reconciler(self) -> Reconciler:
         settings = self._settings
