@@ -146,6 +146,7 @@ def test_extended_and_thin_frames(client: Client, listen: Any) -> None:
         "not_before",
         "runner",
         "assignee_id",
+        "sealed",
         "depends_on",
     }
     assert frames[2]["data"]["task"]["runner"] == "r"
