@@ -126,6 +126,8 @@ def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Sta
         told = [Confidence(stack, hidden, sealers["alice"], version) for version in (1, 2)]
         children = [one.held() for one in told]
         assert set(children) <= set(stack.leftovers())
+        # Key files are open only while they are read, and never in a child.
+        assert not [place for place, data in canaries.processes(children) if str(keys).encode() in data]
         assert hidden.found(everywhere(stack, keys, watch)) == set()
         for one in told:
             one.check()
