@@ -212,9 +212,9 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
-def post_message(task_id: str, text: str) -> Request:
-    """Append a text to the task's thread."""
-    body = {"parts": [{"type": "text", "content": text}]}
+def post_message(task_id: str, *texts: str) -> Request:
+    """Append one message, of one or more texts, to the task's thread."""
+    body = {"parts": [{"type": "text", "content": text} for text in texts]}
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 
