@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.core.graph import MISSING, is_settled
+from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.errors import GatewayRejectedError
 from dispatch.ingress.intake import PENDING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _READS_AT_ONCE: Final = 8
 _WATCHED_MAX: Final = 200
 _FIELDS: Final = "id,channel,status,depends_on"
+_PUT_ASIDE: Final = frozenset({ATS_WORD[Status.BACKLOG], ATS_WORD[Status.BLOCKED]})
 
 
 class Dependencies:
@@ -29,8 +31,9 @@ class Dependencies:
     ``announced`` says that the service knows dependencies itself. A dependency
     that does not exist is believed missing only when it still does not exist
     ``missing_after_s`` later: it may be created after its dependents.
-    ``found(id, ids)`` hears what pending dependencies on other channels need
-    themselves: a circle may lead through several fleets.
+    ``found(id, ids)`` hears what dependencies that are not begun need themselves,
+    where no event tells us: on other channels, and while they are put aside. A
+    circle may lead through several fleets.
     """
 
     def __init__(
@@ -66,17 +69,17 @@ class Dependencies:
         states: dict[str, str] = {}
         for name, task in (await self._tasks(names)).items():
             if task is None:
+                self._found(name, ())
                 if time.monotonic() - self._missing_since.setdefault(name, time.monotonic()) >= self._missing_after_s:
                     states[name] = MISSING
                 continue
             self._missing_since.pop(name, None)
             states[name] = task.status
-            if is_settled(task.status):
-                self._missing_since.pop(name, None)
-            elif task.channel not in self._channels or task.id != name:
+            is_elsewhere = task.channel not in self._channels or task.id != name
+            if is_elsewhere and not is_settled(task.status):
                 self._elsewhere[name] = None
-                if task.status == PENDING and task.depends_on:
-                    self._found(name, task.depends_on)
+            waits = (is_elsewhere and task.status == PENDING) or task.status in _PUT_ASIDE
+            self._found(name, task.depends_on if waits else ())
         return states
 
     async def _tasks(self, names: Sequence[str]) -> dict[str, Task | None]:

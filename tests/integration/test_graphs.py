@@ -107,6 +107,31 @@ def test_dependencies_may_come_late_and_change(world: World):
     assert world.task(long)["status"] == "in_progress"
 
 
+def test_circles_that_a_change_closes_end_as_a_clear_failure(world: World):
+    """Tasks that wait, and are then changed to need themselves or each other, fail with the circle as the reason."""
+    long = world.create(duration_s=20)
+    itself, one = world.create(long), world.create(long)
+    two = world.create(one)
+    free = world.create(long)
+    eventually(lambda: world.began(long), 10, "the long task running")
+    world.do(itself, "patch", payload=changed(world, itself, [itself]))
+    world.do(one, "patch", payload=changed(world, one, [long, two]))
+    world.wait([itself, one, two], "failed")
+    assert f"circle: #{itself} -> #{itself}" in world.reason(itself)
+    assert any("circle" in world.reason(ident) for ident in (one, two))
+    assert all(word in world.reason(one) for word in (f"#{one}", f"#{two}"))
+    assert world.task(free)["status"] == "pending"
+    if world.ats is None:
+        aside = world.create(long)
+        world.do(aside, "patch", status="blocked")
+        world.do(aside, "patch", payload=changed(world, aside, [free]))
+        world.do(free, "patch", payload=changed(world, free, [aside]))
+        world.wait([free], "failed")
+        assert "circle" in world.reason(free)
+        assert world.task(aside)["status"] == "blocked"
+    assert not any(world.began(ident) for ident in (itself, one, two, free))
+
+
 def changed(world: World, ident: int, needs: list[int]) -> dict[str, Any]:
     """Return a task's payload with other dependencies."""
     return {**world.task(ident)["payload"], "depends_on": needs}
