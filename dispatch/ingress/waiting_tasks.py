@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FAILED: Final = ATS_WORD[Status.FAILED]
 READY_MAX: Final = GRAPH_MAX
 _CIRCLES_AT_ONCE: Final = 100
+_SUSPECTED_MAX: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -60,6 +61,8 @@ class WaitingTasks:
         self._elsewhere: dict[str, tuple[str, ...]] = {}
         """What dependencies need that are not ours: for finding circles only."""
         self._may_have_circles = False
+        self._suspected: set[frozenset[str]] = set()
+        """Circles through tasks that are not ours, which are read again before anything is failed."""
         self._ready: dict[str, tuple[str, ...]] = {}
         """What was needed by tasks that have been released and have not ended."""
         self.hidden: set[str] = set()
@@ -147,12 +150,15 @@ class WaitingTasks:
                 self.settle(name, task.status)
 
     def found_elsewhere(self, name: str, needs: tuple[str, ...]) -> None:
-        """Take what a dependency that is not among ours needs itself."""
-        if name in self._waiting or self._elsewhere.get(name) == needs or len(self._elsewhere) >= GRAPH_MAX:
+        """Take what a dependency that is not among ours needs itself; () when it waits for nothing, or not any more."""
+        if name in self._waiting or self._elsewhere.get(name, ()) == needs:
             return
-        self._elsewhere[name] = needs
-        self._may_have_circles = True
-        self.read_soon(other for other in needs if other not in self._waiting and other not in self._elsewhere)
+        if not needs:
+            del self._elsewhere[name]
+        elif len(self._elsewhere) < GRAPH_MAX:
+            self._elsewhere[name] = needs
+            self._may_have_circles = True
+            self.read_soon(other for other in needs if other not in self._waiting and other not in self._elsewhere)
 
     def _wait(self, task: Task, *, hidden: bool) -> None:
         known = self._waiting.get(task.id)
@@ -183,8 +189,9 @@ class WaitingTasks:
     def fail_circles(self) -> None:
         """Fail our tasks that wait for each other in a circle. Costs time in proportion to all that waits.
 
-        A service that knows needs refuses to fail a task for a circle that it cannot see: then those are
-        failed that hide it, and the others follow.
+        What is not ours may have changed unheard, so a circle through it must be found twice. A service that
+        knows needs refuses to fail a task for a circle that it cannot see: then those are failed that hide it,
+        and the others follow.
         """
         if not self._may_have_circles:
             return
@@ -198,12 +205,26 @@ class WaitingTasks:
             circle = find_cycle(edges)
             if not circle:
                 return
+            others = [name for name in circle[1:] if name not in self._waiting]
             ours = [name for name in circle[1:] if name in self._waiting]
-            for name in [name for name in ours if name in self.hidden] or ours:
-                self._fail(name, circle_reason(circle))
-            for name in circle:
+            if others and frozenset(circle) not in self._suspected:
+                self._suspect(circle, others)
+            else:
+                for name in [name for name in ours if name in self.hidden] or ours:
+                    self._fail(name, circle_reason(circle))
+            for name in circle[1:]:
                 edges.pop(name, None)
         self._may_have_circles = True
+
+    def _suspect(self, circle: list[str], others: list[str]) -> None:
+        if len(self._suspected) >= _SUSPECTED_MAX:
+            self._suspected.clear()
+        self._suspected.add(frozenset(circle))
+        for name in others:
+            self._elsewhere.pop(name, None)
+        self.read_soon(others)
+        self._may_have_circles = True
+        self._kick()
 
     # --- what follows -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ Orders (all optional but ``dir``)::
 
     dir         where the tick files go
     duration_s  how long to live (default 0.2)
+    until       a path: live only until there is a file
     exits       exit codes by attempt, the last repeats (default [0])
     output      what to print (default "done <task> <attempt>")
     daemon_s    also leave a grandchild in a session of its own that ticks this long and holds stdout open
@@ -50,11 +51,11 @@ def tick(descriptor: int, kind: str, role: str) -> None:
     os.write(descriptor, (json.dumps(line) + "\n").encode())
 
 
-def live(descriptor: int, role: str, duration_s: float) -> None:
-    """Tick from begin to end."""
+def live(descriptor: int, role: str, duration_s: float, path: str = "") -> None:
+    """Tick from begin to end, which a file at ``path`` brings about early."""
     until = time.clock_gettime(time.CLOCK_BOOTTIME) + duration_s
     tick(descriptor, "begin", role)
-    while (left := until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
+    while (left := until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0 and not (path and os.path.exists(path)):
         time.sleep(min(PERIOD_S, left))
         tick(descriptor, "tick", role)
     tick(descriptor, "end", role)
@@ -85,7 +86,7 @@ def main() -> int:
     if orders.get("kill_parent"):
         tick(descriptor, "begin", "leader")
         os.kill(os.getppid(), signal.SIGKILL)
-    live(descriptor, "leader", orders.get("duration_s", 0.2))
+    live(descriptor, "leader", orders.get("duration_s", 0.2), orders.get("until", ""))
     print(orders.get("output", f"done {os.environ['ATS_TASK_ID']} {attempt}"))
     exits = orders.get("exits") or [0]
     return exits[min(attempt, len(exits)) - 1]
