@@ -12,6 +12,7 @@ from dispatch.core.graph import (
     GRAPH_MAX,
     Verdict,
     blocked_reason,
+    cascade,
     circle_reason,
     find_cycle,
     is_settled,
@@ -248,14 +249,36 @@ class WaitingTasks:
         self.to_settle[name] = self.ended[name] = status
         self._kick()
 
-    def reason(self, task_id: str, *failing: Container[str]) -> str:
-        """Return why a waiting task fails, "" if nothing is known; ``failing`` are about to be failed themselves."""
-        task = self._waiting.get(task_id)
-        states = {
-            name: FAILED if any(name in some for some in failing) else self.ended.get(name, "")
-            for name in (task.needs if task else ())
-        }
-        return blocked_reason(states) if verdict(states.values()) is Verdict.FAIL else ""
+    def count_behind(self, needed: str, limit: int) -> int:
+        """Return how many tasks wait for a dependency in the end, ``limit`` at most."""
+        return len(cascade(self.dependents, needed, limit))
+
+    def behind(self, needed: str, failing: Container[str], *, deep: bool) -> dict[str, str]:
+        """Return why tasks behind a dependency that ended badly must fail, the nearest first: all of them if ``deep``.
+
+        ``failing`` are about to be failed already, and so is all behind them: these are left out, and none of them is
+        looked at again for every one before it.
+        """
+        hidden = self.hidden
+        if deep:
+            found = cascade(self.dependents, needed, ends=hidden, known=failing)
+        else:
+            found = [task_id for task_id in self.dependents.get(needed, ()) if task_id not in failing]
+        together = frozenset(found) - hidden
+
+        def state(name: str, *, looks_ahead: bool) -> str:
+            is_doomed = looks_ahead and (name in together or name in failing)
+            return FAILED if is_doomed else self.ended.get(name, "")
+
+        reasons: dict[str, str] = {}
+        for task_id in found:
+            task = self._waiting.get(task_id)
+            # Our service does not know that a sealed task is doomed, so it fails only after what it needs has.
+            ahead = deep and task_id not in hidden
+            states = {name: state(name, looks_ahead=ahead) for name in task.needs} if task else {}
+            if verdict(states.values()) is Verdict.FAIL:
+                reasons[task_id] = blocked_reason(states)
+        return reasons
 
     def forget(self, task_id: str) -> None:
         """Note that a task does not wait, or not any more."""
