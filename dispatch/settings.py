@@ -25,6 +25,8 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from dispatch import routing_settings
+from dispatch.core.routing import Routing
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -363,6 +365,8 @@ class Settings:
     service: Service = field(default_factory=Service)
     trust: Trust = field(default_factory=Trust)
     local: Local = field(default_factory=Local)
+    routing: Routing = field(default_factory=Routing)
+    """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
 
     @property
     def database_url(self) -> str:
@@ -378,6 +382,8 @@ class Settings:
 def declared() -> Iterator[tuple[str, Field[Any]]]:
     """Yield every declared setting as (table, field), in documentation order."""
     for table in fields(Settings):
+        if table.name == "routing":
+            continue
         for item in fields(table.default_factory):  # type: ignore[arg-type]
             yield table.name, item
 
@@ -406,16 +412,23 @@ def _nearest(name: str, known: Iterator[str] | list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _from_toml(path: Path) -> dict[str, tuple[Any, str]]:
+def _document(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
+
+
+def _from_toml(path: Path, document: dict[str, Any]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for table, values in document.items():
+        if table in routing_settings.TABLES:
+            continue
         known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
         if not known or not isinstance(values, dict):
-            tables = sorted({owner for owner, _ in SETTINGS.values()})
+            tables = sorted({*(owner for owner, _ in SETTINGS.values()), *routing_settings.TABLES})
             raise ConfigurationError(f"{path}: [{table}] is not a known table.{_nearest(table, tables)}")
         for name, value in values.items():
             target = name.removesuffix("_file")
@@ -457,6 +470,19 @@ def _check_relations(settings: Settings) -> None:
         raise ConfigurationError("DISPATCH_CHANNEL names no channel; set it to the channel to watch.")
 
 
+def _routing(path: Path | None, document: dict[str, Any], execution: Execution, broker: Broker) -> Routing:
+    try:
+        return routing_settings.read(
+            document,
+            command=execution.command,
+            queue=broker.queue,
+            timeout_s=execution.timeout_s,
+            max_attempts=execution.max_attempts,
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"{path}: {exc}.") from exc
+
+
 def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the settings. ``overrides`` maps setting names to raw values, None meaning "not given".
 
@@ -464,7 +490,8 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
     """
     environ = os.environ if environ is None else environ
     path = _config_path(environ)
-    found = _from_toml(path) if path else {}
+    document = _document(path)
+    found = _from_toml(path, document) if path else {}
     from_env = _from_environment(environ)
     for name in from_env:
         found.pop(name + "_file", None)
@@ -482,14 +509,17 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         except ValueError as exc:
             shown = "" if item.metadata["secret"] else f" (it is {masked_url(repr(value))})"
             raise ConfigurationError(f"{origin} {exc}{shown}.") from exc
+    execution = Execution(**tables.get("execution", {}))
+    broker = Broker(**tables.get("broker", {}))
     settings = Settings(
         ats=Ats(**tables.get("ats", {})),
-        execution=Execution(**tables.get("execution", {})),
-        broker=Broker(**tables.get("broker", {})),
+        execution=execution,
+        broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
         trust=Trust(**tables.get("trust", {})),
         local=Local(**tables.get("local", {})),
+        routing=_routing(path, document, execution, broker),
     )
     _check_relations(settings)
     return settings
