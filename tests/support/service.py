@@ -23,6 +23,7 @@ from dispatch.service.clock import Clock
 from dispatch.service.postgres import PostgresStore
 from dispatch.service.rows import Scope
 from dispatch.service.sqlite import SqliteStore
+from tests.support.database import put_database
 from tests.support.postgres import shared_server
 from tests.support.processes import LogProcess, eventually
 
@@ -117,6 +118,8 @@ class ServiceProcess:
 
     def start(self) -> Self:
         """Start it and wait until it serves. A second start takes the same port."""
+        if "DISPATCH_DATABASE_URL" not in self._settings:
+            put_database(self.directory)
         env = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCH_")}
         env |= {"DISPATCH_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT), **self._settings}
         self.process = LogProcess("service", self.argv, env)
@@ -234,6 +237,7 @@ class SteppingClock(Clock):
 async def sqlite_store(clock: Clock) -> AsyncIterator[Store]:
     """A store on SQLite."""
     with tempfile.TemporaryDirectory(prefix="dispatch-") as directory:
+        put_database(Path(directory))
         store = SqliteStore(Path(directory) / "tasks.db", clock)
         async with _started(store):
             yield store

@@ -14,6 +14,7 @@ Orders (all optional but ``dir``)::
     daemon_s    also leave a grandchild in a session of its own that ticks this long and holds stdout open
     ignore_term true: SIGTERM is ignored
     kill_parent true: kill -9 the parent process before anything else (a poison task)
+    code        Python to run instead of all that; ``prompt`` is what came on stdin
 """
 
 import json
@@ -74,7 +75,11 @@ def leave_daemon(descriptor: int, duration_s: float) -> None:
 
 def main() -> int:
     """Do what the orders say and return the exit code."""
-    orders = orders_in(sys.stdin.read())
+    prompt = sys.stdin.read()
+    orders = orders_in(prompt)
+    if orders.get("code"):
+        exec(orders["code"], {"prompt": prompt})
+        return 0
     if orders.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     path = f"{orders['dir']}/{os.environ['ATS_TASK_ID']}.ticks"
