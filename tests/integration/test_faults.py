@@ -94,7 +94,7 @@ def assert_ended_once(stack: Stack, task_id: int, status: str = "completed") -> 
 def test_kill_pool_child(fleet):
     """F1: kill -9 of a pool child: tree gone within a second, daemon included, running again soon, counted once."""
     stack = fleet(slots=1)
-    task = stack.create(tick={"duration_s": 3, "daemon_s": 60})
+    task = stack.create(tick={"duration_s": [30, 0.3], "daemon_s": 60})
     first = running(stack, task["id"])
     os.kill(parent_of(first["pid"]), signal.SIGKILL)
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
@@ -107,7 +107,7 @@ def test_kill_warden(fleet):
     """F3: kill -9 of the warden: it is replaced, the attempt goes on, and the new one guards it."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 3})
+    task = stack.create(tick={"duration_s": [30, 0.3]})
     first = running(stack, task["id"])
     (warden,) = set(children_of(worker.pid)) - set(pool_children(worker))
     os.kill(warden, signal.SIGKILL)
@@ -184,7 +184,7 @@ def test_kill_worker_main(fleet):
     """F2, B8: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 3})
+    task = stack.create(tick={"duration_s": [30, 0.3]})
     first = running(stack, task["id"])
     stack.start_worker(1)
     killed_at = time.monotonic()
@@ -199,7 +199,7 @@ def test_drain(fleet):
     """F8, A3: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 4})
+    task = stack.create(tick={"duration_s": [30, 0.3]})
     first = running(stack, task["id"])
     stack.start_worker(1)
     asked_at = time.monotonic()
@@ -217,7 +217,7 @@ def test_group_sigterm_loses_nothing(fleet):
     """SIGTERM to every process of a worker at once, as service managers do, releases the task uncounted."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 4})
+    task = stack.create(tick={"duration_s": [30, 0.3]})
     running(stack, task["id"])
     stack.start_worker(1)
     for pid in (worker.pid, *pool_children(worker)):
@@ -296,7 +296,7 @@ def test_asking_twice_does_not_wait_for_the_drain(fleet):
 def test_recovery_kills_what_runs_before_it_runs_again(fleet):
     """core_recover_task on a running task: its tree is dead within a second, and only then does the task run again."""
     stack = fleet(slots=2)
-    task = stack.create(tick={"duration_s": 3, "daemon_s": 30})
+    task = stack.create(tick={"duration_s": [30, 0, 0.3], "daemon_s": 30})
     running(stack, task["id"])
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
     note = {"task_id": task["uuid"], "to_status": "todo", "note": "it looks stuck"}

@@ -8,7 +8,7 @@ Standard library only; run by path with ``-I -S`` so that it starts fast.
 Orders (all optional but ``dir``)::
 
     dir         where the tick files go
-    duration_s  how long to live (default 0.2)
+    duration_s  how long to live (default 0.2); as a list by grant, the last repeats
     exits       exit codes by attempt, the last repeats (default [0])
     output      what to print (default "done <task> <attempt>")
     daemon_s    also leave a grandchild in a session of its own that ticks this long and holds stdout open
@@ -61,6 +61,13 @@ def live(descriptor: int, role: str, duration_s: float) -> None:
     tick(descriptor, "end", role)
 
 
+def duration_of(order: float | list[float]) -> float:
+    """Return how long this grant's child lives; the fencing token counts the grants."""
+    if isinstance(order, list):
+        return order[min(int(os.environ.get("ATS_FENCING_TOKEN") or 1), len(order)) - 1]
+    return order
+
+
 def leave_daemon(descriptor: int, duration_s: float) -> None:
     """Fork twice, away from the process group and the session, as a daemon does."""
     if os.fork():
@@ -90,7 +97,7 @@ def main() -> int:
     if orders.get("kill_parent"):
         tick(descriptor, "begin", "leader")
         os.kill(os.getppid(), signal.SIGKILL)
-    live(descriptor, "leader", orders.get("duration_s", 0.2))
+    live(descriptor, "leader", duration_of(orders.get("duration_s", 0.2)))
     print(orders.get("output", f"done {os.environ['ATS_TASK_ID']} {attempt}"))
     exits = orders.get("exits") or [0]
     return exits[min(attempt, len(exits)) - 1]
