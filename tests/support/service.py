@@ -115,6 +115,7 @@ class ServiceProcess:
         self.process: LogProcess
         self.url = ""
         self._clients: list[Client] = []
+        self._keys: list[str] = []
 
     def start(self) -> Self:
         """Start it and wait until it serves. A second start takes the same port."""
@@ -157,7 +158,14 @@ class ServiceProcess:
             )
             return key.id, text
 
-        return direct.transaction(self._database_url, work)
+        made = direct.transaction(self._database_url, work)
+        self._keys.append(made[0])
+        return made
+
+    def revoke_keys(self) -> None:
+        """Revoke all that were made here."""
+        while self._keys:
+            self.revoke_key(self._keys.pop())
 
     def revoke_key(self, key_id: str) -> None:
         """Revoke an API key beside the running service."""
