@@ -51,6 +51,8 @@ class Task:
     """Ids of the tasks that it depends on: from the field, or from the payload where the service has no such field."""
     created_at: datetime | None = None
     """By the service's clock."""
+    updated_at: datetime | None = None
+    """By the service's clock."""
     sealed: bool = False
     """It says that it is sealed; thin events of our service say so without the payload."""
     raw: dict[str, Any] | None = None
@@ -144,6 +146,7 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         reason=text("reason") or None,
         depends_on=_depends_on(body),
         created_at=parse_time(body.get("created_at")),
+        updated_at=parse_time(body.get("updated_at")),
         sealed=body.get("sealed") is True or is_sealed(body.get("payload")),
         raw=body if keep_raw else None,
     )

@@ -11,7 +11,7 @@ import contextlib
 import time
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -43,6 +43,7 @@ class PlainClaims:
         self._actor = actor
         self._lease_s = lease_s
         self._url = client.endpoint.base_url
+        self.in_hand: set[str] = set()
 
     async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Claim one by one. A task that waits out a backoff is refused as NOT_READY."""
@@ -97,6 +98,12 @@ class PlainClaims:
     async def fail(self, ref: AttemptRef, reason: str) -> None:
         """Fail the task."""
         await self._client.send(protocol.fail(ref.task_id, reason))
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.delete(fences.attempts_key(self._url, ref.task_id))
+
+    async def complete(self, ref: AttemptRef, outputs: Sequence[Any]) -> None:
+        """Complete the task."""
+        await self._client.send(protocol.complete(ref.task_id, outputs))
         with contextlib.suppress(RedisError, OSError):
             await self._redis.delete(fences.attempts_key(self._url, ref.task_id))
 

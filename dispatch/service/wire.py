@@ -129,10 +129,12 @@ def thin_task_json(row: Any) -> str:
         {
             "id": row.id,
             "uuid": row.uuid,
+            "title": row.title,
             "channel": row.channel,
             "type": row.type,
             "priority": row.priority,
             "status": _WORDS[row.status],
+            "updated_at": iso(row.updated_at),
             "fencing_token": row.fencing_token,
             "attempts": row.attempts,
             "lease_losses": row.lease_losses,

@@ -136,10 +136,12 @@ def test_extended_and_thin_frames(client: Client, listen: Any) -> None:
     assert set(frames[2]["data"]["task"]) == {
         "id",
         "uuid",
+        "title",
         "channel",
         "type",
         "priority",
         "status",
+        "updated_at",
         "fencing_token",
         "attempts",
         "lease_losses",
