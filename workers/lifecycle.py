@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import signals
+from celery.worker import state as celery_state
 
 from dispatch import __version__
 from dispatch import log as logging_setup
@@ -167,6 +168,12 @@ def _start_slot(**_: Any) -> None:
     )
 
 
+def _running() -> tuple[str, ...]:
+    """Return what this worker runs now, each as ``<task id>.<fencing token>``."""
+    # A copy made by C code in one step: the worker's own thread changes the set.
+    return tuple(sorted(str(request.id) for request in tuple(celery_state.active_requests)))
+
+
 @signals.worker_ready.connect
 def _show(sender: Any, **_: Any) -> None:
     """When the worker consumes: show it, deliver reports and clear directories that an earlier worker left behind."""
@@ -181,7 +188,7 @@ def _show(sender: Any, **_: Any) -> None:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    _main.presence = PresenceThread(_main.settings.broker, presence, log)
+    _main.presence = PresenceThread(_main.settings.broker, presence, log, running=_running)
     _main.presence.start()
     threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))

@@ -15,13 +15,19 @@ from dispatch.broker import PRESENCE_CHANNEL, WORKER_KEY, connect
 from dispatch.core.presence import PRESENCE_EVERY_S, PRESENCE_TTL_S, WorkerPresence, dump
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.settings import Broker
 
 
 class PresenceThread:
     """Writes one worker's presence until ``leave`` is called."""
 
-    def __init__(self, broker: Broker, presence: WorkerPresence, log: Any) -> None:
+    def __init__(
+        self, broker: Broker, presence: WorkerPresence, log: Any, *, running: Callable[[], tuple[str, ...]]
+    ) -> None:
+        """``running`` returns the Celery ids of what the worker runs now."""
+        self._running = running
         self._client = connect(broker)
         self._presence = presence
         self._key = f"{WORKER_KEY}{presence.node}:{presence.pid}"
@@ -62,7 +68,7 @@ class PresenceThread:
             if self._leaving:
                 self._client.delete(self._key)
             else:
-                self._client.set(self._key, dump(self._presence), ex=PRESENCE_TTL_S)
+                self._client.set(self._key, dump(replace(self._presence, running=self._running())), ex=PRESENCE_TTL_S)
             if is_news:
                 self._client.publish(PRESENCE_CHANNEL, self._presence.node)
         except (RedisError, OSError):

@@ -6,13 +6,17 @@ ATS may not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dispatch.core.dependencies import named_in
+from dispatch.core.routing import Trait, traits_of
 from dispatch.core.sealed import is_sealed
 from dispatch.errors import GatewayUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Task:
     """By the service's clock."""
     updated_at: datetime | None = None
     """By the service's clock."""
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+    """What decides where the task goes: short plain values of its payload (core.routing)."""
     sealed: bool = False
     """It says that it is sealed; thin events of our service say so without the payload."""
     raw: dict[str, Any] | None = None
@@ -147,6 +153,7 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         depends_on=_depends_on(body),
         created_at=parse_time(body.get("created_at")),
         updated_at=parse_time(body.get("updated_at")),
+        traits=traits_of(body["traits"] if isinstance(body.get("traits"), dict) else body.get("payload")),
         sealed=body.get("sealed") is True or is_sealed(body.get("payload")),
         raw=body if keep_raw else None,
     )
