@@ -40,12 +40,17 @@ class ClassLoop:
             settle_s=_SETTLE_SWEEPS * settings.ingress.sweep_s,
         )
         self._changed = changed
-        self._gone: asyncio.Queue[tuple[str, tuple[str, ...]]] = asyncio.Queue()
+        self._gone: asyncio.Queue[tuple[str, tuple[str, ...], bool]] = asyncio.Queue()
 
     def gone(self, task_id: str, flight: Flight) -> None:
         """Hear that a task is not in flight any more."""
         if flight.classes:
-            self._gone.put_nowait((task_id, flight.classes))
+            self._gone.put_nowait((task_id, flight.classes, False))
+
+    def ended(self, task_id: str, classes: tuple[str, ...]) -> None:
+        """Hear that a task has ended for good, whoever had it in flight: that ingress may be gone."""
+        if classes:
+            self._gone.put_nowait((task_id, classes, True))
 
     async def keep(self, flights: Iterable[tuple[str, Flight]], workers: Iterable[WorkerPresence]) -> None:
         """Hold what is ours, or runs somewhere, for another while. Raises ``redis.RedisError`` or ``OSError``."""
@@ -58,12 +63,12 @@ class ClassLoop:
 
     async def _give_back(self) -> None:
         while True:
-            task_id, classes = await self._gone.get()
+            task_id, classes, has_ended = await self._gone.get()
             try:
-                await self.classes.give_back(task_id, classes)
+                await self.classes.give_back(task_id, classes, has_ended=has_ended)
             except (RedisError, OSError):
                 # If Redis lost everything there is nothing to give back; otherwise it must not wait for its expiry.
-                self._gone.put_nowait((task_id, classes))
+                self._gone.put_nowait((task_id, classes, has_ended))
                 await asyncio.sleep(_PAUSE_S)
                 continue
             self.classes.opened()

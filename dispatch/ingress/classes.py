@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from dispatch.broker import KEY_PREFIX
+from dispatch.broker import INGRESS_KEY, KEY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,8 @@ _NOW: Final = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1e6
 """
-# KEYS: classes. ARGV: task, holder, seconds, then a limit for each class. Answers whether the places were taken.
+# KEYS: classes. ARGV: task, holder, seconds, prefix of the presence of ingresses, then a limit for each class.
+# Answers whether the places were taken. What another ingress that is there holds for this very task is left alone.
 _TAKE: Final = (
     _NOW
     + """
@@ -50,11 +51,11 @@ for i, key in ipairs(KEYS) do
       redis.call('HDEL', key, all[n])
     elseif all[n] ~= ARGV[1] then
       held = held + 1
-    elseif place['by'] ~= ARGV[2] then
+    elseif place['by'] ~= ARGV[2] and redis.call('EXISTS', ARGV[4] .. place['by']) == 1 then
       return 0
     end
   end
-  if held >= tonumber(ARGV[3 + i]) then return 0 end
+  if held >= tonumber(ARGV[4 + i]) then return 0 end
 end
 local place = cjson.encode({by = ARGV[2], since = now, ['until'] = now + ARGV[3]})
 for _, key in ipairs(KEYS) do redis.call('HSET', key, ARGV[1], place) end
@@ -76,13 +77,14 @@ for _, key in ipairs(KEYS) do
 end
 """
 )
-# KEYS: classes. ARGV: task, holder, channel.
+# KEYS: classes. ARGV: task, holder or "" for whoever it is, channel.
 _GIVE_BACK: Final = """
+local count = 0
 for _, key in ipairs(KEYS) do
   local ok, place = pcall(cjson.decode, redis.call('HGET', key, ARGV[1]) or '')
-  if ok and place['by'] == ARGV[2] then redis.call('HDEL', key, ARGV[1]) end
+  if ok and (ARGV[2] == '' or place['by'] == ARGV[2]) then count = count + redis.call('HDEL', key, ARGV[1]) end
 end
-redis.call('PUBLISH', ARGV[3], ARGV[1])
+if count > 0 then redis.call('PUBLISH', ARGV[3], ARGV[1]) end
 """
 
 
@@ -126,15 +128,15 @@ class Classes:
             return False
         keys = [CLASS_KEY + name for name in classes]
         limits = [self._limits.get(name, 1) for name in classes]
-        if await self._take(keys=keys, args=[task_id, self._holder, self._hold_s, *limits]):
+        if await self._take(keys=keys, args=[task_id, self._holder, self._hold_s, INGRESS_KEY, *limits]):
             return True
         self._full |= dict.fromkeys(classes, now + RETRY_S)
         return False
 
-    async def give_back(self, task_id: str, classes: Iterable[str]) -> None:
-        """Give up a task's places and tell whoever waits for one."""
+    async def give_back(self, task_id: str, classes: Iterable[str], *, has_ended: bool = False) -> None:
+        """Give up a task's places and tell whoever waits for one; another's too when the task has ended for good."""
         keys = [CLASS_KEY + name for name in classes]
-        await self._give_back(keys=keys, args=[task_id, self._holder, CHANGED_CHANNEL])
+        await self._give_back(keys=keys, args=[task_id, "" if has_ended else self._holder, CHANGED_CHANNEL])
 
     async def keep(self, flights: Iterable[tuple[str, Flight]], running: Iterable[str]) -> None:
         """Hold the places of our flights, and of tasks that workers show as running, for another while."""

@@ -58,6 +58,8 @@ class Errands:
     """The task asks to trust a key."""
     ended: Callable[[str], None] = lambda _: None
     """The task is seen to have ended; called any number of times."""
+    places_free: Callable[[str, tuple[str, ...]], None] = lambda _id, _classes: None
+    """The task has ended and needs its places in these classes no longer."""
 
 
 class Intake:
@@ -91,6 +93,7 @@ class Intake:
         self._waiting = waiting
         self._sealed = sealed
         self.ended = errands.ended
+        self._places_free = errands.places_free
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -123,6 +126,8 @@ class Intake:
         if task.status == IN_PROGRESS:
             self._backlog.discard(task.id)
         else:
+            if is_settled(task.status):
+                self._places_free(task.id, self.choice_of(task).classes)
             self._backlog.forget(task.id)
         if self._sealed is not None:
             self._sealed.left(task.id)

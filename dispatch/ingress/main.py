@@ -158,7 +158,13 @@ class Ingress:
             backlog=self._backlog,
             ledger=self._ledger,
             clock_offset_s=self._client.clock_offset_s,
-            errands=Errands(self._wakes.add, self._looks.add, self._registrar.add, self._telling.deliveries.saw_end),
+            errands=Errands(
+                self._wakes.add,
+                self._looks.add,
+                self._registrar.add,
+                self._telling.deliveries.saw_end,
+                self._class_loop.ended,
+            ),
             waiting=self._waiting,
             sealed=self._sealed,
         )
