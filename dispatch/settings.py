@@ -25,12 +25,15 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from dispatch import routing_settings
+from dispatch.core.routing import Routing
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
+NOTIFY_EVENTS: Final = ("completed", "failed", "picked_up", "cancelled", "rejected", "in_review")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -158,6 +161,20 @@ def _url(*schemes: str) -> Callable[[Any], Url]:
         return url
 
     return parse
+
+
+def _ports(value: Any) -> frozenset[int]:
+    found = _names(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if not found or not all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in found):
+        raise ValueError("must be comma-separated port numbers")
+    return frozenset(map(int, found))
+
+
+def _events(value: Any) -> frozenset[str]:
+    found = frozenset(_names(value))
+    if not found <= set(NOTIFY_EVENTS):
+        raise ValueError(f"must be some of {', '.join(NOTIFY_EVENTS)}, comma-separated")
+    return found
 
 
 def _path(value: Any) -> Path:
@@ -338,6 +355,53 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Notify:
+    """Who is told that something happened to a task (docs/callbacks.md)."""
+
+    callback_secret: Secret | None = setting(
+        "callback_secret",
+        None,
+        _secret,
+        "signs callbacks: whsec_ and the base64 of 24 to 64 random bytes; while keys change several, comma-separated",
+        secret=True,
+    )
+    callback_allow_http: bool = setting(
+        "callback_allow_http", default=False, parse=_flag, meaning="whether callbacks may go to http:// addresses"
+    )
+    callback_allow_private: tuple[str, ...] = setting(
+        "callback_allow_private",
+        "",
+        _names,
+        "receivers in your own network, comma-separated: networks such as 10.1.0.0/16, and host names",
+    )
+    callback_ports: frozenset[int] = setting(
+        "callback_ports", "443", _ports, "ports that callbacks may go to, comma-separated"
+    )
+    telegram_chat_id: str | None = setting(
+        "telegram_chat_id", None, _text, "the Telegram chat that is told; needs the token"
+    )
+    telegram_token: Secret | None = setting(
+        "telegram_token", None, _secret, "token of the Telegram bot that tells it", secret=True
+    )
+    telegram_api_url: str = setting(
+        "telegram_api_url", "https://api.telegram.org", _url("http", "https"), "base URL of the Telegram Bot API"
+    )
+    urls: Secret | None = setting(
+        "notify_urls",
+        None,
+        _secret,
+        "other places to tell, as Apprise writes them, separated by blanks or commas; needs the extra 'notify'",
+        secret=True,
+    )
+    on: frozenset[str] = setting(
+        "notify_on",
+        "completed,failed",
+        _events,
+        "what people are told of: completed, failed, picked_up, cancelled, rejected, in_review",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """This host."""
 
@@ -362,7 +426,10 @@ class Settings:
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
     trust: Trust = field(default_factory=Trust)
+    notify: Notify = field(default_factory=Notify)
     local: Local = field(default_factory=Local)
+    routing: Routing = field(default_factory=Routing)
+    """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
 
     @property
     def database_url(self) -> str:
@@ -378,6 +445,8 @@ class Settings:
 def declared() -> Iterator[tuple[str, Field[Any]]]:
     """Yield every declared setting as (table, field), in documentation order."""
     for table in fields(Settings):
+        if table.name == "routing":
+            continue
         for item in fields(table.default_factory):  # type: ignore[arg-type]
             yield table.name, item
 
@@ -406,16 +475,23 @@ def _nearest(name: str, known: Iterator[str] | list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _from_toml(path: Path) -> dict[str, tuple[Any, str]]:
+def _document(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
+
+
+def _from_toml(path: Path, document: dict[str, Any]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for table, values in document.items():
+        if table in routing_settings.TABLES:
+            continue
         known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
         if not known or not isinstance(values, dict):
-            tables = sorted({owner for owner, _ in SETTINGS.values()})
+            tables = sorted({*(owner for owner, _ in SETTINGS.values()), *routing_settings.TABLES})
             raise ConfigurationError(f"{path}: [{table}] is not a known table.{_nearest(table, tables)}")
         for name, value in values.items():
             target = name.removesuffix("_file")
@@ -457,6 +533,19 @@ def _check_relations(settings: Settings) -> None:
         raise ConfigurationError("DISPATCH_CHANNEL names no channel; set it to the channel to watch.")
 
 
+def _routing(path: Path | None, document: dict[str, Any], execution: Execution, broker: Broker) -> Routing:
+    try:
+        return routing_settings.read(
+            document,
+            command=execution.command,
+            queue=broker.queue,
+            timeout_s=execution.timeout_s,
+            max_attempts=execution.max_attempts,
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"{path}: {exc}.") from exc
+
+
 def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the settings. ``overrides`` maps setting names to raw values, None meaning "not given".
 
@@ -464,7 +553,8 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
     """
     environ = os.environ if environ is None else environ
     path = _config_path(environ)
-    found = _from_toml(path) if path else {}
+    document = _document(path)
+    found = _from_toml(path, document) if path else {}
     from_env = _from_environment(environ)
     for name in from_env:
         found.pop(name + "_file", None)
@@ -482,14 +572,18 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         except ValueError as exc:
             shown = "" if item.metadata["secret"] else f" (it is {masked_url(repr(value))})"
             raise ConfigurationError(f"{origin} {exc}{shown}.") from exc
+    execution = Execution(**tables.get("execution", {}))
+    broker = Broker(**tables.get("broker", {}))
     settings = Settings(
         ats=Ats(**tables.get("ats", {})),
-        execution=Execution(**tables.get("execution", {})),
-        broker=Broker(**tables.get("broker", {})),
+        execution=execution,
+        broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
         trust=Trust(**tables.get("trust", {})),
+        notify=Notify(**tables.get("notify", {})),
         local=Local(**tables.get("local", {})),
+        routing=_routing(path, document, execution, broker),
     )
     _check_relations(settings)
     return settings

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.settings import Ats
 
+FAILURES_MAX: Final = 500
+"""How many tasks one ``fail_many`` may name."""
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Longest answer that a client reads."""
 
@@ -311,9 +313,40 @@ def post_log(task_id: str, text: str, *, token: int) -> Request:
 
 
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:
-    """Fail pending tasks whose dependencies ended badly: (number, reason), at most 100 (``fail.many``)."""
+    """Fail pending tasks whose dependencies ended badly: (number, reason), at most FAILURES_MAX (``fail.many``)."""
     body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
     return Request("POST", "/tasks/fail", body=body, scoped=True)
+
+
+def list_deliveries(**filters: Any) -> Request:
+    """List deliveries (``deliveries``). ``filters``: task, state, channel, limit; None is left out."""
+    query = tuple((key, _query_value(value)) for key, value in filters.items() if value is not None)
+    return Request("GET", "/deliveries", query=query, scoped=True)
+
+
+def take_deliveries(channels: Sequence[str], *, lease_s: float, limit: int) -> Request:
+    """Take deliveries that are due. What a lost answer took is due again when its lease is over."""
+    body = {"channels": list(channels), "lease_duration": _ms(lease_s), "limit": limit}
+    return Request("POST", "/deliveries/take", body=body, scoped=True, repeatable=False)
+
+
+def report_delivery(
+    delivery_id: str,
+    *,
+    token: int,
+    outcome: str,
+    delay_s: float = 0.0,
+    error: str | None = None,
+    counted: bool = True,
+) -> Request:
+    """Say what became of a delivery: delivered, failed, empty, or retry after ``delay_s``."""
+    body = _present(token=token, outcome=outcome, delay_ms=_ms(delay_s), error=error, counted=counted)
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/report", body=body, scoped=True)
+
+
+def resend_delivery(delivery_id: str) -> Request:
+    """Make a delivery due now, with all its tries before it."""
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/resend", body={}, scoped=True)
 
 
 def tools(profile: str) -> Request:

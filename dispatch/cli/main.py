@@ -64,6 +64,7 @@ COMMANDS: Final = {
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",
         "status": "dispatch.cli.status:status",
+        "callbacks": "dispatch.cli.callbacks:callbacks",
         "api-key": "dispatch.cli.api_key:api_key",
     },
 }

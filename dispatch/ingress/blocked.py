@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.exceptions import RedisError
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.registry import Registry
 
-FAIL_AT_ONCE: Final = 100
 _CALLS_AT_ONCE: Final = 8
 _PAUSE_S: Final = 0.5
 
 
 class Failing(Protocol):
-    """How a task that waits is failed."""
+    """How tasks that wait are failed."""
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks one call may name."""
+        ...
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
         """Fail tasks, by id, for these reasons; a refusal for those that were not. Raises GatewayUnavailableError."""
@@ -34,6 +39,8 @@ class Failing(Protocol):
 
 class BulkFailing:
     """Fails many waiting tasks in one call, without a claim: our own service."""
+
+    at_once: Final = protocol.FAILURES_MAX
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -54,6 +61,8 @@ class ClaimedFailing:
 
     ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for.
     """
+
+    at_once: Final = 100
 
     def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool]) -> None:
         self._claims = claims
@@ -92,6 +101,8 @@ class SealedFailing:
 
     ``hidden`` are the ids of these.
     """
+
+    at_once: Final = BulkFailing.at_once
 
     def __init__(self, bulk: BulkFailing, claimed: ClaimedFailing, hidden: Container[str]) -> None:
         self._bulk = bulk
@@ -145,7 +156,7 @@ class Blocked:
             await self._news.wait()
             self._news.clear()
             while self._todo:
-                batch = dict(list(self._todo.items())[:FAIL_AT_ONCE])
+                batch = dict(islice(self._todo.items(), self._failing.at_once))
                 try:
                     await self._fail(batch)
                 except (RedisError, OSError, GatewayError) as exc:

@@ -15,6 +15,7 @@ import json
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -88,7 +89,6 @@ class Graphs:
         self._started = hooks.started
         self._sweep_s = sweep_s
         self._log = log
-        self._tries: dict[str, int] = {}
         self._epoch = ""
         self._closed: deque[tuple[float, list[str]]] = deque(maxlen=GRAPH_MAX)
         """Rounds that were closed: a gate that was under way then leaves its part of the chord behind."""
@@ -159,16 +159,22 @@ class Graphs:
         dependents, hidden = self._tasks.dependents, self._tasks.hidden
         if len(cascade(dependents, needed, CROWD)) + len(self._blocked) < CROWD:
             return False
-        behind = cascade(dependents, needed, ends=hidden) if self._deep else [*dependents.get(needed, ())]
+        # What is to be failed already, and then all behind it, is passed over: each task is looked at once, and not
+        # again for every one before it.
+        if self._deep:
+            behind = cascade(dependents, needed, ends=hidden, known=self._blocked)
+        else:
+            behind = [one for one in dependents.get(needed, ()) if one not in self._blocked]
         failing = frozenset(behind) - hidden if self._deep else frozenset()
         for task_id in behind:
-            if reason := self._tasks.reason(task_id, () if task_id in hidden else failing):
+            sees_ahead = self._deep and task_id not in hidden
+            if reason := self._tasks.reason(task_id, *((failing, self._blocked) if sees_ahead else ())):
                 self._blocked.add(task_id, reason=reason)
         return True
 
     async def _close(self) -> None:
         """Take back the gates of tasks that no longer wait."""
-        while batch := list(self._tasks.to_close)[:ARM_AT_ONCE]:
+        while batch := list(islice(self._tasks.to_close, ARM_AT_ONCE)):
             await self._forget([task_id for task_id in batch if task_id not in self._tasks])
             self._tasks.to_close.difference_update(batch)
 
@@ -181,7 +187,7 @@ class Graphs:
 
     async def _arm(self) -> None:
         """Park gates for tasks that have none, or other ones, in the registry."""
-        batch = list(self._tasks.to_arm)[:ARM_AT_ONCE]
+        batch = list(islice(self._tasks.to_arm, ARM_AT_ONCE))
         armed = dict(zip(batch, await self._registry.fingerprints(batch), strict=True))
         wanted = {task_id: task for task_id in batch if (task := self._tasks.get(task_id)) is not None}
         fresh = {
@@ -206,7 +212,7 @@ class Graphs:
 
     async def _read(self) -> None:
         """Ask the service about dependencies of which no event has told."""
-        batch = list(self._tasks.to_read)[: self._dependencies.at_once]
+        batch = list(islice(self._tasks.to_read, self._dependencies.at_once))
         for name in batch:
             self._tasks.to_read.pop(name, None)
         try:
@@ -215,7 +221,7 @@ class Graphs:
             self._tasks.read_soon(batch)
             raise
         for name, status in found.items():
-            if is_settled(status):
+            if is_settled(status) and name in self._tasks.dependents:
                 self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
@@ -259,31 +265,27 @@ class Graphs:
                 while self._closed and time.monotonic() - self._closed[0][0] > STUCK_S:
                     rounds = self._closed.popleft()[1]
                     await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
-                found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
-                if not found:
-                    self._tries.clear()
-                for task in found:
-                    self._tries[task.round] = self._tries.get(task.round, 0) + 1
-                    await self._repair(task, self._tries[task.round])
+                for task in await self._registry.stuck(STUCK_S, STUCK_AT_ONCE):
+                    await self._repair(task)
             self._tasks.fail_circles()
             if time.monotonic() - watched_at >= _WATCH_S and (elsewhere := self._dependencies.elsewhere()):
                 watched_at = time.monotonic()
                 self._tasks.read_soon(name for name in elsewhere if name in self._tasks.dependents)
                 self.kick()
 
-    async def _repair(self, task: Stuck, tries: int) -> None:
+    async def _repair(self, task: Stuck) -> None:
         """Send the gates again; if that has not helped either, do without them."""
         bad = [sent for sent in task.sent if not opens(sent.status)]
         if (task.open and not bad) or task.task_id in self._blocked:
             return
-        self._log.warning("gates_stuck", task=task.task_id, tries=tries)
-        if tries < 2:
+        self._log.warning("gates_stuck", task=task.task_id, tries=task.tries)
+        if task.tries < 2:
             for sent in bad or task.sent:
                 self._gates.send(sent.gate, sent.status)
         elif bad:
             self._blocked.add(task.task_id, round_=task.round)
-        else:
-            await self._registry.release(task.task_id, task.round)
+        elif await self._registry.release(task.task_id, task.round):
+            self._closed.append((time.monotonic(), [task.round]))
 
 
 def fingerprint_of(needs: tuple[str, ...]) -> str:

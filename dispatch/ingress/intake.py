@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from dispatch.core.graph import is_settled
 from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.ingress.sealed import Seen
 
@@ -60,6 +61,8 @@ class Intake:
 
     ``waiting`` takes tasks that need others; None where the service alone keeps
     them back. ``sealed`` looks into tasks of which news does not tell all.
+    ``ended(task_id)`` is called for every task that is seen to have ended, any
+    number of times.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Intake:
         errands: Errands,
         waiting: WaitingTasks | None = None,
         sealed: Sealed | None = None,
+        ended: Callable[[str], None] = lambda _task_id: None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
@@ -82,6 +86,7 @@ class Intake:
         self._register = errands.register
         self._waiting = waiting
         self._sealed = sealed
+        self.ended = ended
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -114,6 +119,8 @@ class Intake:
         self._backlog.discard(task.id)
         if self._sealed is not None:
             self._sealed.left(task.id)
+        if is_settled(task.status):
+            self.ended(task.id)
         if self._waiting is not None:
             self._waiting.left(task)
         if task.status != IN_PROGRESS and self._ledger.concerns(task.id, task.fencing_token):

@@ -34,6 +34,7 @@ from dispatch.ats.model import Actor, Event
 from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
+from dispatch.core.sealed import is_sealed
 from dispatch.crypto.files import key_files
 from dispatch.errors import AuthenticationError, ConfigurationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
@@ -50,7 +51,9 @@ from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
 from dispatch.ingress.registration import Registrar
 from dispatch.ingress.sealed import Sealed
+from dispatch.ingress.telling import Telling
 from dispatch.log import get_logger
+from dispatch.notify.wishes import Wishes, effective
 
 if TYPE_CHECKING:
     from dispatch.ats.model import Task
@@ -67,7 +70,9 @@ _REDIS_PAUSE_S: Final = 0.5
 class Ingress:
     """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
 
-    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool, graphs: GraphsOf = GraphsOf.NOBODY) -> None:
+    def __init__(self, settings: Settings, actor: Actor, *, extensions: frozenset[str] = frozenset()) -> None:
+        """``extensions`` is what the task service announces."""
+        graphs = graphs_of(extensions)
         self._settings = settings
         self._actor = actor
         self._log = get_logger("ingress")
@@ -81,14 +86,21 @@ class Ingress:
         self._backlog = Backlog()
         self._ledger = Ledger()
         self._enqueuer = Enqueuer(settings)
+        fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = self._make_looks(fenced=fenced)
+        self._looks = Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
-        self._graphs, self._waiting = make_graphs(
+        self._graphs, waiting = make_graphs(
             settings,
             graphs,
             client=self._client,
@@ -98,20 +110,38 @@ class Ingress:
             ready=self._make_ready,
             rearm=self._reconcile_now.set,
         )
+        self._waiting = waiting
         self._claimer = self._make_claimer()
-        self._intake = Intake(
-            channels=settings.ats.channels,
-            backlog=self._backlog,
-            ledger=self._ledger,
-            clock_offset_s=self._client.clock_offset_s,
-            errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
-            waiting=self._waiting,
-            sealed=self._sealed,
+        self._telling = Telling(
+            settings, self._client, self._redis, extensions=extensions, effective=self._wishes_of, log=self._log
         )
+        self._intake = self._make_intake()
         self._reconciler = self._make_reconciler()
-        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
+        verbs = (*EVENTS, *self._telling.notices.verbs)
+        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
         self._feed_is_up = True
         self._ready_logged = False
+
+    def _make_reconciler(self) -> Reconciler:
+        settings = self._settings
+        return Reconciler(
+            Parts(
+                self._client,
+                self._claims,
+                self._enqueuer,
+                self._view,
+                self._backlog,
+                self._ledger,
+                self._intake,
+                self._waiting,
+                knows_waiting=self._knows_needs,
+                sealed=self._sealed,
+            ),
+            actor_id=self._actor.id,
+            channels=settings.ats.channels,
+            lease_s=settings.execution.lease_s,
+            log=self._log,
+        )
 
     def _make_claims(self, *, fenced: bool) -> Claims:
         lease_s = self._settings.execution.lease_s
@@ -119,35 +149,16 @@ class Ingress:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
 
-    def _make_looks(self, *, fenced: bool) -> Looks:
-        return Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
-
-    def _make_reconciler(self) -> Reconciler:
-        parts = Parts(
-            self._client,
-            self._claims,
-            self._enqueuer,
-            self._view,
-            self._backlog,
-            self._ledger,
-            self._intake,
-            self._waiting,
-            knows_waiting=self._knows_needs,
+    def _make_intake(self) -> Intake:
+        return Intake(
+            channels=self._settings.ats.channels,
+            backlog=self._backlog,
+            ledger=self._ledger,
+            clock_offset_s=self._client.clock_offset_s,
+            errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
+            waiting=self._waiting,
             sealed=self._sealed,
-        )
-        settings = self._settings
-        return Reconciler(
-            parts,
-            actor_id=self._actor.id,
-            channels=settings.ats.channels,
-            lease_s=settings.execution.lease_s,
-            log=self._log,
+            ended=self._telling.deliveries.saw_end,
         )
 
     def _make_claimer(self) -> Claimer:
@@ -186,6 +197,7 @@ class Ingress:
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
+        loops += self._telling.start()
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -193,7 +205,7 @@ class Ingress:
                 if loop.done() and (error := loop.exception()):
                     raise error
             self._log.info("ingress_draining", in_flight=len(self._ledger))
-            await self._claimer.drain()
+            await asyncio.gather(self._claimer.drain(), self._telling.drain())
         finally:
             await cancel_all([*loops, stopping])
             with contextlib.suppress(RedisError, OSError):
@@ -212,6 +224,12 @@ class Ingress:
     def _make_ready(self, task_id: str, priority: int) -> None:
         self._backlog.add(task_id, priority)
         self._claimer.kick()
+
+    def _wishes_of(self, task: Task) -> Wishes:
+        """Return whom a whole task wants told of its end; of a sealed one its sealed part says it."""
+        if is_sealed(task.payload):
+            return Wishes(*self._sealed.effective_delivery(task))
+        return effective(task)
 
     def _may_run(self, task: Task) -> bool:
         """Have a last look at what a task needs, as far as the service does not look itself."""
@@ -235,6 +253,7 @@ class Ingress:
         async for item in self._feed.run():
             if isinstance(item, Event):
                 self._intake.on_event(item)
+                self._telling.notices.on_event(item)
                 self._claimer.kick()
             elif isinstance(item, Connected):
                 self._feed_is_up = True
@@ -358,8 +377,7 @@ async def _serve(settings: Settings, actor: Actor) -> None:
         extensions = extensions_of_health(await client.send(protocol.health()))
         if "auth.me" in extensions:
             _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
-        fenced = has_fencing(extensions)
-    ingress = Ingress(settings, actor, fenced=fenced, graphs=graphs_of(extensions))
+    ingress = Ingress(settings, actor, extensions=extensions)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, ingress.stop)

@@ -179,6 +179,7 @@ class Reconciler:
         for task_id, flight in self._ledger.items():
             if flight.ref is not None and flight.granted_at < before and task_id not in mine:
                 self._ledger.drop(task_id)
+                self._intake.ended(task_id)
                 self._log.info("flight_ended_unheard", task=task_id, token=flight.ref.token)
 
     async def _adopt(self, task: Task) -> None:

@@ -227,10 +227,13 @@ class WaitingTasks:
         self.to_settle[name] = self.ended[name] = status
         self._kick()
 
-    def reason(self, task_id: str, failing: Container[str] = ()) -> str:
+    def reason(self, task_id: str, *failing: Container[str]) -> str:
         """Return why a waiting task fails, "" if nothing is known; ``failing`` are about to be failed themselves."""
         task = self._waiting.get(task_id)
-        states = {name: FAILED if name in failing else self.ended.get(name, "") for name in task.needs} if task else {}
+        states = {
+            name: FAILED if any(name in some for some in failing) else self.ended.get(name, "")
+            for name in (task.needs if task else ())
+        }
         return blocked_reason(states) if verdict(states.values()) is Verdict.FAIL else ""
 
     def forget(self, task_id: str) -> None:

@@ -30,8 +30,8 @@ MESSAGE_KINDS: Final = {word: word for word in ("message", "note", "log")}
 SMALL_BYTES_MAX: Final = 65_536
 TASK_BYTES_MAX: Final = 2_097_152
 CLAIMS_MAX: Final = 100
-FAILURES_MAX: Final = 100
-FAILURES_BYTES_MAX: Final = 1_048_576
+FAILURES_MAX: Final = 500
+FAILURES_BYTES_MAX: Final = 8_388_608
 OUTPUTS_BODY_BYTES_MAX: Final = 8_388_608
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import (
+    delivery_handlers,
     dependencies,
     fields,
     graph_handlers,
@@ -55,6 +56,7 @@ EXTENSIONS: Final = (
     "dependencies",
     "seals",
     "messages.fenced",
+    "deliveries",
 )
 
 
@@ -362,6 +364,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
         "GET": (thread_handlers.list_messages, 0),
         "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
     },
+    **delivery_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {

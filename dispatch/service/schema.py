@@ -223,6 +223,24 @@ events: Final = Table(
     sqlite_autoincrement=True,
 )
 
+deliveries: Final = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(36), primary_key=True, comment="the webhook-id; has no dots"),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False),
+    Column("status", String(16), nullable=False, comment="ATS word of how the task ended"),
+    _time("settled_at", nullable=False),
+    Column("state", String(16), nullable=False, comment="waiting, delivered, failed or empty"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("token", BigInteger, nullable=False, server_default="0", comment="+1 with every take"),
+    Column("due_at", BigInteger, nullable=False, comment="when it may be taken (again)"),
+    _time("taken_until"),
+    _time("ended_at"),
+    Column("last_error", String(200), nullable=True),
+    Index("ix_deliveries_due", "state", "due_at"),
+    Index(None, "task_id"),
+)
+
 api_keys: Final = Table(
     "api_keys",
     metadata,

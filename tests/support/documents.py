@@ -26,6 +26,7 @@ TABLES = {
     "ingress": "Admission and reconciling.",
     "service": "The task service of our own.",
     "trust": "Keys, and whose tasks are accepted.",
+    "notify": "Who is told that something happened to a task.",
     "local": "This host.",
 }
 
@@ -107,6 +108,8 @@ def settings_page() -> str:
             default = shown_default(name, item)
             shown = "none" if default is None else f"`{str(default).lower()}`" if default is False else f"`{default}`"
             shown = "empty" if default == "" else shown
+            written = json.dumps(default) if isinstance(default, bool) else default
+            shown = "none" if default is None else f"`{written}`" if default != "" else "empty"
             secret = f"; secret, also `{ENV_PREFIX}{name.upper()}_FILE`" if item.metadata["secret"] else ""
             lines.append(f"| `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {item.metadata['meaning']}{secret} |")
         lines.append("")

@@ -402,6 +402,9 @@ def test_the_node_executors_files_are_read(files: KeyFiles) -> None:
     assert trust.require_encryption
 
 
+GOOD_KEY = encoding.encode(KeyPair.of(b"\5" * 32).public)
+
+
 def test_ours_win_over_the_node_executors(files: KeyFiles) -> None:
     """Its key is kept by a rotation, its sender can be removed, its policy overruled; its files are not changed."""
     own, alice = node_files(files.directory)
@@ -414,8 +417,13 @@ def test_ours_win_over_the_node_executors(files: KeyFiles) -> None:
     assert files.trust().senders["alice"].revoked_at
     with pytest.raises(ConflictError, match="was removed on"):
         files.add_sender(sender("al", alice.public))
-    files.add_sender(sender("alice"))
-    assert [one.public for one in files.trust().senders.values() if not one.revoked_at] != [alice.public]
+    files.add_sender(new_alice := sender("alice"))
+    (files.directory / "trusted-keys.json").write_text(
+        json.dumps({"alyce": {"publicKey": encoding.encode(alice.public)}, "bob": {"publicKey": GOOD_KEY}})
+    )
+    before["trusted-keys.json"] = (files.directory / "trusted-keys.json").read_bytes()
+    trusted = {one.name: one.public for one in files.trust().senders.values() if not one.revoked_at}
+    assert trusted == {"alice": new_alice.public, "bob": encoding.decode(GOOD_KEY)}
     files.set_require_encryption(required=False)
     assert not files.trust().require_encryption
     assert KeyFiles(files.directory, require_encryption=True).trust().require_encryption

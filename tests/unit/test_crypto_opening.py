@@ -402,6 +402,7 @@ INSIDE = [
     b'{"title": "x", "payload": {"a": ' + b"[" * 70 + b"]" * 70 + b"}}",
     b'{"title": "x", "payload": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     b'{"title": "x", "description": "' + b"a" * 5_000_000 + b'"}',
+    b'{"title": "x", "payload": {"a": "' + b"a" * 1_048_576 + b'"}}',
     b'{"description": "no title"}',
     b'{"title": ""}',
     b'{"title": "  "}',
