@@ -89,12 +89,18 @@ class Ingress:
         fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = self._make_looks(fenced=fenced)
+        self._looks = Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
-        self._graphs, self._waiting = make_graphs(
+        self._graphs, waiting = make_graphs(
             settings,
             graphs,
             client=self._client,
@@ -104,6 +110,7 @@ class Ingress:
             ready=self._make_ready,
             rearm=self._reconcile_now.set,
         )
+        self._waiting = waiting
         self._claimer = self._make_claimer()
         self._telling = Telling(
             settings, self._client, self._redis, extensions=extensions, effective=self._wishes_of, log=self._log
