@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 1
+RUNS ?= 20
 SECONDS ?= 300
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -36,8 +37,9 @@ test: $(STAMP)  ## Run the default tests (real processes, under six minutes on t
 bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 	@$(BIN)/python -m tests.bench
 
-chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7
+chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7 RUNS=20
 	@$(BIN)/python -m tests.chaos --seed $(SEED)
+	@$(BIN)/python -m tests.chaos --graph --tasks 200 --seed $(SEED) --runs $(RUNS)
 
 race: $(STAMP)  ## Let 32 claimers in 8 processes race for one task, 1,000 times
 	@$(BIN)/python -m tests.race

@@ -79,7 +79,7 @@ def standing(request: pytest.FixtureRequest) -> Iterator[Standing]:
 
 @pytest.fixture
 def fleet(request: pytest.FixtureRequest, standing: Standing) -> Iterator[Callable[..., Stack]]:
-    """Give the file's fleet, running and idle, with as many slots as asked for; a test may kill any of its processes."""
+    """Give the fleet of the file, running and idle, with so many slots; a test may kill any of its processes."""
     yield standing.take
     call = request.node.stash.get(_report, {}).get("call")
     if call is None or call.failed:
