@@ -20,6 +20,7 @@ from dispatch.service import (
     messages,
     moves,
     results,
+    steering_handlers,
     strict,
     tasks,
     tenant_handlers,
@@ -57,6 +58,7 @@ EXTENSIONS: Final = (
     "seals",
     "messages.fenced",
     "deliveries",
+    "steering",
 )
 
 
@@ -365,6 +367,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
         "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
     },
     **delivery_handlers.ROUTES,
+    **steering_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {
