@@ -64,6 +64,10 @@ COMMANDS: Final = {
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",
         "status": "dispatch.cli.status:status",
+        "pause": "dispatch.cli.steer:pause",
+        "resume": "dispatch.cli.steer:resume",
+        "drain": "dispatch.cli.steer:drain",
+        "paused": "dispatch.cli.steer:paused",
         "callbacks": "dispatch.cli.callbacks:callbacks",
         "api-key": "dispatch.cli.api_key:api_key",
     },

@@ -102,6 +102,12 @@ class Backlog:
         """Forget a task; unknown ids are fine."""
         self._known.pop(task_id, None)
 
+    def clear(self) -> None:
+        """Forget all tasks; the owner lists them anew."""
+        self._known.clear()
+        self._ready.clear()
+        self._waiting.clear()
+
     def pop(self, now: float) -> tuple[str, int] | None:
         """Take the best task that is due, as (task id, priority), or None."""
         self._promote(now)

@@ -46,7 +46,10 @@ EVENTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Errands:
-    """What follows from news and is done later; each is called with a task id and must not block."""
+    """What follows from news and is done later; each is called with a task id and must not block.
+
+    ``is_paused`` is asked with a channel.
+    """
 
     wake: Callable[[str], None]
     """Somebody else than the holder ended a task that may be running."""
@@ -54,6 +57,8 @@ class Errands:
     """News came without all that must be known of a task: somebody should read it."""
     register: Callable[[str], None] = lambda _: None
     """The task asks to trust a key."""
+    is_paused: Callable[[str], bool] = lambda _: False
+    """Whether nothing of a channel may be claimed now."""
 
 
 class Intake:
@@ -87,6 +92,7 @@ class Intake:
         self._waiting = waiting
         self._sealed = sealed
         self.ended = ended
+        self._is_paused = errands.is_paused
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -144,7 +150,7 @@ class Intake:
         elif seen.registers:
             self._backlog.discard(task.id)
             self._register(task.id)
-        elif self._must_wait(seen, claimable=claimable):
+        elif self._must_wait(seen, claimable=claimable) or self._is_paused(task.channel):
             self._backlog.discard(task.id)
         else:
             self._backlog.add(task.id, task.priority, self._due(task))

@@ -17,32 +17,29 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-import uvloop
 from redis.exceptions import RedisError
 
 from dispatch.asynchronous import cancel_all
-from dispatch.ats import answers, protocol
+from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
-from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.choose import has_fencing
 from dispatch.ats.feed import Connected, Disconnected, Feed
-from dispatch.ats.model import Actor, Event
+from dispatch.ats.model import Event
 from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
 from dispatch.core.sealed import is_sealed
 from dispatch.crypto.files import key_files
-from dispatch.errors import AuthenticationError, ConfigurationError, GatewayError
+from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
 from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
 from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
-from dispatch.ingress.identity import Identity
 from dispatch.ingress.intake import EVENTS, Errands, Intake
 from dispatch.ingress.key_watch import KeyWatch
 from dispatch.ingress.ledger import Ledger
@@ -51,12 +48,13 @@ from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
 from dispatch.ingress.registration import Registrar
 from dispatch.ingress.sealed import Sealed
+from dispatch.ingress.steering import Orders
 from dispatch.ingress.telling import Telling
 from dispatch.log import get_logger
 from dispatch.notify.wishes import Wishes, effective
 
 if TYPE_CHECKING:
-    from dispatch.ats.model import Task
+    from dispatch.ats.model import Actor, Task
     from dispatch.ingress.claims import Claims
     from dispatch.settings import Settings
 
@@ -88,6 +86,14 @@ class Ingress:
         self._enqueuer = Enqueuer(settings)
         fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
+        self._orders = Orders(
+            self._client,
+            self._redis,
+            extensions=extensions,
+            queue=settings.broker.queue,
+            changed=self._steered,
+            log=self._log,
+        )
         self._wakes = Wakes(self._view, log=self._log)
         self._looks = Looks(
             self._client,
@@ -136,6 +142,7 @@ class Ingress:
                 self._waiting,
                 knows_waiting=self._knows_needs,
                 sealed=self._sealed,
+                is_paused=self._orders.holds,
             ),
             actor_id=self._actor.id,
             channels=settings.ats.channels,
@@ -155,7 +162,7 @@ class Ingress:
             backlog=self._backlog,
             ledger=self._ledger,
             clock_offset_s=self._client.clock_offset_s,
-            errands=Errands(wake=self._wakes.add, look=self._looks.add, register=self._registrar.add),
+            errands=Errands(self._wakes.add, self._looks.add, self._registrar.add, self._orders.holds),
             waiting=self._waiting,
             sealed=self._sealed,
             ended=self._telling.deliveries.saw_end,
@@ -194,6 +201,7 @@ class Ingress:
                 ("wakes", self._wakes.run()),
                 ("looks", self._looks.run()),
                 ("registrations", self._registrar.run()),
+                ("steering", self._orders.run()),
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
@@ -222,8 +230,16 @@ class Ingress:
         self._stopping.set()
 
     def _make_ready(self, task_id: str, priority: int) -> None:
+        if self._orders.any_pause():
+            self._looks.add(task_id)  # what it shows then says whether it is of a paused channel
+            return
         self._backlog.add(task_id, priority)
         self._claimer.kick()
+
+    def _steered(self) -> None:
+        """Begin anew with what may be claimed: the backlog does not know which of its tasks are paused now."""
+        self._backlog.clear()
+        self._reconcile_now.set()
 
     def _wishes_of(self, task: Task) -> Wishes:
         """Return whom a whole task wants told of its end; of a sealed one its sealed part says it."""
@@ -233,6 +249,8 @@ class Ingress:
 
     def _may_run(self, task: Task) -> bool:
         """Have a last look at what a task needs, as far as the service does not look itself."""
+        if self._orders.holds(task.channel):
+            return False
         seen = self._sealed.at_claim(task)
         if seen is None or seen.registers:
             return False
@@ -275,7 +293,13 @@ class Ingress:
             await asyncio.sleep(max(0.0, listed_at + _REFILL_EVERY_S - time.monotonic()))
             listed_at = time.monotonic()
             try:
+                await self._orders.read()
                 await self._reconciler.with_service()
+                await self._orders.relay(tidy=True)
+            except (RedisError, OSError) as exc:
+                self._redis_is_lost(exc)
+                period_s = min(_AGAIN_S, usual_s)
+                continue
             except AuthenticationError as exc:
                 self._key.refused(exc)
                 period_s = min(_AGAIN_S * 2.0 ** min(self._key.refusals - 1, 10), usual_s)
@@ -334,6 +358,7 @@ class Ingress:
         capacity.slots = slots
         capacity.others_in_flight = sum(i.in_flight.get(queue, 0) for i in others)
         capacity.redis_ok = True
+        await self._orders.relay()
         self._claimer.kick()
 
     def _redis_is_lost(self, exc: Exception) -> None:
@@ -361,38 +386,3 @@ class Ingress:
 def make_client(settings: Settings, actor: Actor) -> AsyncClient:
     """Return a client for the configured task service."""
     return AsyncClient(protocol.endpoint_of(settings.ats), actor)
-
-
-def _check_identity(wanted: str, known_as: str) -> None:
-    """Raise ConfigurationError when the key makes us somebody else: our own claims would look like another's."""
-    if known_as not in ("", wanted):
-        raise ConfigurationError(
-            f"The key of this ingress acts as {known_as}, not as {wanted}. Set DISPATCH_ACTOR_ID to {known_as}, or to"
-            f" {known_as}-HOST where several ingresses share the key; or use a key whose actor begins {wanted}."
-        )
-
-
-async def _serve(settings: Settings, actor: Actor) -> None:
-    async with make_client(settings, actor) as client:
-        extensions = extensions_of_health(await client.send(protocol.health()))
-        if "auth.me" in extensions:
-            _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
-    ingress = Ingress(settings, actor, extensions=extensions)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, ingress.stop)
-    await ingress.run()
-
-
-def run(settings: Settings) -> None:
-    """Run one ingress until SIGTERM or SIGINT.
-
-    Raises DispatchError (with its exit code) when it cannot start. The caller has
-    configured logging and run the preflight.
-    """
-    identity = Identity.take(settings.ats.actor_id, settings.local.data_dir / "ingress")
-    try:
-        actor = Actor("agent", identity.actor_id, settings.ats.actor_name)
-        uvloop.run(_serve(settings, actor))
-    finally:
-        identity.release()

@@ -56,7 +56,7 @@ OPEN_PATHS: Final = frozenset({"/health", "/health/"})
 
 
 def access_needed(method: str, shape: tuple[str, ...]) -> Access:
-    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations, projects and steering.
+    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and steering.
 
     A tool says itself what it needs; the toolbox checks that.
     """
