@@ -33,6 +33,7 @@ from dispatch.broker import connect_async
 from dispatch.core.admission import Backlog
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
 from dispatch.core.sealed import is_sealed
+from dispatch.core.standing import KEY_TROUBLE, SERVICE_TROUBLE
 from dispatch.crypto.files import key_files
 from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
@@ -127,6 +128,7 @@ class Ingress:
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
         self._feed_is_up = True
         self._ready_logged = False
+        self._trouble = ""
 
     def _make_reconciler(self) -> Reconciler:
         settings = self._settings
@@ -306,10 +308,12 @@ class Ingress:
                 continue
             except GatewayError as exc:
                 self._log.warning("reconcile_failed", reason=str(exc))
+                self._trouble = SERVICE_TROUBLE
                 period_s = min(_AGAIN_S, usual_s)
                 continue
             period_s = usual_s
             self._key.accepted()
+            self._trouble = ""
             # The service lives: a feed that waits to reconnect, for up to a minute, need not wait longer.
             if not self._feed_is_up:
                 self._feed.hurry()
@@ -374,6 +378,7 @@ class Ingress:
             in_flight={self._settings.broker.queue: len(self._ledger)},
             channels=self._settings.ats.channels,
             backlog=len(self._backlog),
+            trouble=KEY_TROUBLE if self._key.refusals else self._trouble,
         )
 
     @staticmethod
