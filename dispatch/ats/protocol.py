@@ -215,6 +215,11 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
+def hurry(task_id: str, reason: str | None = None) -> Request:
+    """Offer a task at once that pauses between attempts (``hurry``)."""
+    return Request("POST", _task(task_id, "hurry"), body=_present(reason=reason), scoped=True)
+
+
 def post_message(task_id: str, text: str, data: Any = None) -> Request:
     """Append a text to the task's thread; ``data`` is the same for programs."""
     parts = [{"type": "text", "content": text}] + ([] if data is None else [{"type": "data", "data": data}])

@@ -47,6 +47,7 @@ COMMANDS: Final = {
         "fail": "dispatch.cli.moves:fail",
         "reject": "dispatch.cli.moves:reject",
         "reopen": "dispatch.cli.moves:reopen",
+        "retry": "dispatch.cli.retry:retry",
         "move": "dispatch.cli.lifecycle:move",
         "recover": "dispatch.cli.lifecycle:recover",
     },
@@ -64,6 +65,7 @@ COMMANDS: Final = {
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",
         "status": "dispatch.cli.status:status",
+        "top": "dispatch.cli.top:top",
         "pause": "dispatch.cli.steer:pause",
         "resume": "dispatch.cli.steer:resume",
         "drain": "dispatch.cli.steer:drain",

@@ -59,6 +59,7 @@ EXTENSIONS: Final = (
     "messages.fenced",
     "deliveries",
     "steering",
+    "hurry",
 )
 
 
@@ -362,6 +363,7 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
+    ("tasks", "*", "hurry"): _post(_with_reason(moves.hurry)),
     ("tasks", "*", "messages"): {
         "GET": (thread_handlers.list_messages, 0),
         "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
