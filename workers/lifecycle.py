@@ -188,10 +188,23 @@ def _show(sender: Any, **_: Any) -> None:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    _main.presence = PresenceThread(_main.settings.broker, presence, log, running=_running)
+    _main.presence = PresenceThread(
+        _main.settings.broker,
+        presence,
+        log,
+        running=_running,
+        consume=lambda wanted: _consume(sender, presence.queues, wanted=wanted),
+    )
     _main.presence.start()
     threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+
+
+def _consume(consumer: Any, queues: tuple[str, ...], *, wanted: bool) -> None:
+    """Have Celery's consumer take from the queues, or from none of them; what it has taken goes on. From any thread."""
+    change = consumer.add_task_queue if wanted else consumer.cancel_task_queue
+    for queue in queues:
+        consumer.call_soon(change, queue)
 
 
 def _tidy(main: Main) -> None:

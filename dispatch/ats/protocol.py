@@ -215,6 +215,11 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
+def hurry(task_id: str, reason: str | None = None) -> Request:
+    """Offer a task at once that pauses between attempts (``hurry``)."""
+    return Request("POST", _task(task_id, "hurry"), body=_present(reason=reason), scoped=True)
+
+
 def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
     """Append one message, of one or more texts, to the task's thread; ``data`` is the same for programs."""
     parts: list[dict[str, Any]] = [{"type": "text", "content": text} for text in texts]
@@ -347,6 +352,22 @@ def report_delivery(
 def resend_delivery(delivery_id: str) -> Request:
     """Make a delivery due now, with all its tries before it."""
     return Request("POST", f"/deliveries/{_segment(delivery_id)}/resend", body={}, scoped=True)
+
+
+def steering() -> Request:
+    """Ask what is paused and drained (``steering``)."""
+    return Request("GET", "/steering")
+
+
+def steer(kind: str, name: str, *, note: str = "", for_s: float | None = None, until: str | None = None) -> Request:
+    """Pause a channel or queue, or drain a host: for so long, until a time (ISO 8601), or until it is taken back."""
+    body = _present(note=note or None, for_ms=_ms(for_s), until=until)
+    return Request("PUT", f"/steering/{_segment(kind)}/{_segment(name)}", body=body)
+
+
+def unsteer(kind: str, name: str) -> Request:
+    """Take such an order back."""
+    return Request("DELETE", f"/steering/{_segment(kind)}/{_segment(name)}", body={})
 
 
 def tools(profile: str) -> Request:

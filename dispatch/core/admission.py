@@ -102,6 +102,12 @@ class Backlog:
         """Forget a task; unknown ids are fine."""
         self._known.pop(task_id, None)
 
+    def clear(self) -> None:
+        """Forget all tasks; the owner lists them anew."""
+        self._known.clear()
+        self._ready.clear()
+        self._waiting.clear()
+
     def best(self, now: float) -> tuple[int, tuple[int, str]] | None:
         """Return the rank of the best task that is due, the lower the better, or None."""
         self._promote(now)

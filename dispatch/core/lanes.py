@@ -78,6 +78,11 @@ class Lanes:
         """Return what was decided about a task."""
         return self._choices.get(task_id, self.usual)
 
+    def clear(self) -> None:
+        """Forget which tasks may be claimed; the owner lists them anew. What was decided about them stays."""
+        for backlog in self._lanes.values():
+            backlog.clear()
+
     def forget(self, task_id: str) -> None:
         """Forget a task altogether: it is not pending and not in flight."""
         self.discard(task_id)

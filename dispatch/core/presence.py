@@ -44,6 +44,8 @@ class IngressPresence:
     in_flight: dict[str, int]
     channels: tuple[str, ...] = ()
     backlog: int = 0
+    trouble: str = ""
+    """Why it claims nothing: key_refused, service_unreachable, or "" (dispatch.core.standing)."""
 
 
 def dump(presence: WorkerPresence | IngressPresence) -> str:

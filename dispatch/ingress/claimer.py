@@ -244,7 +244,7 @@ class Claimer:
         ):
             await self._fail_poison(claim)
         elif not self._hooks.may_run(claim.task):
-            await self._give_back(claim.ref, "The task waits for others.")
+            await self._give_back(claim.ref, "The task waits for others, or was paused.")
         else:
             await self._enqueue(claim)
 

@@ -48,7 +48,10 @@ EVENTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Errands:
-    """What follows from news and is done later; each is called with a task id and must not block."""
+    """What follows from news and is done later; each is called with a task id and must not block.
+
+    ``is_paused`` is asked with a channel.
+    """
 
     wake: Callable[[str], None]
     """Somebody else than the holder ended a task that may be running."""
@@ -60,6 +63,8 @@ class Errands:
     """The task is seen to have ended; called any number of times."""
     places_free: Callable[[str, tuple[str, ...]], None] = lambda _id, _classes: None
     """The task has ended and needs its places in these classes no longer."""
+    is_paused: Callable[[str, str], bool] = lambda _channel, _queue: False
+    """Whether nothing of a channel may be claimed for a queue now."""
 
 
 class Intake:
@@ -94,6 +99,7 @@ class Intake:
         self._sealed = sealed
         self.ended = errands.ended
         self._places_free = errands.places_free
+        self._is_paused = errands.is_paused
 
     def on_event(self, event: Event) -> None:
         """Take one event of the feed."""
@@ -158,7 +164,9 @@ class Intake:
         elif seen.registers:
             self._backlog.discard(task.id)
             self._register(task.id)
-        elif self._must_wait(seen, claimable=claimable):
+        elif self._must_wait(seen, claimable=claimable) or self._is_paused(
+            task.channel, self._backlog.choice_of(task.id).queue
+        ):
             self._backlog.discard(task.id)
         else:
             self._backlog.add(task.id, task.priority, self._due(task))

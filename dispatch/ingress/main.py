@@ -28,12 +28,13 @@ from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import has_fencing
 from dispatch.ats.feed import Connected, Disconnected, Feed
-from dispatch.ats.model import Actor, Event
+from dispatch.ats.model import Event
 from dispatch.broker import connect_async
 from dispatch.core.lanes import Lanes
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
 from dispatch.core.routing import TaskTraits, choose
 from dispatch.core.sealed import is_sealed
+from dispatch.core.standing import KEY_TROUBLE, SERVICE_TROUBLE
 from dispatch.crypto.files import key_files
 from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
@@ -50,12 +51,13 @@ from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
 from dispatch.ingress.registration import Registrar
 from dispatch.ingress.sealed import Sealed
+from dispatch.ingress.steering import Orders
 from dispatch.ingress.telling import Telling
 from dispatch.log import get_logger
 from dispatch.notify.wishes import Wishes, effective
 
 if TYPE_CHECKING:
-    from dispatch.ats.model import Task
+    from dispatch.ats.model import Actor, Task
     from dispatch.ingress.claims import Claims
     from dispatch.settings import Settings
 
@@ -88,14 +90,9 @@ class Ingress:
         self._enqueuer = Enqueuer(settings)
         fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
+        self._orders = Orders(self._client, self._redis, extensions=extensions, changed=self._steered, log=self._log)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
+        self._looks = self._make_looks(fenced=fenced)
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
@@ -121,6 +118,7 @@ class Ingress:
         self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
         self._feed_is_up = True
         self._ready_logged = False
+        self._trouble = ""
 
     def _make_looks(self, *, fenced: bool) -> Looks:
         return Looks(
@@ -145,6 +143,7 @@ class Ingress:
                 self._waiting,
                 knows_waiting=self._knows_needs,
                 sealed=self._sealed,
+                is_paused=lambda channel: self._orders.holds(channel, ""),
             ),
             actor_id=self._actor.id,
             channels=settings.ats.channels,
@@ -166,11 +165,12 @@ class Ingress:
             ledger=self._ledger,
             clock_offset_s=self._client.clock_offset_s,
             errands=Errands(
-                self._wakes.add,
-                self._looks.add,
-                self._registrar.add,
-                self._telling.deliveries.saw_end,
-                self._class_loop.ended,
+                wake=self._wakes.add,
+                look=self._looks.add,
+                register=self._registrar.add,
+                ended=self._telling.deliveries.saw_end,
+                places_free=self._class_loop.ended,
+                is_paused=self._orders.holds,
             ),
             waiting=self._waiting,
             sealed=self._sealed,
@@ -210,6 +210,7 @@ class Ingress:
                 ("looks", self._looks.run()),
                 ("registrations", self._registrar.run()),
                 *self._class_loop.loops(),
+                ("steering", self._orders.run()),
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
@@ -238,8 +239,16 @@ class Ingress:
         self._stopping.set()
 
     def _make_ready(self, task_id: str, priority: int) -> None:
+        if self._orders.any_pause():
+            self._looks.add(task_id)  # what it shows then says whether it is of a paused channel
+            return
         self._backlog.add(task_id, priority)
         self._claimer.kick()
+
+    def _steered(self) -> None:
+        """Begin anew with what may be claimed: the backlog does not know which of its tasks are paused now."""
+        self._backlog.clear()
+        self._reconcile_now.set()
 
     def _wishes_of(self, task: Task) -> Wishes:
         """Return whom a whole task wants told of its end; of a sealed one its sealed part says it."""
@@ -249,6 +258,8 @@ class Ingress:
 
     def _may_run(self, task: Task) -> bool:
         """Have a last look at what a task needs, as far as the service does not look itself."""
+        if self._orders.holds(task.channel, self._backlog.choice_of(task.id).queue):
+            return False
         seen = self._sealed.at_claim(task)
         if seen is None or seen.registers:
             return False
@@ -294,17 +305,25 @@ class Ingress:
             await asyncio.sleep(max(0.0, listed_at + _REFILL_EVERY_S - time.monotonic()))
             listed_at = time.monotonic()
             try:
+                await self._orders.read()
                 await self._reconciler.with_service()
+                await self._orders.relay(tidy=True)
+            except (RedisError, OSError) as exc:
+                self._redis_is_lost(exc)
+                period_s = min(_AGAIN_S, usual_s)
+                continue
             except AuthenticationError as exc:
                 self._key.refused(exc)
                 period_s = min(_AGAIN_S * 2.0 ** min(self._key.refusals - 1, 10), usual_s)
                 continue
             except GatewayError as exc:
                 self._log.warning("reconcile_failed", reason=str(exc))
+                self._trouble = SERVICE_TROUBLE
                 period_s = min(_AGAIN_S, usual_s)
                 continue
             period_s = usual_s
             self._key.accepted()
+            self._trouble = ""
             # The service lives: a feed that waits to reconnect, for up to a minute, need not wait longer.
             if not self._feed_is_up:
                 self._feed.hurry()
@@ -353,6 +372,7 @@ class Ingress:
         capacity.others_in_flight = {queue: sum(i.in_flight.get(queue, 0) for i in others) for queue in slots}
         await self._class_loop.keep(self._ledger.items(), workers)
         capacity.redis_ok = True
+        await self._orders.relay()
         self._claimer.kick()
 
     def _redis_is_lost(self, exc: Exception) -> None:
@@ -368,6 +388,7 @@ class Ingress:
             in_flight=dict(self._ledger.in_flight()),
             channels=self._settings.ats.channels,
             backlog=len(self._backlog),
+            trouble=KEY_TROUBLE if self._key.refusals else self._trouble,
         )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The ingress as a process: who it is, what the service can do, signals, and its end."""
+"""The ingress process from outside: who it is, whether the service takes it for that, and its signals."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ from dispatch.ingress.intake import IN_PROGRESS, PENDING
 from dispatch.ingress.sealed import is_titled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
     from dispatch.core.lanes import Lanes
@@ -60,6 +62,8 @@ class Parts:
     knows_waiting: bool = False
     """Whether the service lists by itself which tasks wait."""
     sealed: Sealed | None = None
+    is_paused: Callable[[str], bool] = lambda _: False
+    """Whether nothing of a channel may be claimed now."""
 
 
 class Reconciler:
@@ -76,6 +80,7 @@ class Reconciler:
         self._waiting = parts.waiting
         self._knows_waiting = parts.knows_waiting
         self._sealed = parts.sealed
+        self._is_paused = parts.is_paused
         self._fields = f"{LIST_FIELDS},depends_on,sealed,uuid" if parts.knows_waiting else LIST_FIELDS
         self._actor_id = actor_id
         self._channels = channels
@@ -88,12 +93,14 @@ class Reconciler:
         """List what is pending and what is ours. Raises the GatewayError family."""
         began_at = time.monotonic()
         self._backlog.truncated = False
+        paused = {channel for channel in self._channels if self._is_paused(channel)}
         for channel in self._channels:
-            await self._list_pending(channel)
+            if channel not in paused:  # nobody would claim what a long list of these would bring
+                await self._list_pending(channel)
             if self._knows_waiting:
                 await self._list_waiting(channel)
         await self._list_own()
-        is_all = not self._backlog.truncated
+        is_all = not self._backlog.truncated and not paused
         if self._waiting is not None:
             self._waiting.compare(
                 began_at if is_all or self._knows_waiting else 0.0,

@@ -20,6 +20,7 @@ from dispatch.service import (
     messages,
     moves,
     results,
+    steering_handlers,
     strict,
     tasks,
     tenant_handlers,
@@ -57,6 +58,8 @@ EXTENSIONS: Final = (
     "seals",
     "messages.fenced",
     "deliveries",
+    "steering",
+    "hurry",
 )
 
 
@@ -360,11 +363,13 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
+    ("tasks", "*", "hurry"): _post(_with_reason(moves.hurry)),
     ("tasks", "*", "messages"): {
         "GET": (thread_handlers.list_messages, 0),
         "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
     },
     **delivery_handlers.ROUTES,
+    **steering_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
-from dispatch.errors import UnexpectedStatusError
+from dispatch.errors import IllegalMoveError, UnexpectedStatusError
 from dispatch.service import dependents, leases, locks, wire
 from dispatch.service.doomed import Doomed
 from dispatch.service.events import STEP
@@ -166,6 +166,23 @@ def reject(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
 def reopen(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
     """Offer a finished task again, its counters and outputs cleared. Raises IllegalMoveError, NotFoundError."""
     return _by_verb(tx, ref, actor, Verb.REOPEN, reason)
+
+
+def hurry(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
+    """Offer a task at once that pauses between attempts; one that does not pause is left as it is.
+
+    So is a pause that is no longer than a handover's: the first attempt of a task that was taken from its holder
+    may still run, and within seconds the pause is over anyway. Raises IllegalMoveError, NotFoundError.
+    """
+    row = lock(tx, ref)
+    if row.status != Status.TODO:
+        raise IllegalMoveError(current=ref.words[row.status], target="hurry", allowed=[])
+    ends = row.not_before
+    if ends is None or ends <= tx.now_ms or ends - row.entered_at <= leases.HANDOVER_MS:
+        return row
+    changed = settle(tx, row, not_before=None)
+    tx.emit("task.updated", changed, actor, note=reason or "offered at once")
+    return changed
 
 
 def move(tx: Tx, ref: Ref, row: Any, target: Status, actor: Actor, *, default_lease_ms: int) -> Any:

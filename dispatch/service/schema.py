@@ -242,6 +242,17 @@ deliveries: Final = Table(
     Index(None, "task_id"),
 )
 
+steering: Final = Table(
+    "steering",
+    metadata,
+    Column("kind", String(8), primary_key=True, comment="channel, queue or host"),
+    Column("name", String(255), primary_key=True),
+    Column("note", Text, nullable=False, server_default=text("''")),
+    _time("until"),
+    Column("by", String(255), nullable=False),
+    _time("at", nullable=False),
+)
+
 api_keys: Final = Table(
     "api_keys",
     metadata,
