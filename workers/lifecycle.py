@@ -163,6 +163,7 @@ def _start_slot(**_: Any) -> None:
             wake=RedisWakes(settings.broker),
             stop_fd=_main.stop_r,
             keys=key_files(settings),
+            routing=settings.routing,
         )
     )
 

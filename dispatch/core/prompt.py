@@ -24,6 +24,7 @@ INTERNAL_FIELDS: Final = frozenset(
         "nonce",
         "pubkey",
         "quiet",
+        "review",
         "sender",
     }
 )

@@ -19,7 +19,7 @@ from dispatch.core.prompt import build_prompt
 from dispatch.core.retry import Action, EndReason
 from dispatch.crypto import opening
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
-from dispatch.runner import attempt, pool_child, process, spool, telling, tree
+from dispatch.runner import attempt, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
-    from dispatch.ats.model import Grant
+    from dispatch.ats.model import Grant, Task
+    from dispatch.core.routing import Choice, Routing
     from dispatch.crypto.opening import Opened
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
@@ -74,7 +75,8 @@ class RunnerContext:
     wake: WakeSource | None = None
     stop_fd: int | None = None
     keys: TrustSource | None = None
-    executor: str = "default"
+    routing: Routing | None = None
+    """Which executor does what; without it the command of the settings does everything."""
     rand: Callable[[], float] = field(default=random.random)
 
 
@@ -83,6 +85,15 @@ def execute(ref: AttemptRef, ctx: RunnerContext) -> AttemptEnd | None:
     child = pool_child.current(ctx.data_dir)
     with child.inbox.listening():
         return _Execution(ref, ctx, child).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the attempt is told, what was decided about it, and what is started."""
+
+    work: Work
+    choice: Choice
+    start: executors.Start
 
 
 class _Execution:
@@ -96,13 +107,15 @@ class _Execution:
         self._lease: Lease | None = None
         self._kept = False
         self._opened: Opened | None = None
+        self._routing = executors.routing_of(ctx.routing, ctx.execution)
+        self._choice: Choice | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
     def run(self) -> AttemptEnd | None:
         """Make all steps; None when nothing was run."""
-        if self._ref.attempt > self._ctx.execution.max_attempts:
-            self._ctx.log.warning("attempt_poison", **self._ids)
-            self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(self._ctx.execution.max_attempts))
+        most = executors.attempts_max(self._routing)
+        if self._ref.attempt > most:
+            self._poison(most)
             return None
         if self._child.stopping(self._ctx.stop_fd):
             self._ctx.log.info("attempt_returned", **self._ids)
@@ -121,6 +134,10 @@ class _Execution:
             self._child.stop_watching()
         self._end_ward()
         return end
+
+    def _poison(self, max_attempts: int) -> None:
+        self._ctx.log.warning("attempt_poison", **self._ids)
+        self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(max_attempts))
 
     # Start
 
@@ -188,11 +205,11 @@ class _Execution:
 
     def _run_guarded(self, grant: Grant) -> AttemptEnd | None:
         try:
-            work = self._prepare(grant)
-            if work is None:
+            prepared = self._prepare(grant)
+            if prepared is None:
                 return None
             with self._child.work_directory() as directory:
-                return self._run(grant, work, directory)
+                return self._run(grant, prepared, directory)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
@@ -209,12 +226,20 @@ class _Execution:
         self._ctx.log.error("attempt_crashed", exception=f"{what} at {' > '.join(frames)}", **self._ids)
         return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {what}")
 
-    def _prepare(self, grant: Grant) -> Work | None:
-        """Return what the attempt is told; None when it must not run, which is reported then."""
+    def _prepare(self, grant: Grant) -> _Prepared | None:
+        """Return what the attempt is told and what runs it; None when it must not run, which is reported then."""
         ctx = self._ctx
-        unsealing = Unsealing(ctx.gateway, ctx.keys, ctx.executor, ctx.log, self._insist, self._before_reading)
+        unsealing = Unsealing(
+            ctx.gateway, ctx.keys, self._executor_of_sealed, ctx.log, self._insist, self._before_reading
+        )
         try:
             work = unsealing.prepare(self._ref, grant)
+            sender = None if work.opened is None else work.opened.sender.name
+            choice = self._choice = executors.choice_of(self._routing, grant.task, sender, work.payload)
+            if self._ref.attempt > choice.max_attempts:
+                self._poison(choice.max_attempts)
+                return None
+            prepared = _Prepared(work, choice, self._assigned(grant, work, choice))
         except NotAcceptedError as exc:
             self._deliver(spool.Kind.FAIL, reason=str(exc))
         except NotNowError as exc:
@@ -225,8 +250,31 @@ class _Execution:
             ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
         else:
             self._opened = work.opened
-            return work
+            return prepared
         return None
+
+    def _executor_of_sealed(self, task: Task, opened: Opened) -> str:
+        return executors.choice_of(self._routing, task, opened.sender.name, opened.content.payload).executor
+
+    def _assigned(self, grant: Grant, work: Work, choice: Choice) -> executors.Start:
+        """Return what is to be started. Raises NotAcceptedError, and NotNowError where this host cannot run it."""
+
+        def prompt() -> bytes:
+            boundaries = iter(lambda: secrets.token_hex(8), None)
+            extra = results.blocks(work.dependencies)
+            return build_prompt(work.title, work.description, work.payload, boundaries, extra).encode(
+                "utf-8", "replace"
+            )
+
+        try:
+            executor = self._routing.executors.get(choice.executor)
+            if executor is None:
+                raise executors.UnusableError(f"There is no executor {choice.executor} in the settings of this worker.")
+            assignment = executors.Assignment(self._ref, grant.task, work, prompt)
+            return assignment.start_of(executor, os.environ, self._ctx.execution.env)
+        except executors.UnusableError as exc:
+            self._ctx.log.error("executor_unusable", executor=choice.executor, error=str(exc), **self._ids)  # noqa: TRY400
+            raise NotNowError(f"This worker cannot run the executor {choice.executor}; its log says why.") from None
 
     def _before_reading(self) -> None:
         self._start_keeper()
@@ -234,12 +282,12 @@ class _Execution:
         if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
             raise NotNowError("There was no time left to read its dependencies.")
 
-    def _environment(self, grant: Grant, work: Work) -> dict[str, str]:
-        ref, ctx = self._ref, self._ctx
+    def _environment(self, grant: Grant, prepared: _Prepared) -> dict[str, str]:
+        ref, ctx, work = self._ref, self._ctx, prepared.work
         handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
         return process.child_environment(
             os.environ,
-            ctx.execution.env,
+            prepared.start.env,
             {
                 "ATS_TASK_ID": ref.task_id,
                 "ATS_URL": ctx.ats_url,
@@ -251,20 +299,17 @@ class _Execution:
             },
         )
 
-    def _run(self, grant: Grant, work: Work, directory: str) -> AttemptEnd:
-        ctx, lease = self._ctx, self._lease
+    def _run(self, grant: Grant, prepared: _Prepared, directory: str) -> AttemptEnd:
+        ctx, lease, start = self._ctx, self._lease, prepared.start
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
         if lease.over(tree.boottime()):
             return AttemptEnd(EndReason.LEASE_LOST, detail="the lease was lost")
-        boundaries = iter(lambda: secrets.token_hex(8), None)
-        extra = results.blocks(work.dependencies)
-        prompt = build_prompt(work.title, work.description, work.payload, boundaries, extra).encode("utf-8", "replace")
-        env = self._environment(grant, work)
-        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=env)
-        ctx.log.info("attempt_started", pid=running.pid, **self._ids)
+        env = self._environment(grant, prepared)
+        running = process.spawn(start.argv, prompt=start.stdin, cwd=directory, env=env)
+        ctx.log.info("attempt_started", pid=running.pid, executor=prepared.choice.executor, **self._ids)
         limits = Limits(
-            ctx.execution.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
+            prepared.choice.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
         )
         wiring = Wiring(
             inbox=self._child.inbox,
@@ -294,7 +339,8 @@ class _Execution:
 
     def _report(self, end: AttemptEnd) -> None:
         ctx = self._ctx
-        policy = retry.RetryPolicy(ctx.execution.max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
+        max_attempts = self._routing.max_attempts if self._choice is None else self._choice.max_attempts
+        policy = retry.RetryPolicy(max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
         decision = retry.decide(end.reason, self._ref.attempt, policy, ctx.rand())
         ctx.log.info(
             "attempt_ended",
@@ -313,7 +359,7 @@ class _Execution:
         if decision.action is Action.COMPLETE:
             self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller)
         elif decision.action is Action.FAIL:
-            poison = retry.poison_reason(ctx.execution.max_attempts)
+            poison = retry.poison_reason(max_attempts)
             reason = attempt.cut(f"{poison}: {told.reason}" if told.reason else poison)
             self._deliver(spool.Kind.FAIL, reason=reason, note=told.note)
         else:
@@ -328,7 +374,7 @@ class _Execution:
     def _told(self, end: AttemptEnd) -> Told:
         if self._opened is None:
             return telling.in_the_open(end)
-        ref, timeout_s = self._ref, self._ctx.execution.timeout_s
+        ref, timeout_s = self._ref, self._routing.timeout_s if self._choice is None else self._choice.timeout_s
         return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:

@@ -85,14 +85,14 @@ class Work:
 class Unsealing:
     """Prepares attempts of one process.
 
-    ``ask`` makes a call to the service and repeats it for a while when no answer
-    comes; ``before_reading`` is called before each of the calls that together
+    ``executor_of`` names the executor that a sealed task is for. ``ask`` makes a
+    call to the service and repeats it for a while when no answer comes; ``before_reading`` is called before each of the calls that together
     may take long, and raises NotNowError when there is no time for them.
     """
 
     gateway: TaskGateway
     keys: TrustSource | None
-    executor: str
+    executor_of: Callable[[Task, Opened], str]
     log: Any
     ask: Callable[[Callable[[], Any]], Any]
     before_reading: Callable[[], None]
@@ -112,7 +112,7 @@ class Unsealing:
             except SealError as exc:
                 self._refuse(ref, exc.refusal, str(exc), OPEN_SENTENCE)
             return Work(task.title, task.description, task.payload, grant.dependencies)
-        opened = self._opened(ref, outside, trust)
+        opened = self._opened(ref, task, outside, trust)
         self._register(ref, opened)
         said = opened.content
         return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened)
@@ -136,7 +136,7 @@ class Unsealing:
         )
         raise NotAcceptedError(sentence) from None
 
-    def _opened(self, ref: AttemptRef, outside: opening.Outside, trust: Trust) -> Opened:
+    def _opened(self, ref: AttemptRef, task: Task, outside: opening.Outside, trust: Trust) -> Opened:
         if not trust.ring.keys:
             self.log.error(
                 "keys_missing",
@@ -148,7 +148,7 @@ class Unsealing:
             raise NotNowError("This worker has no key for sealed tasks; another one may have it.")
         try:
             opened = opening.open_task(outside, trust, now_s=time.time())
-            opening.check_permitted(opened.sender, self.executor)
+            opening.check_permitted(opened.sender, self.executor_of(task, opened))
         except SealError as exc:
             self._refuse(ref, exc.refusal, str(exc))
         return opened

@@ -113,7 +113,7 @@ class House:
         self._unsealing = Unsealing(
             self.gateway,  # type: ignore[arg-type]
             Keys(trust),
-            executor,
+            lambda _task, _opened: executor,
             self.log,
             ask,
             lambda: self.slow_calls.append(1),
