@@ -215,10 +215,10 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
-def post_message(task_id: str, text: str, data: Any = None) -> Request:
-    """Append a text to the task's thread; ``data`` is the same for programs."""
-    parts = [{"type": "text", "content": text}] + ([] if data is None else [{"type": "data", "data": data}])
-    body = {"parts": parts}
+def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
+    """Append one message, of one or more texts, to the task's thread; ``data`` is the same for programs."""
+    parts: list[dict[str, Any]] = [{"type": "text", "content": text} for text in texts]
+    body = {"parts": parts if data is None else [*parts, {"type": "data", "data": data}]}
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 

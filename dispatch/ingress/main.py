@@ -40,7 +40,7 @@ from dispatch.errors import AuthenticationError, ConfigurationError, GatewayErro
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.enqueuer import Enqueuer
-from dispatch.ingress.errands import Wakes
+from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
 from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.intake import EVENTS, Errands, Intake
