@@ -22,8 +22,8 @@ from dispatch.ats import answers, choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.broker import WORKER_KEY, connect, shown_url
-from dispatch.core.routing import DEFAULT
 from dispatch.core.presence import WorkerPresence, parse_worker
+from dispatch.core.routing import DEFAULT
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -245,7 +245,7 @@ def check_workers(settings: Settings) -> list[Check]:
 
 
 def check_executor(settings: Settings) -> list[Check]:
-    """Is what each executor needs on this host? A missing one keeps its tasks waiting, not the others."""
+    """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
     return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
 
 
@@ -258,11 +258,15 @@ def _executor(executor: Executor) -> list[Check]:
         )
         if unset:
             sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
-            return [Check("executor", "error", sentence, "Set it where the worker is started.")]
+            return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
         return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
     if executor.kind == "python":
         return [_function(executor)]
     return [_program(executor)]
+
+
+def _severity(executor: Executor) -> Literal["warning", "error"]:
+    return "error" if executor.name == DEFAULT else "warning"
 
 
 def _function(executor: Executor) -> Check:
@@ -271,11 +275,17 @@ def _function(executor: Executor) -> Check:
     try:
         is_there = importlib.util.find_spec(module) is not None
     except Exception as exc:  # noqa: BLE001 - a parent package may raise anything
-        return Check("executor", "error", f"The executor {executor.name}: {module} cannot be imported: {exc}.")
+        sentence = f"The executor {executor.name}: {module} cannot be imported: {exc}."
+        return Check("executor", _severity(executor), sentence)
     if is_there:
         return Check("executor", "ok", f"The executor {executor.name} is {executor.function}.")
     sentence = f"The executor {executor.name}: there is no module {module}."
-    return Check("executor", "error", sentence, "Install it where the worker runs, or add its directory to PYTHONPATH.")
+    return Check(
+        "executor",
+        _severity(executor),
+        sentence,
+        "Install it where the worker runs, or add its directory to PYTHONPATH.",
+    )
 
 
 def _program(executor: Executor) -> Check:
@@ -289,13 +299,12 @@ def _program(executor: Executor) -> Check:
         advice = f"Install it on this host, or change [executors.{executor.name}]."
     path = Path(program).expanduser()
     if path.is_dir():
-        return Check("executor", "error", f"The executor{called} {program} is a directory.", advice)
+        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
     if path.exists() and "/" in program:
-        return Check(
-            "executor", "error", f"The executor{called} {program} may not be executed.", f"Try 'chmod +x {program}'."
-        )
+        sentence = f"The executor{called} {program} may not be executed."
+        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
     where = "" if "/" in program else " on PATH"
-    return Check("executor", "error", f"The executor{called} {program} was not found{where}.", advice)
+    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
 
 
 def check_user(_settings: Settings) -> list[Check]:

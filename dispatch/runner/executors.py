@@ -7,6 +7,7 @@ leases and the clearing away are the same for all of them.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,6 +109,9 @@ class Assignment:
         if executor.kind == "python":
             order = {"function": executor.function, "task": self._task(), "path": sys.path}
             return _ours("python_call.py", order, names)
+        if executor.name != DEFAULT and shutil.which(executor.command[0], path=environ.get("PATH")) is None:
+            # Not every host has every program; the task's attempts are for one that has it.
+            raise UnusableError(f"The executor {executor.name} needs {executor.command[0]}, which is not on this host.")
         return Start(self._argv(executor), self._stdin(executor), names)
 
     def _task(self) -> dict[str, Any]:

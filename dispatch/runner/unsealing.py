@@ -86,8 +86,9 @@ class Unsealing:
     """Prepares attempts of one process.
 
     ``executor_of`` names the executor that a sealed task is for. ``ask`` makes a
-    call to the service and repeats it for a while when no answer comes; ``before_reading`` is called before each of the calls that together
-    may take long, and raises NotNowError when there is no time for them.
+    call to the service and repeats it for a while when no answer comes;
+    ``before_reading`` is called before each of the calls that together may take
+    long, and raises NotNowError when there is no time for them.
     """
 
     gateway: TaskGateway

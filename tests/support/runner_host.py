@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dispatch.core.routing import Routing
     from dispatch.crypto.trust import Trust
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dispatch import log
+from dispatch import log, routing_settings
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Grant, Task
 from dispatch.errors import (
@@ -182,8 +183,17 @@ def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
         wake=FileWake(config["wake"]) if config.get("wake") else None,
         stop_fd=stop_fd,
         keys=BrokenKeys() if config.get("broken_keys") else None,
+        routing=routing_of(config),
         rand=random.random,
     )
+
+
+def routing_of(config: dict[str, Any]) -> Routing | None:
+    """Read the routing of a config as it stands in a TOML file."""
+    if "routing" not in config:
+        return None
+    command = words(config["command"])
+    return routing_settings.read(config["routing"], command=command, queue="q", timeout_s=60.0, max_attempts=3)
 
 
 @contextlib.contextmanager
