@@ -61,9 +61,9 @@ class FencedGateway:
         """Return a task as it is now, without its thread."""
         return parse_task(self._client.send(protocol.get(task_id, fields=_READ)))
 
-    def say(self, ref: AttemptRef, text: str) -> None:
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
         """Append a text to the task's thread."""
-        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token))
+        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token, meta=meta))
 
     def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
         return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))

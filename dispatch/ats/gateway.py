@@ -61,8 +61,11 @@ class TaskGateway(Protocol):
         """Return a task as it is now: another one than the attempt's."""
         ...
 
-    def say(self, ref: AttemptRef, text: str) -> None:
-        """Append a text of kind ``log`` to the task's thread. Repeated, it stands there twice."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+        """Append a text of kind ``log`` to the task's thread, with facts for programs. Repeated, it stands there twice.
+
+        May be called by a third thread, beside reports and renewals.
+        """
         ...
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:

@@ -148,8 +148,8 @@ class PlainGateway:
         """Return a task as it is now."""
         return parse_task(self._client.send(protocol.get(task_id)))
 
-    def say(self, ref: AttemptRef, text: str) -> None:
-        """Append a text to the task's thread, after a look at the task."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Append a text to the task's thread, after a look at the task; there is no place for facts."""
         self._held(ref)
         self._send(ref, protocol.post_message(ref.task_id, text))
 

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dispatch.ats.model import Actor
-from dispatch.core import results, retry
-from dispatch.core.prompt import build_prompt
+from dispatch.core import retry
 from dispatch.core.retry import Action, EndReason
 from dispatch.crypto import opening
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
-from dispatch.runner import attempt, executors, pool_child, process, spool, telling, tree
+from dispatch.runner import attempt, attempt_log, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
+from dispatch.runner.live import LiveBuffer
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
+from dispatch.runner.preparing import Prepared, Preparing
+from dispatch.runner.redaction import Redactor, secrets_in
+from dispatch.runner.streams import Streams
 from dispatch.runner.unsealing import NotAcceptedError, NotNowError, Unsealing
 
 if TYPE_CHECKING:
@@ -30,13 +33,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
-    from dispatch.ats.model import Grant, Task
+    from dispatch.ats.model import Grant
     from dispatch.core.routing import Choice, Routing
     from dispatch.crypto.opening import Opened
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
     from dispatch.runner.telling import Told
-    from dispatch.runner.unsealing import TrustSource, Work
+    from dispatch.runner.unsealing import TrustSource
     from dispatch.runner.warden_client import WardenClient
     from dispatch.settings import Execution
 
@@ -77,6 +80,10 @@ class RunnerContext:
     keys: TrustSource | None = None
     routing: Routing | None = None
     """Which executor does what; without it the command of the settings does everything."""
+    stream_s: float = 1.0
+    """Least time between two messages with what a running attempt writes; 0: it is not shown."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What is not shown in them."""
     rand: Callable[[], float] = field(default=random.random)
 
 
@@ -85,15 +92,6 @@ def execute(ref: AttemptRef, ctx: RunnerContext) -> AttemptEnd | None:
     child = pool_child.current(ctx.data_dir)
     with child.inbox.listening():
         return _Execution(ref, ctx, child).run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What the attempt is told, what was decided about it, and what is started."""
-
-    work: Work
-    choice: Choice
-    start: executors.Start
 
 
 class _Execution:
@@ -109,6 +107,7 @@ class _Execution:
         self._opened: Opened | None = None
         self._routing = executors.routing_of(ctx.routing, ctx.execution)
         self._choice: Choice | None = None
+        self._buffer: LiveBuffer | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
     def run(self) -> AttemptEnd | None:
@@ -226,20 +225,19 @@ class _Execution:
         self._ctx.log.error("attempt_crashed", exception=f"{what} at {' > '.join(frames)}", **self._ids)
         return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {what}")
 
-    def _prepare(self, grant: Grant) -> _Prepared | None:
+    def _prepare(self, grant: Grant) -> Prepared | None:
         """Return what the attempt is told and what runs it; None when it must not run, which is reported then."""
         ctx = self._ctx
+        preparing = Preparing(self._routing, ctx.execution.env, ctx.log)
         unsealing = Unsealing(
-            ctx.gateway, ctx.keys, self._executor_of_sealed, ctx.log, self._insist, self._before_reading
+            ctx.gateway, ctx.keys, preparing.executor_of_sealed, ctx.log, self._insist, self._before_reading
         )
         try:
-            work = unsealing.prepare(self._ref, grant)
-            sender = None if work.opened is None else work.opened.sender.name
-            choice = self._choice = executors.choice_of(self._routing, grant.task, sender, work.payload)
-            if self._ref.attempt > choice.max_attempts:
-                self._poison(choice.max_attempts)
+            work, self._choice = preparing.prepare(self._ref, grant, unsealing)
+            if self._ref.attempt > self._choice.max_attempts:
+                self._poison(self._choice.max_attempts)
                 return None
-            prepared = _Prepared(work, choice, self._assigned(grant, work, choice))
+            prepared = preparing.assign(self._ref, grant.task, work, self._choice)
         except NotAcceptedError as exc:
             self._deliver(spool.Kind.FAIL, reason=str(exc))
         except NotNowError as exc:
@@ -253,36 +251,13 @@ class _Execution:
             return prepared
         return None
 
-    def _executor_of_sealed(self, task: Task, opened: Opened) -> str:
-        return executors.choice_of(self._routing, task, opened.sender.name, opened.content.payload).executor
-
-    def _assigned(self, grant: Grant, work: Work, choice: Choice) -> executors.Start:
-        """Return what is to be started. Raises NotAcceptedError, and NotNowError where this host cannot run it."""
-
-        def prompt() -> bytes:
-            boundaries = iter(lambda: secrets.token_hex(8), None)
-            extra = results.blocks(work.dependencies)
-            return build_prompt(work.title, work.description, work.payload, boundaries, extra).encode(
-                "utf-8", "replace"
-            )
-
-        try:
-            executor = self._routing.executors.get(choice.executor)
-            if executor is None:
-                raise executors.UnusableError(f"There is no executor {choice.executor} in the settings of this worker.")
-            assignment = executors.Assignment(self._ref, grant.task, work, prompt)
-            return assignment.start_of(executor, os.environ, self._ctx.execution.env)
-        except executors.UnusableError as exc:
-            self._ctx.log.error("executor_unusable", executor=choice.executor, error=str(exc), **self._ids)  # noqa: TRY400
-            raise NotNowError(f"This worker cannot run the executor {choice.executor}; its log says why.") from None
-
     def _before_reading(self) -> None:
         self._start_keeper()
         lease = self._lease
         if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
             raise NotNowError("There was no time left to read its dependencies.")
 
-    def _environment(self, grant: Grant, prepared: _Prepared) -> dict[str, str]:
+    def _environment(self, grant: Grant, prepared: Prepared) -> dict[str, str]:
         ref, ctx, work = self._ref, self._ctx, prepared.work
         handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
         return process.child_environment(
@@ -299,7 +274,7 @@ class _Execution:
             },
         )
 
-    def _run(self, grant: Grant, prepared: _Prepared, directory: str) -> AttemptEnd:
+    def _run(self, grant: Grant, prepared: Prepared, directory: str) -> AttemptEnd:
         ctx, lease, start = self._ctx, self._lease, prepared.start
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
@@ -311,15 +286,39 @@ class _Execution:
         limits = Limits(
             prepared.choice.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
         )
+        streams = self._streams(prepared)
         wiring = Wiring(
             inbox=self._child.inbox,
             lease=lease,
             stop_fd=ctx.stop_fd,
             warden=ctx.warden,
-            start_keeper=self._start_keeper,
+            start_keeper=self._on_long,
             baseline=self._child.baseline,
+            streams=streams,
         )
-        return AttemptLoop(running, limits, wiring).run()
+        try:
+            return AttemptLoop(running, limits, wiring).run()
+        finally:
+            streams.close()
+
+    def _streams(self, prepared: Prepared) -> Streams:
+        """Return where output goes. Of a sealed task nothing is shown and nothing is kept."""
+        ctx, start = self._ctx, prepared.start
+        if prepared.work.opened is not None:
+            return Streams(progress=start.streams)
+        path = attempt_log.path_of(ctx.data_dir, self._ref.task_id, self._ref.attempt)
+        log = attempt_log.AttemptLog(path, ctx.execution.attempt_log_bytes_max, ctx.log)
+        if start.streams and ctx.stream_s > 0:
+            live = self._child.live(ctx.gateway, ctx.stream_s, ctx.log)
+            redactor = Redactor([*ctx.secrets, *secrets_in(os.environ, start.env)])
+            self._buffer = LiveBuffer(redactor, where=f"{ctx.runner}:{path}", changed=live.changed)
+        return Streams(progress=start.streams, log=log, live=self._buffer)
+
+    def _on_long(self) -> None:
+        """When the attempt has lived for more than a moment: keep its lease, and show what it writes."""
+        self._start_keeper()
+        if self._buffer is not None:
+            self._child.live(self._ctx.gateway, self._ctx.stream_s, self._ctx.log).watch(self._ref, self._buffer)
 
     def _start_keeper(self) -> None:
         ctx, lease = self._ctx, self._lease

@@ -123,6 +123,10 @@ class ScriptedGateway:
         """Take a failure."""
         self._call("fail", reason=reason, token=ref.token)
 
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+        """Take a message."""
+        self._call("say", text=text, meta=meta, token=ref.token)
+
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
         """Take a task back."""
         self._call("release", counted=counted, delay_s=delay_s, reason=reason, token=ref.token)
@@ -184,6 +188,7 @@ def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
         stop_fd=stop_fd,
         keys=BrokenKeys() if config.get("broken_keys") else None,
         routing=routing_of(config),
+        secrets=tuple(config.get("secrets", ())),
         rand=random.random,
     )
 
