@@ -85,6 +85,8 @@ class Event:
     """The event's number; None without the extension."""
     actor_id: str | None
     actor_name: str | None = None
+    message: dict[str, Any] | None = None
+    """What was said, when it is about a message."""
 
 
 def parse_time(value: Any) -> datetime | None:

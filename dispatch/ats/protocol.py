@@ -222,9 +222,10 @@ def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 
-def list_messages(task_id: str) -> Request:
-    """Ask for the task's thread."""
-    return Request("GET", _task(task_id, "messages"), scoped=True)
+def list_messages(task_id: str, *, limit: int | None = None) -> Request:
+    """Ask for the task's thread; ``limit``: for the newest of it."""
+    query = () if limit is None else (("limit", str(limit)),)
+    return Request("GET", _task(task_id, "messages"), query=query, scoped=True)
 
 
 def list_orgs() -> Request:

@@ -14,6 +14,7 @@ from dispatch.ats.model import parse_time
 from dispatch.broker import shown_url
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago
+from dispatch.cli.thread import shown_progress
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import DispatchError
 from dispatch.preflight import cause_of, open_redis, workers_seen
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from dispatch.settings import Settings
 
 EXIT_UNREACHABLE: Final = 69
+RUNNING_MAX: Final = 5
+"""How many of the tasks that run are shown."""
+LOOKED_AT: Final = 5
+"""How many messages are looked at to see how far a task is: each that shows output says it anew."""
 
 
 @click.command()
@@ -58,6 +63,7 @@ def service_state(state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
         oldest = answers.tasks_of(
             state.client.send(protocol.list_tasks(status="pending", sort_by="created_at", sort_dir="asc", limit=1))
         )
+        running = _running(state)
     except DispatchError as exc:
         return {**found, "error": str(exc)}, None
     extensions = answers.extensions_of(health)
@@ -72,7 +78,22 @@ def service_state(state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
         **{word: by_status.get(word, 0) for word in ATS_WORD.values()},
         "total": counts.get("total"),
         "oldest_pending": {"id": oldest[0].id, "created_at": created} if oldest else None,
+        "running": running,
     }
+
+
+def _running(state: State) -> list[dict[str, Any]]:
+    """Return the tasks that run, those first that something happened to last, with how far they are."""
+    shown = answers.tasks_of(
+        state.client.send(protocol.list_tasks(status="in_progress", sort_by="updated_at", limit=RUNNING_MAX))
+    )
+    found = []
+    for task in shown:
+        messages = answers.messages_of(state.client.send(protocol.list_messages(task.id, limit=LOOKED_AT)))
+        progress = answers.progress_of(messages, task)
+        percent, text = progress if progress is not None else (None, None)
+        found.append({"id": task.id, "title": task.title, "runner": task.runner, "progress": percent, "text": text})
+    return found
 
 
 def broker_state(settings: Settings) -> tuple[dict[str, Any], list[WorkerPresence] | None]:
@@ -119,6 +140,9 @@ def _print(
             ("workers", _totals(workers, tasks) if workers else "none are running; start one with 'dispatch worker'")
         )
     output.fields(pairs)
+    if tasks is not None and tasks["running"]:
+        output.heading("Running")
+        output.table(["ID", "PROGRESS", "RUNNER", "TITLE"], [_task_row(one) for one in tasks["running"]])
     if workers:
         output.heading("Workers")
         output.table(
@@ -126,6 +150,11 @@ def _print(
             [_worker_row(worker, people=output.is_terminal) for worker in workers],
             styled=4,
         )
+
+
+def _task_row(one: dict[str, Any]) -> tuple[Any, ...]:
+    progress = None if one["progress"] is None else (one["progress"], one["text"] or "")
+    return one["id"], shown_progress(progress) or "-", (one["runner"] or "-").partition("/")[0], one["title"]
 
 
 def _totals(workers: list[WorkerPresence], tasks: dict[str, Any] | None) -> str:
