@@ -42,8 +42,11 @@ class TaskGateway(Protocol):
         """Extend the lease from now."""
         ...
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success. Repeating it with the same outputs is answered as the first time."""
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success. Repeating it with the same outputs is answered as the first time.
+
+        With ``review`` the task waits for somebody's approval, where the service knows that.
+        """
         ...
 
     def fail(self, ref: AttemptRef, reason: str) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dispatch.core.dependencies import named_in
 from dispatch.core.sealed import is_sealed
 from dispatch.errors import GatewayUnavailableError
+
+if TYPE_CHECKING:
+    from dispatch.core.review import Review
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Grant:
     ttl_s: float
     dependencies: tuple[dict[str, Any], ...] = ()
     """The results of what the task depends on, after a start: ``id title status outputs`` (core.results)."""
+    review: Review | None = None
+    """Why it was sent back, after a start; ``task.outputs`` are then those of the attempt before."""
 
 
 @dataclass(frozen=True, slots=True)

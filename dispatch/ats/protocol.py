@@ -187,9 +187,11 @@ def claim_many(task_ids: Sequence[int], *, lease_s: float, claim_id: str) -> Req
     return Request("POST", "/tasks/claim", body=body, scoped=True)
 
 
-def complete(task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None) -> Request:
-    """Report success. ``outputs`` is always sent as a list."""
-    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token)
+def complete(
+    task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None, review: bool = False
+) -> Request:
+    """Report success. ``outputs`` is always sent as a list; ``review`` (extension): it waits for approval."""
+    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token, review=review or None)
     return Request("POST", _task(task_id, "complete"), body=body, scoped=True, leased=token is not None)
 
 
@@ -313,6 +315,11 @@ def post_log(task_id: str, text: str, *, token: int, meta: Mapping[str, Any] | N
     if meta is not None:
         body["meta"] = dict(meta)
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
+
+
+def bounce(task_id: str, note: str) -> Request:
+    """Send a task in review back to pending with a note for its next attempt (``review``)."""
+    return Request("POST", _task(task_id, "bounce"), body={"note": note}, scoped=True, repeatable=False)
 
 
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:

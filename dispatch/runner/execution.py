@@ -107,6 +107,7 @@ class _Execution:
         self._opened: Opened | None = None
         self._routing = executors.routing_of(ctx.routing, ctx.execution)
         self._choice: Choice | None = None
+        self._review = False
         self._buffer: LiveBuffer | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
@@ -247,7 +248,7 @@ class _Execution:
         except LeaseLostError as exc:
             ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
         else:
-            self._opened = work.opened
+            self._opened, self._review = work.opened, prepared.review
             return prepared
         return None
 
@@ -356,7 +357,7 @@ class _Execution:
             return
         told = self._told(end)
         if decision.action is Action.COMPLETE:
-            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller)
+            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller, review=self._review)
         elif decision.action is Action.FAIL:
             poison = retry.poison_reason(max_attempts)
             reason = attempt.cut(f"{poison}: {told.reason}" if told.reason else poison)

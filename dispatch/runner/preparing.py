@@ -30,6 +30,12 @@ class Prepared:
     choice: Choice
     start: executors.Start
 
+    @property
+    def review(self) -> bool:
+        """Whether a result waits for somebody's approval: the route says so, or the task itself."""
+        payload = self.work.payload
+        return self.choice.review or (isinstance(payload, dict) and payload.get("review") is True)
+
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
@@ -54,7 +60,7 @@ class Preparing:
 
         def prompt() -> bytes:
             boundaries = iter(lambda: secrets.token_hex(8), None)
-            blocks = results.blocks(work.dependencies)
+            blocks = results.blocks(work.dependencies) | (work.review.blocks() if work.review is not None else {})
             text = build_prompt(work.title, work.description, work.payload, boundaries, blocks)
             return text.encode("utf-8", "replace")
 

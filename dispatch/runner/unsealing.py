@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from dispatch.core import graph, results
+from dispatch.core.review import Review, bounded
 from dispatch.core.sealed import RESULT_NOTE
 from dispatch.crypto import encoding, keys, opening, sending
 from dispatch.crypto.refusal import SENTENCE, Refusal, SealError
@@ -73,6 +74,8 @@ class Work:
     dependencies: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Results of what the task depends on (core.results), those that only its sender may read opened."""
     opened: Opened | None = None
+    review: Review | None = None
+    """Why it was sent back, with the result of the attempt before."""
 
     def environment_value(self) -> str:
         """Return ``ATS_DEPENDENCIES``. Environments can be read: for a sealed task it holds ids and states only."""
@@ -112,11 +115,15 @@ class Unsealing:
                 opening.check_open(outside, trust)
             except SealError as exc:
                 self._refuse(ref, exc.refusal, str(exc), OPEN_SENTENCE)
-            return Work(task.title, task.description, task.payload, grant.dependencies)
+            review = _reviewed(grant, results.text_of(task.outputs))
+            return Work(task.title, task.description, task.payload, grant.dependencies, review=review)
         opened = self._opened(ref, task, outside, trust)
         self._register(ref, opened)
         said = opened.content
-        return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened)
+        sealed = sending.sealed_in(task.outputs)
+        earlier = None if sealed is None else _opened_answer(sealed, task.id, opened, trust)
+        review = _reviewed(grant, RESULT_NOTE if earlier is None else earlier)
+        return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened, review)
 
     def _trust(self, ref: AttemptRef) -> Trust:
         try:
@@ -205,6 +212,12 @@ class Unsealing:
         except (GatewayUnavailableError, AuthenticationError):
             raise NotNowError(_NOT_TOLD) from None
         return one
+
+
+def _reviewed(grant: Grant, result: str) -> Review | None:
+    if grant.review is None:
+        return None
+    return bounded(grant.review.note, result, grant.review.messages)
 
 
 def _result(one: Task, opened: Opened, trust: Trust) -> list[dict[str, Any]]:

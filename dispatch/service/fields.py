@@ -86,7 +86,8 @@ RELEASE: Final = {
     "delay_ms": strict.whole(0, DELAY_MS_MAX),
     "reason": _reason,
 }
-COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence}
+COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence, "review": strict.flag}
+BOUNCE: Final = {"note": strict.text(MESSAGE_CHARS_MAX, chars_min=1)}
 FAIL: Final = {"reason": _reason, "fencing_token": _fence}
 WITH_REASON: Final = {"reason": _reason}
 REOPEN: Final = {"reason": _reason, "dependents": strict.flag}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import uuid
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
             "channel": new.channel,
             "priority": new.priority,
             "status": new.status.value,
-            "needs_review": new.needs_review,
+            "needs_review": new.needs_review or _asks_for_review(new.payload),
             "payload": new.payload,
             "sealed": seals.is_sealed_text(new.payload),
             "parent_id": new.parent_id,
@@ -164,6 +165,14 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
     if found is not None:
         dependencies.connect(tx, row.id, found)
     return row
+
+
+def _asks_for_review(payload: str | None) -> bool:
+    """Say whether a payload has ``review: true`` at its top."""
+    if payload is None or '"review"' not in payload:
+        return False
+    said = json.loads(payload)
+    return isinstance(said, dict) and said.get("review") is True
 
 
 def position_of(order_index: float | None) -> float:

@@ -115,9 +115,9 @@ class ScriptedGateway:
         self._call("renew", message=message, token=ref.token)
         return self._grant(ref)
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
         """Take a success."""
-        self._call("complete", outputs=outputs, token=ref.token)
+        self._call("complete", outputs=outputs, review=review, token=ref.token)
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
         """Take a failure."""

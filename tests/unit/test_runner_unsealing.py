@@ -461,7 +461,7 @@ class Service:
             raise self.moods[name].pop(0)
         self.calls.append((name, value))
 
-    def complete(self, _ref: AttemptRef, outputs: list[Any]) -> None:
+    def complete(self, _ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
         """Take a success."""
         self._call("complete", outputs)
 
