@@ -311,9 +311,7 @@ def seal(task_id: str, digest: str, *, token: int) -> Request:
 
 def post_log(task_id: str, text: str, *, token: int, meta: Mapping[str, Any] | None = None) -> Request:
     """Append a text of kind ``log`` to the task's thread as the attempt that ``token`` names (``messages.fenced``)."""
-    body = {"parts": [{"type": "text", "content": text}], "kind": "log", "fencing_token": token}
-    if meta is not None:
-        body["meta"] = dict(meta)
+    body = _present(parts=[{"type": "text", "content": text}], kind="log", fencing_token=token, meta=meta)
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
 
 

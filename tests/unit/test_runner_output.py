@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dispatch.runner.attempt_log import AttemptLog
+from dispatch.runner.janitor import clear_logs
 from dispatch.runner.live import ATTEMPT_BYTES_MAX, BUFFER_BYTES_MAX, MESSAGE_BYTES_MAX, LiveBuffer
 from dispatch.runner.progress import Progress, ProgressFilter
 from dispatch.runner.redaction import Redactor, secrets_in, secrets_of
@@ -135,3 +138,14 @@ def test_a_log_ends_at_its_cap_and_goes_on_after_an_uncounted_attempt(tmp_path: 
         log.close()
     assert path.read_bytes().startswith(b"abcdabcdef\n[... the log ends here")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_old_logs_are_cleared(tmp_path: Path) -> None:
+    """Only logs of attempts, and only those that nothing was written to for long."""
+    for name, age_s in (("7-1.log", 100), ("7-2.log", 10), ("other.txt", 100)):
+        path = tmp_path / name
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert clear_logs(tmp_path, 60) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7-2.log", "other.txt"]
+    assert clear_logs(tmp_path / "none", 60) == 0
