@@ -18,6 +18,8 @@ from dispatch.errors import GatewayUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dispatch.core.review import Review
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -74,6 +76,8 @@ class Grant:
     ttl_s: float
     dependencies: tuple[dict[str, Any], ...] = ()
     """The results of what the task depends on, after a start: ``id title status outputs`` (core.results)."""
+    review: Review | None = None
+    """Why it was sent back, after a start; ``task.outputs`` are then those of the attempt before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Event:
     """The event's number; None without the extension."""
     actor_id: str | None
     actor_name: str | None = None
+    message: dict[str, Any] | None = None
+    """What was said, when it is about a message."""
 
 
 def parse_time(value: Any) -> datetime | None:

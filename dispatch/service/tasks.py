@@ -145,7 +145,7 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
             "channel": new.channel,
             "priority": new.priority,
             "status": new.status.value,
-            "needs_review": new.needs_review,
+            "needs_review": new.needs_review or _asks_for_review(new.payload),
             "payload": new.payload,
             **_of_payload(new.payload),
             "parent_id": new.parent_id,
@@ -174,6 +174,14 @@ def _of_payload(payload: str | None) -> dict[str, Any]:
     sealed = seals.is_sealed_text(payload)
     traits = {} if sealed or payload is None else traits_of(json.loads(payload))
     return {"sealed": sealed, "traits": wire.dumps(traits) if traits else None}
+
+
+def _asks_for_review(payload: str | None) -> bool:
+    """Say whether a payload has ``review: true`` at its top."""
+    if payload is None or '"review"' not in payload:
+        return False
+    said = json.loads(payload)
+    return isinstance(said, dict) and said.get("review") is True
 
 
 def position_of(order_index: float | None) -> float:
