@@ -21,7 +21,7 @@ import tomllib
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import platformdirs
 
@@ -88,6 +88,13 @@ def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("must be a comma-separated list")
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _flag(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
 
 
 def _origins(value: Any) -> frozenset[str]:
@@ -284,6 +291,9 @@ class Service:
         _url(),
         "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
+    database_password: Secret | None = setting(
+        "database_password", None, _secret, "password of the PostgreSQL user, if not in the URL", secret=True
+    )
     regrant_delay_s: float = setting(
         "regrant_delay_s",
         15,
@@ -298,6 +308,18 @@ class Service:
         3_600_000,
         _milliseconds(1000, 86_400_000),
         "lock of a Task Tools claim that names none, from the holder's last call about the task, milliseconds",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Flower:
+    """Flower, the page that shows workers, queues and attempts."""
+
+    auth: Secret | None = setting(
+        "flower_auth", None, _secret, "who may see Flower's pages: user:password, comma-separated", secret=True
+    )
+    open: bool = setting(
+        "flower_open", "false", _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
     )
 
 
@@ -325,14 +347,20 @@ class Settings:
     broker: Broker = field(default_factory=Broker)
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
+    flower: Flower = field(default_factory=Flower)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
     """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
 
     @property
     def database_url(self) -> str:
-        """The store's URL, the default resolved."""
-        return self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        """The store's URL, the default resolved, with the password that stands in a setting of its own."""
+        url = self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        if self.service.database_password is None or not url.startswith("postgres"):
+            return url
+        # libpq takes every parameter in the query, where it does not matter how many hosts the URL names.
+        secret = quote(self.service.database_password.reveal(), safe="")
+        return f"{url}{'&' if '?' in url else '?'}password={secret}"
 
 
 def declared() -> Iterator[tuple[str, Field[Any]]]:
@@ -473,6 +501,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
+        flower=Flower(**tables.get("flower", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),
     )

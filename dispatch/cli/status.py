@@ -11,7 +11,7 @@ import redis
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_time
-from dispatch.broker import shown_url
+from dispatch.broker import KEY_PREFIX, shown_url
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago
 from dispatch.core.lifecycle import ATS_WORD
@@ -82,8 +82,8 @@ def broker_state(settings: Settings) -> tuple[dict[str, Any], list[WorkerPresenc
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
             pipeline = client.pipeline(transaction=False)
-            pipeline.llen(queue)
-            pipeline.hlen("unacked")
+            pipeline.llen(KEY_PREFIX + queue)
+            pipeline.hlen(KEY_PREFIX + "unacked")
             queued, unacked = pipeline.execute()
             workers = workers_seen(client)
     except redis.RedisError as exc:

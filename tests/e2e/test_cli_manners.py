@@ -259,7 +259,7 @@ def test_status_shows_counts_queue_and_workers(ats, cli, redis_server):
     ats.add()
     ats.add(status="failed")
     with redis_server.client() as client:
-        client.rpush("dispatch", "a", "b")
+        client.rpush("dispatch:dispatch", "a", "b")  # as the ingress does (dispatch.broker.KEY_PREFIX)
         worker = '{"node": "w1@h", "host": "h", "pid": 7, "slots": 4, "queues": ["dispatch"]}'
         client.set("dispatch:worker:w1@h:7", worker)
         client.set("dispatch:worker:odd", "[]")

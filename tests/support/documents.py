@@ -25,6 +25,7 @@ TABLES = {
     "broker": "Redis.",
     "ingress": "Admission and reconciling.",
     "service": "The task service of our own.",
+    "flower": "Flower, the page that shows workers, queues and attempts.",
     "local": "This host.",
 }
 
