@@ -36,8 +36,8 @@ persistent = False
 max_tasks = 10_000
 purge_offline_workers = 300
 
-# "args" is the id and the title, "kwargs" the attempt: the messages themselves hold no title.
-tasks_columns = "args,kwargs,uuid,state,result,received,started,runtime,worker"
+# "args" shows id and title, a task's own page also the attempt: the messages themselves hold no title.
+tasks_columns = "args,uuid,state,result,received,runtime,worker"
 
 
 def format_task(task):
