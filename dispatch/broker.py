@@ -33,6 +33,10 @@ CANCEL_KEY: Final = "dispatch:cancel:"
 """+ task id: set for a while beside each wake-up, for who subscribes a moment too late."""
 GRAPH_KEY: Final = "dispatch:graph:"
 """+ service + ":": what is kept of tasks that wait for others (dispatch.ingress.registry)."""
+OUTBOX_KEY: Final = "dispatch:outbox:"
+"""+ service + ":": deliveries of callbacks for a foreign ATS (dispatch.ingress.redis_outbox)."""
+TOLD_KEY: Final = "dispatch:told:"
+"""+ service + ":" + event: people were told of it (dispatch.ingress.notices)."""
 
 _SOCKET_SCHEMES: Final = ("redis+socket", "unix")
 

@@ -40,7 +40,7 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-Need = Literal["service", "redis", "executor", "data_dir", "user"]
+Need = Literal["service", "redis", "executor", "data_dir", "user", "callbacks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,12 +294,30 @@ def check_data_dir(settings: Settings) -> list[Check]:
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
 
 
+def check_callbacks(settings: Settings) -> list[Check]:
+    """Can tasks' ends be told as the settings want it, and would a receiver know that it is us?"""
+    from dispatch.notify import configured  # noqa: PLC0415 - workers make other checks and need not load it
+
+    try:
+        rules = configured.webhook_rules(settings)
+        chats = configured.chats(settings)
+    except ConfigurationError as exc:
+        return [Check("callbacks", "error", str(exc))]
+    told = f"People are told in: {', '.join(chat.name for chat in chats)}." if chats else "People are told nowhere."
+    if not rules.secrets:
+        sentence = f"Callbacks go out unsigned: a receiver cannot know that they are ours. {told}"
+        advice = "Set DISPATCH_CALLBACK_SECRET_FILE (docs/callbacks.md)."
+        return [Check("callbacks", "warning", sentence, advice)]
+    return [Check("callbacks", "ok", f"Callbacks are signed. {told}")]
+
+
 _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "service": check_service,
     "redis": check_redis,
     "executor": check_executor,
     "data_dir": check_data_dir,
     "user": check_user,
+    "callbacks": check_callbacks,
 }
 
 

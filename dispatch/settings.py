@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
+NOTIFY_EVENTS: Final = ("completed", "failed", "picked_up", "cancelled", "rejected", "in_review")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -90,13 +91,6 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def _flag(value: Any) -> bool:
-    word = str(value).strip().lower()
-    if word not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return word == "true"
-
-
 def _origins(value: Any) -> frozenset[str]:
     found = [name.lower().rstrip("/") for name in _names(value)]
     for origin in found:
@@ -111,6 +105,22 @@ def _argv(value: Any) -> tuple[str, ...]:
     if not argv:
         raise ValueError("must name a command")
     return argv
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
+
+
+def _versions(value: Any) -> frozenset[int]:
+    words = _names(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    if not words or not set(words) <= {"1", "2"}:
+        raise ValueError("must be 1, 2 or 1,2")
+    return frozenset(map(int, words))
 
 
 def _number(value: Any, low: float, high: float) -> float:
@@ -153,8 +163,26 @@ def _url(*schemes: str) -> Callable[[Any], Url]:
     return parse
 
 
+def _ports(value: Any) -> frozenset[int]:
+    found = _names(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if not found or not all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in found):
+        raise ValueError("must be comma-separated port numbers")
+    return frozenset(map(int, found))
+
+
+def _events(value: Any) -> frozenset[str]:
+    found = frozenset(_names(value))
+    if not found <= set(NOTIFY_EVENTS):
+        raise ValueError(f"must be some of {', '.join(NOTIFY_EVENTS)}, comma-separated")
+    return found
+
+
 def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
+
+
+def _place(value: Any) -> Path | None:
+    return _path(value) if _text(value) else None
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -312,6 +340,71 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Keys, and whose tasks are accepted (docs/encryption.md)."""
+
+    keys_dir: Path | None = setting(
+        "keys_dir", None, _place, "the dispatcher's keys and its trusted senders; default is keys in the data directory"
+    )
+    require_encryption: bool = setting(
+        "require_encryption",
+        False,
+        _flag,
+        "whether only sealed tasks are accepted; true here or by 'dispatch config' means true",
+    )
+    seal_versions: frozenset[int] = setting(
+        "seal_versions", "1,2", _versions, "versions of the sealed envelope that are accepted from anybody"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Who is told that something happened to a task (docs/callbacks.md)."""
+
+    callback_secret: Secret | None = setting(
+        "callback_secret",
+        None,
+        _secret,
+        "signs callbacks: whsec_ and the base64 of 24 to 64 random bytes; while keys change several, comma-separated",
+        secret=True,
+    )
+    callback_allow_http: bool = setting(
+        "callback_allow_http", default=False, parse=_flag, meaning="whether callbacks may go to http:// addresses"
+    )
+    callback_allow_private: tuple[str, ...] = setting(
+        "callback_allow_private",
+        "",
+        _names,
+        "receivers in your own network, comma-separated: networks such as 10.1.0.0/16, and host names",
+    )
+    callback_ports: frozenset[int] = setting(
+        "callback_ports", "443", _ports, "ports that callbacks may go to, comma-separated"
+    )
+    telegram_chat_id: str | None = setting(
+        "telegram_chat_id", None, _text, "the Telegram chat that is told; needs the token"
+    )
+    telegram_token: Secret | None = setting(
+        "telegram_token", None, _secret, "token of the Telegram bot that tells it", secret=True
+    )
+    telegram_api_url: str = setting(
+        "telegram_api_url", "https://api.telegram.org", _url("http", "https"), "base URL of the Telegram Bot API"
+    )
+    urls: Secret | None = setting(
+        "notify_urls",
+        None,
+        _secret,
+        "other places to tell, as Apprise writes them, separated by blanks or commas; needs the extra 'notify'",
+        secret=True,
+    )
+    on: frozenset[str] = setting(
+        "notify_on",
+        "completed,failed",
+        _events,
+        "what people are told of: completed, failed, picked_up, cancelled, rejected, in_review",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Flower:
     """Flower, the page that shows workers, queues and attempts."""
 
@@ -319,7 +412,7 @@ class Flower:
         "flower_auth", None, _secret, "who may see Flower's pages: user:password, comma-separated", secret=True
     )
     open: bool = setting(
-        "flower_open", "false", _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
+        "flower_open", False, _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
     )
 
 
@@ -347,6 +440,8 @@ class Settings:
     broker: Broker = field(default_factory=Broker)
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
+    trust: Trust = field(default_factory=Trust)
+    notify: Notify = field(default_factory=Notify)
     flower: Flower = field(default_factory=Flower)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
@@ -361,6 +456,11 @@ class Settings:
         # libpq takes every parameter in the query, where it does not matter how many hosts the URL names.
         secret = quote(self.service.database_password.reveal(), safe="")
         return f"{url}{'&' if '?' in url else '?'}password={secret}"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The directory of keys, the default resolved."""
+        return self.trust.keys_dir or self.local.data_dir / "keys"
 
 
 def declared() -> Iterator[tuple[str, Field[Any]]]:
@@ -501,6 +601,8 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
+        trust=Trust(**tables.get("trust", {})),
+        notify=Notify(**tables.get("notify", {})),
         flower=Flower(**tables.get("flower", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),

@@ -29,6 +29,7 @@ from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
 from dispatch.broker import connect
 from dispatch.core.presence import WorkerPresence
+from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
 from dispatch.runner import janitor, spool, tree
@@ -120,6 +121,7 @@ def _start_main(sender: Any, **_: Any) -> None:
             if check.state == "warning":
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
         fenced = any(has_fencing(check.extensions) for check in checks)
+        key_files(settings).trust()
     except DispatchError as exc:
         _exit_with(exc)
     # Orphans of a dead pool child come to this process, where the warden finds them.
@@ -160,6 +162,7 @@ def _start_slot(**_: Any) -> None:
             warden=WardenClient(_main.warden_address),
             wake=RedisWakes(settings.broker),
             stop_fd=_main.stop_r,
+            keys=key_files(settings),
         )
     )
 

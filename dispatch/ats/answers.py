@@ -14,6 +14,7 @@ from dispatch.errors import (
     GatewayRejectedError,
     GatewayUnavailableError,
     LeaseLostError,
+    SealReplayedError,
     UnknownTaskError,
 )
 
@@ -175,6 +176,8 @@ def _refusal(status: int, sentence: str, facts: dict[str, Any], *, leased: bool)
         kind = UnknownTaskError
     elif status == 409 and leased and _code(facts) in _LEASE_LOST_CODES:
         kind = LeaseLostError
+    elif status == 409 and _code(facts) == "SEAL_REPLAYED":
+        kind = SealReplayedError
     return kind(sentence, status=status, code=_code(facts), facts=facts)
 
 

@@ -11,8 +11,10 @@ from dispatch.core import results
 if TYPE_CHECKING:
     from dispatch.ats.client import Client
     from dispatch.ats.gateway import AttemptRef
+    from dispatch.ats.model import Task
 
 _RESULT: Final = ("id", "title", "status", "outputs")
+_READ: Final = ("id", "uuid", "title", "channel", "status", "outputs")
 
 
 class FencedGateway:
@@ -50,6 +52,18 @@ class FencedGateway:
         """Give the claim back; the task waits ``delay_s`` before it can be claimed again."""
         request = protocol.release(ref.task_id, token=ref.token, counted=counted, delay_s=delay_s, reason=reason)
         self._send(ref, request)
+
+    def seen(self, ref: AttemptRef, digest: str) -> None:
+        """Note that a sealed message is the content of the task."""
+        self._send(ref, protocol.seal(ref.task_id, digest, token=ref.token))
+
+    def read(self, task_id: str) -> Task:
+        """Return a task as it is now, without its thread."""
+        return parse_task(self._client.send(protocol.get(task_id, fields=_READ)))
+
+    def say(self, ref: AttemptRef, text: str) -> None:
+        """Append a text to the task's thread."""
+        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token))
 
     def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
         return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))

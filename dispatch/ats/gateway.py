@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from dispatch.ats.model import Grant
+    from dispatch.ats.model import Grant, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,21 @@ class TaskGateway(Protocol):
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
         """Report the final failure."""
+        ...
+
+    def seen(self, ref: AttemptRef, digest: str) -> None:
+        """Note that a sealed message, by its digest, is the content of the task; safe to repeat in every attempt.
+
+        Raises SealReplayedError when it was another task's: then it must not run.
+        """
+        ...
+
+    def read(self, task_id: str) -> Task:
+        """Return a task as it is now: another one than the attempt's."""
+        ...
+
+    def say(self, ref: AttemptRef, text: str) -> None:
+        """Append a text of kind ``log`` to the task's thread. Repeated, it stands there twice."""
         ...
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dispatch.core.dependencies import named_in
+from dispatch.core.sealed import is_sealed
 from dispatch.errors import GatewayUnavailableError
 
 
@@ -48,6 +49,12 @@ class Task:
     """Why the task failed, or was released last."""
     depends_on: tuple[str, ...] = ()
     """Ids of the tasks that it depends on: from the field, or from the payload where the service has no such field."""
+    created_at: datetime | None = None
+    """By the service's clock."""
+    updated_at: datetime | None = None
+    """By the service's clock."""
+    sealed: bool = False
+    """It says that it is sealed; thin events of our service say so without the payload."""
     raw: dict[str, Any] | None = None
     """The object as it came, for display; None in thin events."""
 
@@ -138,5 +145,8 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         runner=text("runner") or None,
         reason=text("reason") or None,
         depends_on=_depends_on(body),
+        created_at=parse_time(body.get("created_at")),
+        updated_at=parse_time(body.get("updated_at")),
+        sealed=body.get("sealed") is True or is_sealed(body.get("payload")),
         raw=body if keep_raw else None,
     )

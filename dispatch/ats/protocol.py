@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.settings import Ats
 
+FAILURES_MAX: Final = 500
+"""How many tasks one ``fail_many`` may name."""
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Longest answer that a client reads."""
 
@@ -162,9 +164,10 @@ def list_tasks(**filters: Any) -> Request:
     return Request("GET", "/tasks", query=query, scoped=True)
 
 
-def get(task_id: str) -> Request:
-    """Ask for one task."""
-    return Request("GET", _task(task_id), scoped=True)
+def get(task_id: str, *, fields: Sequence[str] = ()) -> Request:
+    """Ask for one task; ``fields`` (extension): for nothing but these of it."""
+    query = (("fields", ",".join(fields)),) if fields else ()
+    return Request("GET", _task(task_id), query=query, scoped=True)
 
 
 def patch(task_id: str, **fields: Any) -> Request:
@@ -212,9 +215,10 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
-def post_message(task_id: str, text: str) -> Request:
-    """Append a text to the task's thread."""
-    body = {"parts": [{"type": "text", "content": text}]}
+def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
+    """Append one message, of one or more texts, to the task's thread; ``data`` is the same for programs."""
+    parts: list[dict[str, Any]] = [{"type": "text", "content": text} for text in texts]
+    body = {"parts": parts if data is None else [*parts, {"type": "data", "data": data}]}
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 
@@ -296,10 +300,53 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
+def seal(task_id: str, digest: str, *, token: int) -> Request:
+    """Note that a sealed message is the content of the task (``seals``)."""
+    body = {"fencing_token": token, "digest": digest}
+    return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=True)
+
+
+def post_log(task_id: str, text: str, *, token: int) -> Request:
+    """Append a text of kind ``log`` to the task's thread as the attempt that ``token`` names (``messages.fenced``)."""
+    body = {"parts": [{"type": "text", "content": text}], "kind": "log", "fencing_token": token}
+    return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
+
+
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:
-    """Fail pending tasks whose dependencies ended badly: (number, reason), at most 100 (``fail.many``)."""
+    """Fail pending tasks whose dependencies ended badly: (number, reason), at most FAILURES_MAX (``fail.many``)."""
     body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
     return Request("POST", "/tasks/fail", body=body, scoped=True)
+
+
+def list_deliveries(**filters: Any) -> Request:
+    """List deliveries (``deliveries``). ``filters``: task, state, channel, limit; None is left out."""
+    query = tuple((key, _query_value(value)) for key, value in filters.items() if value is not None)
+    return Request("GET", "/deliveries", query=query, scoped=True)
+
+
+def take_deliveries(channels: Sequence[str], *, lease_s: float, limit: int) -> Request:
+    """Take deliveries that are due. What a lost answer took is due again when its lease is over."""
+    body = {"channels": list(channels), "lease_duration": _ms(lease_s), "limit": limit}
+    return Request("POST", "/deliveries/take", body=body, scoped=True, repeatable=False)
+
+
+def report_delivery(
+    delivery_id: str,
+    *,
+    token: int,
+    outcome: str,
+    delay_s: float = 0.0,
+    error: str | None = None,
+    counted: bool = True,
+) -> Request:
+    """Say what became of a delivery: delivered, failed, empty, or retry after ``delay_s``."""
+    body = _present(token=token, outcome=outcome, delay_ms=_ms(delay_s), error=error, counted=counted)
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/report", body=body, scoped=True)
+
+
+def resend_delivery(delivery_id: str) -> Request:
+    """Make a delivery due now, with all its tries before it."""
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/resend", body={}, scoped=True)
 
 
 def tools(profile: str) -> Request:

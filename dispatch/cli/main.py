@@ -50,9 +50,21 @@ COMMANDS: Final = {
         "move": "dispatch.cli.lifecycle:move",
         "recover": "dispatch.cli.lifecycle:recover",
     },
+    "Sealed tasks": {
+        "keygen": "dispatch.cli.keys:keygen",
+        "add-key": "dispatch.cli.keys:add_key",
+        "remove-key": "dispatch.cli.keys:remove_key",
+        "list-keys": "dispatch.cli.keys:list_keys",
+        "pending": "dispatch.cli.registrations:pending",
+        "approve": "dispatch.cli.registrations:approve",
+        "reject-key": "dispatch.cli.registrations:reject_key",
+        "config": "dispatch.cli.config:config",
+        "sender": "dispatch.cli.sender:sender",
+    },
     "Looking after it": {
         "doctor": "dispatch.cli.doctor:doctor",
         "status": "dispatch.cli.status:status",
+        "callbacks": "dispatch.cli.callbacks:callbacks",
         "api-key": "dispatch.cli.api_key:api_key",
     },
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from dispatch.core.lifecycle import ATS_WORD, FINISHED_ATS_WORDS, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
 Node = TypeVar("Node", bound="str | int")
 
@@ -79,10 +79,18 @@ def dependents_of(needs: Mapping[Node, Iterable[Node]]) -> dict[Node, list[Node]
     return found
 
 
-def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = GRAPH_MAX) -> list[Node]:
+def cascade(
+    dependents: Mapping[Node, Iterable[Node]],
+    root: Node,
+    limit: int = GRAPH_MAX,
+    *,
+    ends: Container[Node] = (),
+    known: Container[Node] = (),
+) -> list[Node]:
     """Return everything behind ``root``, nearest first, each once and after one that it needs; at most ``limit``.
 
-    This is what fails when ``root`` fails, and what waits for it while it has not ended.
+    This is what fails when ``root`` fails, and what waits for it while it has not ended. What is behind one of
+    ``ends`` alone is left out; ``known`` are left out too, with what is behind them alone.
     """
     seen = {root}
     behind: list[Node] = []
@@ -90,8 +98,8 @@ def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = 
     while level:
         further: list[Node] = []
         for node in level:
-            for dependent in dependents.get(node, ()):
-                if dependent not in seen:
+            for dependent in () if node in ends else dependents.get(node, ()):
+                if dependent not in seen and dependent not in known:
                     if len(behind) >= limit:
                         return behind
                     seen.add(dependent)
@@ -99,33 +107,6 @@ def cascade(dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = 
                     further.append(dependent)
         level = further
     return behind
-
-
-def freed_by(needs: Mapping[Node, Iterable[Node]], completed: set[Node], node: Node) -> list[Node]:
-    """Return the tasks that could run at once if ``node`` completed, given those that have."""
-    return [
-        task
-        for task, others in needs.items()
-        if task not in completed and node in (wanted := set(others)) and wanted <= completed | {node}
-    ]
-
-
-def circle_through(needs: Mapping[Node, Iterable[Node]], node: Node) -> list[Node]:
-    """Return a circle that ``node`` is part of, the node at its begin and end, or an empty list."""
-    came_from: dict[Node, Node] = {}
-    pending: list[Node] = [node]
-    while pending:
-        current = pending.pop()
-        for other in needs.get(current, ()):
-            if other == node:
-                way = [node, current]
-                while way[-1] != node:
-                    way.append(came_from[way[-1]])
-                return way[::-1] if current != node else [node, node]
-            if other not in came_from:
-                came_from[other] = current
-                pending.append(other)
-    return []
 
 
 def find_cycle(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
@@ -153,3 +134,16 @@ def find_cycle(needs: Mapping[Node, Iterable[Node]]) -> list[Node]:
                 on_way.add(node)
                 pending.append(iter(needs.get(node, ())))
     return []
+
+
+def reaching_cycle(needs: Mapping[Node, Collection[Node]]) -> set[Node]:
+    """Return the nodes that are part of a circle, or need one in the end: they wait for ever."""
+    dependents = dependents_of(needs)
+    left = {node: len(others) for node, others in needs.items()}
+    free = [node for node in (*dependents, *needs) if not left.get(node)]
+    while free:
+        for dependent in dependents.pop(free.pop(), ()):
+            left[dependent] -= 1
+            if not left[dependent]:
+                free.append(dependent)
+    return {node for node, count in left.items() if count}

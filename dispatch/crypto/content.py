@@ -96,7 +96,9 @@ def _read(plain: bytes) -> dict[str, Any]:
 
 
 def _text(body: Mapping[str, Any], name: str, chars_max: int) -> str:
-    value = body.get(name) or ""
+    value = body.get(name)
+    if value is None:
+        return ""
     if not isinstance(value, str) or len(value) > chars_max or "\0" in value:
         raise _bad(f"{name} must be text of at most {chars_max} characters")
     return value
@@ -136,6 +138,16 @@ def read_v1(plain: bytes) -> Content:
         raise SealError(Refusal.VERSION, "a later version inside an envelope of version 1")
     payload = body.get("payload")
     return _content(body, payload if isinstance(payload, dict) else {})
+
+
+def refuse_later_version(plain: bytes) -> None:
+    """Raise SealError for an answer of version 1 that is a message of version 2, which binds more than it would."""
+    try:
+        body = json.loads(plain)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(body, dict) and body.get("v") == 2 and body.get("typ") in ("task", "result"):
+        raise SealError(Refusal.VERSION, "a message of version 2, shown as an answer of version 1")
 
 
 def write_v1(content: Content) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.dependencies import named_in
+from dispatch.core.sealed import is_sealed
 from dispatch.crypto import content, encoding, keys
 from dispatch.crypto.content import Answer, Content, Head
 from dispatch.crypto.refusal import Refusal, SealError
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
     from dispatch.crypto.keys import KeyPair
     from dispatch.crypto.trust import Sender, Trust
+
+__all__ = [
+    "TITLE",
+    "Opened",
+    "Outside",
+    "answer",
+    "check_open",
+    "check_permitted",
+    "is_sealed",
+    "open_task",
+]
 
 TITLE: Final = "Encrypted task"
 """The title outside a sealed task of version 2."""
@@ -54,11 +66,6 @@ class Opened:
     """Of version 2."""
 
 
-def is_sealed(payload: Any) -> bool:
-    """Say whether a payload claims to be sealed."""
-    return isinstance(payload, dict) and bool(payload.get("encrypted"))
-
-
 def open_task(outside: Outside, trust: Trust, *, now_s: float) -> Opened:
     """Return what a sealed task says, after every check but the register of messages seen. Raises SealError."""
     payload = outside.payload
@@ -81,6 +88,8 @@ def open_task(outside: Outside, trust: Trust, *, now_s: float) -> Opened:
     if version == 2:
         head, said = content.read_v2(plain)
         _check_head(head, outside, sender, pair)
+        if head.expires_at_s is not None and now_s > head.expires_at_s:
+            raise SealError(Refusal.STALE, "its sender wanted it run earlier or not at all")
         message_id = head.message_id
     else:
         said = content.read_v1(plain)
@@ -112,11 +121,9 @@ def _bytes(payload: Mapping[str, Any], name: str, size: int | None) -> bytes:
 def _unboxed(
     payload: Mapping[str, Any], trust: Trust, sender: Sender, nonce: bytes, ciphertext: bytes, now_s: float
 ) -> tuple[KeyPair, bytes]:
-    usable = trust.ring.usable(now_s)
-    if "to" in payload:
-        usable = tuple(pair for pair in usable if pair.kid == payload["to"])
-        if not usable:
-            raise SealError(Refusal.UNKNOWN_RECIPIENT, "sealed for a key that this host does not have, or not any more")
+    usable = tuple(pair for pair in trust.ring.usable(now_s) if payload.get("to", pair.kid) == pair.kid)
+    if not usable:
+        raise SealError(Refusal.UNKNOWN_RECIPIENT, "sealed for a key that this host does not have, or not any more")
     for pair in usable:
         plain = pair.open(ciphertext, by=sender.public, nonce=nonce)
         if plain is not None:
@@ -130,12 +137,8 @@ def _check_head(head: Head, outside: Outside, sender: Sender, pair: KeyPair) -> 
     if head.channel != outside.channel:
         raise SealError(Refusal.CONTEXT, "sealed for another channel")
     created_at_s = outside.created_at_s
-    if created_at_s is None:
-        return
-    if abs(created_at_s - head.sealed_at_s) > content.FRESH_S:
+    if created_at_s is not None and abs(created_at_s - head.sealed_at_s) > content.FRESH_S:
         raise SealError(Refusal.STALE, f"sealed {created_at_s - head.sealed_at_s:.0f} s before the task was created")
-    if head.expires_at_s is not None and created_at_s > head.expires_at_s:
-        raise SealError(Refusal.STALE, "expired before the task was created")
 
 
 def _check_outside(outside: Outside, said: Content, version: int) -> None:

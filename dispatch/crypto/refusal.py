@@ -34,7 +34,7 @@ class Refusal(StrEnum):
     REPLAY = "replay"
     """The same message came in another task."""
     STALE = "stale"
-    """It was sealed too long before the task was created, or after it, or had expired by then."""
+    """It was sealed too long before the task was created, or after it, or its sender wanted it run earlier."""
     CONTEXT = "context"
     """It was sealed for another channel, or a field outside the seal differs from what is inside."""
     CONTENT = "content"

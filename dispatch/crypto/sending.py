@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dispatch.core.sealed import is_sealed_answer
 from dispatch.crypto import content, encoding, keys
 from dispatch.crypto.content import Answer, Head
 from dispatch.crypto.refusal import Refusal, SealError
@@ -55,9 +56,7 @@ def _boxed(plain: bytes, pair: KeyPair, to: bytes, nonce: bytes) -> dict[str, st
 def sealed_in(outputs: Any) -> dict[str, Any] | None:
     """Return the sealed answer among a task's outputs, which some services wrap in a list."""
     items = outputs if isinstance(outputs, list) else [outputs]
-    return next(
-        (one for one in items if isinstance(one, dict) and isinstance(one.get("encrypted_response"), dict)), None
-    )
+    return next((one for one in items if is_sealed_answer(one)), None)
 
 
 def open_answer(output: dict[str, Any], *, pair: KeyPair, by: bytes, task_id: str) -> Answer:
@@ -74,8 +73,24 @@ def open_answer(output: dict[str, Any], *, pair: KeyPair, by: bytes, task_id: st
     if plain is None:
         raise SealError(Refusal.FORGED, "the answer does not open with these keys")
     if output.get("v") != 2:
+        content.refuse_later_version(plain)
         return Answer("", "", task_id, 0, "", "", 0, "", plain.decode("utf-8", "replace"))
     found = content.read_answer(plain)
     if found.task_id != task_id or {found.sender_kid, found.recipient_kid} != {pair.kid, keys.kid_of(by)}:
         raise SealError(Refusal.CONTEXT, "the answer belongs to another task or another pair of keys")
     return found
+
+
+def message_id_of(payload: Any, *, pair: KeyPair, by: bytes) -> str | None:
+    """Return the id of a message of version 2 that this pair sealed for ``by``, None for anything else.
+
+    The answer to it must name it; whoever keeps the task could have put another message in its place.
+    """
+    if not isinstance(payload, dict) or payload.get("v") != 2:
+        return None
+    try:
+        nonce = encoding.decode(payload.get("nonce"), keys.NONCE_BYTES)
+        plain = pair.open(encoding.decode(payload.get("ciphertext")), by=by, nonce=nonce)
+        return None if plain is None else content.read_v2(plain)[0].message_id
+    except (ValueError, SealError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis.exceptions import RedisError
@@ -12,19 +13,24 @@ from dispatch.core.graph import blocked_reason
 from dispatch.errors import GatewayError, GatewayRejectedError, GatewayUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from dispatch.ats.aclient import AsyncClient
+    from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.registry import Registry
 
-FAIL_AT_ONCE: Final = 100
 _CALLS_AT_ONCE: Final = 8
 _PAUSE_S: Final = 0.5
 
 
 class Failing(Protocol):
-    """How a task that waits is failed."""
+    """How tasks that wait are failed."""
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks one call may name."""
+        ...
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
         """Fail tasks, by id, for these reasons; a refusal for those that were not. Raises GatewayUnavailableError."""
@@ -33,6 +39,8 @@ class Failing(Protocol):
 
 class BulkFailing:
     """Fails many waiting tasks in one call, without a claim: our own service."""
+
+    at_once: Final = protocol.FAILURES_MAX
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -49,10 +57,16 @@ class BulkFailing:
 
 
 class ClaimedFailing:
-    """Claims each task and fails it: a foreign ATS."""
+    """Claims each task and fails it: a foreign ATS, and sealed tasks.
 
-    def __init__(self, claims: Claims) -> None:
+    ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for.
+    """
+
+    at_once: Final = 100
+
+    def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool]) -> None:
         self._claims = claims
+        self._still_needs = still_needs
         self._limit = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
@@ -62,14 +76,44 @@ class ClaimedFailing:
 
     async def _fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
         async with self._limit:
-            (claim,) = await self._claims.claim([task_id])
-            if isinstance(claim, GatewayRejectedError):
-                return claim
+            self._claims.in_hand.add(task_id)
             try:
-                await self._claims.fail(claim.ref, reason)
-            except GatewayRejectedError as refusal:
-                return refusal
-            return None
+                return await self._claim_and_fail(task_id, reason)
+            finally:
+                self._claims.in_hand.discard(task_id)
+
+    async def _claim_and_fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
+        (claim,) = await self._claims.claim([task_id])
+        if isinstance(claim, GatewayRejectedError):
+            return claim
+        try:
+            if not self._still_needs(claim.task):
+                await self._claims.release(claim.ref, reason="What the task needs has changed.")
+                return GatewayRejectedError(f"What task {task_id} needs has changed.", status=409)
+            await self._claims.fail(claim.ref, reason)
+        except GatewayRejectedError as refusal:
+            return refusal
+        return None
+
+
+class SealedFailing:
+    """Fails in one call what our own service knows to be doomed, and after a claim what only we can see: sealed tasks.
+
+    ``hidden`` are the ids of these.
+    """
+
+    at_once: Final = BulkFailing.at_once
+
+    def __init__(self, bulk: BulkFailing, claimed: ClaimedFailing, hidden: Container[str]) -> None:
+        self._bulk = bulk
+        self._claimed = claimed
+        self._hidden = hidden
+
+    async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
+        """Do as the protocol says."""
+        answers = await self._bulk(reasons)
+        refused = {ident: reasons[ident] for ident, refusal in answers.items() if refusal and ident in self._hidden}
+        return answers | (await self._claimed(refused)) if refused else answers
 
 
 class Blocked:
@@ -112,7 +156,7 @@ class Blocked:
             await self._news.wait()
             self._news.clear()
             while self._todo:
-                batch = dict(list(self._todo.items())[:FAIL_AT_ONCE])
+                batch = dict(islice(self._todo.items(), self._failing.at_once))
                 try:
                     await self._fail(batch)
                 except (RedisError, OSError, GatewayError) as exc:

@@ -15,12 +15,13 @@ import json
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from dispatch.core.graph import GRAPH_MAX, cascade, is_settled, opens
+from dispatch.core.graph import GRAPH_MAX, is_settled, opens
 from dispatch.errors import GatewayError
 from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
 
@@ -88,7 +89,6 @@ class Graphs:
         self._started = hooks.started
         self._sweep_s = sweep_s
         self._log = log
-        self._tries: dict[str, int] = {}
         self._epoch = ""
         self._closed: deque[tuple[float, list[str]]] = deque(maxlen=GRAPH_MAX)
         """Rounds that were closed: a gate that was under way then leaves its part of the chord behind."""
@@ -137,7 +137,8 @@ class Graphs:
     async def _settle(self) -> None:
         """Open or break the gates of dependencies that have ended."""
         for needed, status in list(self._tasks.to_settle.items()):
-            if not opens(status) and self._fail_crowd(needed):
+            nobody_waits = needed not in self._tasks.dependents
+            if nobody_waits or (not opens(status) and self._fail_crowd(needed)):
                 self._tasks.to_settle.pop(needed, None)
                 continue
             while True:
@@ -153,21 +154,18 @@ class Graphs:
         """Fail all of ours behind a dependency that ended badly, without gates, if these are many.
 
         An error callback costs some five milliseconds, a thousandth of what ten thousand of them may. On our own
-        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level.
+        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level, and
+        so is a sealed task, of which our service does not know that it is doomed.
         """
-        behind = cascade(self._tasks.dependents, needed, CROWD)
-        if len(behind) + len(self._blocked) < CROWD:
+        if self._tasks.count_behind(needed, CROWD) + len(self._blocked) < CROWD:
             return False
-        behind = cascade(self._tasks.dependents, needed) if self._deep else [*self._tasks.dependents.get(needed, ())]
-        failing = frozenset(behind if self._deep else ())
-        for task_id in behind:
-            if reason := self._tasks.reason(task_id, failing):
-                self._blocked.add(task_id, reason=reason)
+        for task_id, reason in self._tasks.behind(needed, self._blocked, deep=self._deep).items():
+            self._blocked.add(task_id, reason=reason)
         return True
 
     async def _close(self) -> None:
         """Take back the gates of tasks that no longer wait."""
-        while batch := list(self._tasks.to_close)[:ARM_AT_ONCE]:
+        while batch := list(islice(self._tasks.to_close, ARM_AT_ONCE)):
             await self._forget([task_id for task_id in batch if task_id not in self._tasks])
             self._tasks.to_close.difference_update(batch)
 
@@ -180,7 +178,7 @@ class Graphs:
 
     async def _arm(self) -> None:
         """Park gates for tasks that have none, or other ones, in the registry."""
-        batch = list(self._tasks.to_arm)[:ARM_AT_ONCE]
+        batch = list(islice(self._tasks.to_arm, ARM_AT_ONCE))
         armed = dict(zip(batch, await self._registry.fingerprints(batch), strict=True))
         wanted = {task_id: task for task_id in batch if (task := self._tasks.get(task_id)) is not None}
         fresh = {
@@ -205,7 +203,7 @@ class Graphs:
 
     async def _read(self) -> None:
         """Ask the service about dependencies of which no event has told."""
-        batch = list(self._tasks.to_read)[: self._dependencies.at_once]
+        batch = list(islice(self._tasks.to_read, self._dependencies.at_once))
         for name in batch:
             self._tasks.to_read.pop(name, None)
         try:
@@ -214,7 +212,7 @@ class Graphs:
             self._tasks.read_soon(batch)
             raise
         for name, status in found.items():
-            if is_settled(status):
+            if is_settled(status) and name in self._tasks.dependents:
                 self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
@@ -258,31 +256,27 @@ class Graphs:
                 while self._closed and time.monotonic() - self._closed[0][0] > STUCK_S:
                     rounds = self._closed.popleft()[1]
                     await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
-                found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
-                if not found:
-                    self._tries.clear()
-                for task in found:
-                    self._tries[task.round] = self._tries.get(task.round, 0) + 1
-                    await self._repair(task, self._tries[task.round])
+                for task in await self._registry.stuck(STUCK_S, STUCK_AT_ONCE):
+                    await self._repair(task)
             self._tasks.fail_circles()
             if time.monotonic() - watched_at >= _WATCH_S and (elsewhere := self._dependencies.elsewhere()):
                 watched_at = time.monotonic()
                 self._tasks.read_soon(name for name in elsewhere if name in self._tasks.dependents)
                 self.kick()
 
-    async def _repair(self, task: Stuck, tries: int) -> None:
+    async def _repair(self, task: Stuck) -> None:
         """Send the gates again; if that has not helped either, do without them."""
         bad = [sent for sent in task.sent if not opens(sent.status)]
         if (task.open and not bad) or task.task_id in self._blocked:
             return
-        self._log.warning("gates_stuck", task=task.task_id, tries=tries)
-        if tries < 2:
+        self._log.warning("gates_stuck", task=task.task_id, tries=task.tries)
+        if task.tries < 2:
             for sent in bad or task.sent:
                 self._gates.send(sent.gate, sent.status)
         elif bad:
             self._blocked.add(task.task_id, round_=task.round)
-        else:
-            await self._registry.release(task.task_id, task.round)
+        elif await self._registry.release(task.task_id, task.round):
+            self._closed.append((time.monotonic(), [task.round]))
 
 
 def fingerprint_of(needs: tuple[str, ...]) -> str:

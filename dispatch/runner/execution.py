@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dispatch.ats.model import Actor
 from dispatch.core import results, retry
 from dispatch.core.prompt import build_prompt
 from dispatch.core.retry import Action, EndReason
-from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError
-from dispatch.runner import attempt, pool_child, process, spool, tree
+from dispatch.crypto import opening
+from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
+from dispatch.runner import attempt, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
+from dispatch.runner.unsealing import NotAcceptedError, NotNowError, Unsealing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +31,15 @@ if TYPE_CHECKING:
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
     from dispatch.ats.model import Grant
+    from dispatch.crypto.opening import Opened
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
+    from dispatch.runner.telling import Told
+    from dispatch.runner.unsealing import TrustSource, Work
     from dispatch.runner.warden_client import WardenClient
     from dispatch.settings import Execution
+
+T = TypeVar("T")
 
 START_PATIENCE_S: Final = 10.0
 """How long ``start`` is tried while the service does not answer; afterwards the lease brings the task back."""
@@ -51,6 +59,7 @@ class RunnerContext:
     ``stop_fd`` is the read end of the worker's stop pipe: closing the write end
     asks for a drain, a byte ``C`` written before that for a stop at once. It is
     shared by all pool children and never read. ``rand`` returns numbers in [0, 1).
+    Without ``keys`` nobody is trusted, and tasks in the open are run.
     """
 
     gateway: TaskGateway
@@ -64,6 +73,8 @@ class RunnerContext:
     warden: WardenClient | None = None
     wake: WakeSource | None = None
     stop_fd: int | None = None
+    keys: TrustSource | None = None
+    executor: str = "default"
     rand: Callable[[], float] = field(default=random.random)
 
 
@@ -84,9 +95,11 @@ class _Execution:
         self._spool = spool.Spool(ctx.data_dir)
         self._lease: Lease | None = None
         self._kept = False
+        self._opened: Opened | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
     def run(self) -> AttemptEnd | None:
+        """Make all steps; None when nothing was run."""
         if self._ref.attempt > self._ctx.execution.max_attempts:
             self._ctx.log.warning("attempt_poison", **self._ids)
             self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(self._ctx.execution.max_attempts))
@@ -102,7 +115,8 @@ class _Execution:
             return None
         try:
             end = self._run_guarded(grant)
-            self._report(end)
+            if end is not None:
+                self._report(end)
         finally:
             self._child.stop_watching()
         self._end_ward()
@@ -113,29 +127,41 @@ class _Execution:
     def _start(self) -> Grant | None:
         ctx, ref = self._ctx, self._ref
         runner = f"{ctx.runner}/{os.getpid()}/{secrets.token_hex(4)}"
+
+        def start() -> tuple[float, Grant]:
+            sent_at = tree.boottime()
+            return sent_at, ctx.gateway.start(ref, runner=runner, message=STARTED_MESSAGE)
+
+        try:
+            sent_at, grant = self._insist(start)
+        except (GatewayUnavailableError, AuthenticationError) as exc:
+            ctx.log.warning("attempt_not_started", error=str(exc), **self._ids)
+            return None
+        except GatewayError as exc:
+            ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
+            return None
+        self._lease = Lease(sent_at, grant.ttl_s)
+        if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
+            ctx.warden.extend(self._lease.warden_deadline)
+        return grant
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Make a call before the child runs, and repeat it for START_PATIENCE_S while no answer comes."""
+        ctx = self._ctx
         give_up_at = tree.boottime() + START_PATIENCE_S
         pause_s = _START_PAUSE_S
         while True:
-            sent_at = tree.boottime()
             try:
-                grant = ctx.gateway.start(ref, runner=runner, message=STARTED_MESSAGE)
+                return call()
             except (GatewayUnavailableError, AuthenticationError) as exc:
                 asked_s = exc.retry_after_s if isinstance(exc, GatewayUnavailableError) else None
                 wait_s = max(pause_s * (0.5 + 0.5 * ctx.rand()), asked_s or 0.0)
                 if tree.boottime() + wait_s >= give_up_at or self._child.stopping(ctx.stop_fd):
-                    ctx.log.warning("attempt_not_started", error=str(exc), **self._ids)
-                    return None
+                    raise
                 ctx.log.warning("attempt_start_delayed", error=str(exc), **self._ids)
+                self._start_keeper()
                 self._child.wait(wait_s)
                 pause_s *= 2
-            except GatewayError as exc:
-                ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
-                return None
-            else:
-                self._lease = Lease(sent_at, grant.ttl_s)
-                if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
-                    ctx.warden.extend(self._lease.warden_deadline)
-                return grant
 
     # The warden
 
@@ -160,20 +186,57 @@ class _Execution:
 
     # Run
 
-    def _run_guarded(self, grant: Grant) -> AttemptEnd:
+    def _run_guarded(self, grant: Grant) -> AttemptEnd | None:
         try:
+            work = self._prepare(grant)
+            if work is None:
+                return None
             with self._child.work_directory() as directory:
-                return self._run(grant, directory)
+                return self._run(grant, work, directory)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
             # A defect of ours. It counts as a failed attempt, or it would be tried for ever.
+            if opening.is_sealed(grant.task.payload):
+                return self._crashed_sealed(exc)
             self._ctx.log.exception("attempt_crashed", **self._ids)
             return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {type(exc).__name__}: {exc}")
 
-    def _environment(self, grant: Grant) -> dict[str, str]:
+    def _crashed_sealed(self, exc: Exception) -> AttemptEnd:
+        """Tell of a defect without what the exception says, which may be what the task says."""
+        what = type(exc).__name__
+        frames = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(exc.__traceback__)]
+        self._ctx.log.error("attempt_crashed", exception=f"{what} at {' > '.join(frames)}", **self._ids)
+        return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {what}")
+
+    def _prepare(self, grant: Grant) -> Work | None:
+        """Return what the attempt is told; None when it must not run, which is reported then."""
+        ctx = self._ctx
+        unsealing = Unsealing(ctx.gateway, ctx.keys, ctx.executor, ctx.log, self._insist, self._before_reading)
+        try:
+            work = unsealing.prepare(self._ref, grant)
+        except NotAcceptedError as exc:
+            self._deliver(spool.Kind.FAIL, reason=str(exc))
+        except NotNowError as exc:
+            delay_s = ctx.execution.cooldown_s * (0.5 + 0.5 * ctx.rand())
+            ctx.log.info("attempt_postponed", reason=str(exc), delay_s=round(delay_s, 3), **self._ids)
+            self._deliver(spool.Kind.RELEASE, reason=str(exc), delay_s=delay_s)
+        except LeaseLostError as exc:
+            ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
+        else:
+            self._opened = work.opened
+            return work
+        return None
+
+    def _before_reading(self) -> None:
+        self._start_keeper()
+        lease = self._lease
+        if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
+            raise NotNowError("There was no time left to read its dependencies.")
+
+    def _environment(self, grant: Grant, work: Work) -> dict[str, str]:
         ref, ctx = self._ref, self._ctx
-        handed = {"ATS_DEPENDENCIES": results.environment_value(grant.dependencies)} if grant.dependencies else {}
+        handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
         return process.child_environment(
             os.environ,
             ctx.execution.env,
@@ -188,14 +251,17 @@ class _Execution:
             },
         )
 
-    def _run(self, grant: Grant, directory: str) -> AttemptEnd:
-        ctx, lease, task = self._ctx, self._lease, grant.task
+    def _run(self, grant: Grant, work: Work, directory: str) -> AttemptEnd:
+        ctx, lease = self._ctx, self._lease
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
+        if lease.over(tree.boottime()):
+            return AttemptEnd(EndReason.LEASE_LOST, detail="the lease was lost")
         boundaries = iter(lambda: secrets.token_hex(8), None)
-        extra = results.blocks(grant.dependencies)
-        prompt = build_prompt(task.title, task.description, task.payload, boundaries, extra).encode("utf-8", "replace")
-        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=self._environment(grant))
+        extra = results.blocks(work.dependencies)
+        prompt = build_prompt(work.title, work.description, work.payload, boundaries, extra).encode("utf-8", "replace")
+        env = self._environment(grant, work)
+        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=env)
         ctx.log.info("attempt_started", pid=running.pid, **self._ids)
         limits = Limits(
             ctx.execution.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
@@ -241,18 +307,29 @@ class _Execution:
             flags=sorted(end.flags),
             **self._ids,
         )
+        if decision.action is Action.LET_GO:
+            return
+        told = self._told(end)
         if decision.action is Action.COMPLETE:
-            self._deliver(spool.Kind.COMPLETE, outputs=[_output(end)])
+            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller)
         elif decision.action is Action.FAIL:
             poison = retry.poison_reason(ctx.execution.max_attempts)
-            self._deliver(spool.Kind.FAIL, reason=attempt.cut(f"{poison}: {end.detail}" if end.detail else poison))
-        elif decision.action is not Action.LET_GO:
+            reason = attempt.cut(f"{poison}: {told.reason}" if told.reason else poison)
+            self._deliver(spool.Kind.FAIL, reason=reason, note=told.note)
+        else:
             self._deliver(
                 spool.Kind.RELEASE,
-                reason=attempt.cut(end.detail),
+                reason=attempt.cut(told.reason),
                 counted=decision.action is Action.RETRY,
                 delay_s=decision.delay_s,
+                note=told.note,
             )
+
+    def _told(self, end: AttemptEnd) -> Told:
+        if self._opened is None:
+            return telling.in_the_open(end)
+        ref, timeout_s = self._ref, self._ctx.execution.timeout_s
+        return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:
         give_up_at = tree.boottime() + REPORT_PATIENCE_S
@@ -272,10 +349,3 @@ class _Execution:
 
         report = spool.Report(kind, self._ref, **fields)
         spool.deliver(report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log)
-
-
-def _output(end: AttemptEnd) -> dict[str, Any]:
-    output: dict[str, Any] = {"response": end.stdout.text}
-    if end.stdout.truncated:
-        output |= {"truncated": True, "output_bytes": end.stdout.total_bytes}
-    return output

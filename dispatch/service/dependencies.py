@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, cast, delete, exists, insert, select, update
 from dispatch.core.dependencies import DEPENDENCIES_MAX, named_in
 from dispatch.core.lifecycle import Status
 from dispatch.errors import InvalidInputError, UnexpectedStatusError
-from dispatch.service import dependents, wire
+from dispatch.service import dependents, doomed, wire
 from dispatch.service.rows import ALL
 from dispatch.service.schema import Id, missing_dependencies, task_dependencies, tasks
 
@@ -160,11 +160,9 @@ def connect(tx: Tx, task_id: int, found: Found) -> None:
 
 def check_circle(tx: Tx, task_id: int) -> None:
     """Raise InvalidInputError, which names the circle, if the task depends on itself in the end."""
-    circle = dependents.circle(tx, task_id, only_open=False)
+    circle = doomed.circle(tx, task_id, only_open=False)
     if circle:
-        raise InvalidInputError(
-            f"The tasks depend on each other in a circle: {dependents.shown(circle)}.", cycle=circle
-        )
+        raise InvalidInputError(f"The tasks depend on each other in a circle: {doomed.shown(circle)}.", cycle=circle)
 
 
 def replace(tx: Tx, ref: Ref, row: Any, wish: Asked) -> Any:

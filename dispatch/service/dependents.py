@@ -1,4 +1,4 @@
-"""What stands before and behind a task. Every function is one transaction on a ``Tx``."""
+"""What stands behind a task. Every function is one transaction on a ``Tx``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, false, func, literal, select
 
-from dispatch.core.graph import find_cycle
 from dispatch.core.lifecycle import FINISHED, Status
-from dispatch.service import readiness
+from dispatch.service import readiness, walks
 from dispatch.service.rows import ALL
 from dispatch.service.schema import task_dependencies, tasks
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from dispatch.service.store import Tx
 
 BEHIND_MAX: Final = 10_000
-CIRCLE_TASKS_MAX: Final = 10_000
-"""How many tasks are looked at in search of a circle; a larger graph counts as one without."""
 READY_MAX: Final = 500
 """How many tasks one completion tells of, the most urgent first.
 
@@ -32,7 +29,7 @@ _PAGE: Final = 500
 
 
 def unindexed(column: Any) -> Any:
-    """Return a column as an expression, so that a database begins with the edges and not with all tasks in a state."""
+    """Return a column as an expression, so that a database does not begin with it: with all tasks in a state, say."""
     return func.coalesce(column, literal(None, column.type))
 
 
@@ -44,15 +41,6 @@ _BEHIND: Final = (
     .order_by(tasks.c.id)
 )
 _needed: Final = tasks.alias("needed")
-_FAILED_BEFORE: Final = (
-    select(task_dependencies.c.task_id)
-    .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
-    .where(
-        task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)),
-        unindexed(_needed.c.status).in_(sorted(ENDED_BADLY)),
-    )
-    .distinct()
-)
 _OPEN: Final = (
     select(task_dependencies.c.task_id, func.count())
     .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
@@ -62,6 +50,9 @@ _OPEN: Final = (
     )
     .group_by(task_dependencies.c.task_id)
 )
+
+
+_ALL_BEHIND: Final = walks.behind(walks.met.c.status.not_in(sorted(FINISHED)), BEHIND_MAX + 1)
 
 
 def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
@@ -75,16 +66,8 @@ def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
         ids = [row.id for row in direct[start : start + _PAGE]]
         waiting |= {row[0]: row[1] for row in tx.all(_OPEN, {"p_ids": ids})}
     freed = [row for row in direct if waiting.get(row.id, 0) <= 1]
-    seen = {row.id for row in direct}
-    level = sorted(seen)
-    while level and len(seen) < BEHIND_MAX:
-        found: set[int] = set()
-        for start in range(0, len(level), _PAGE):
-            rows = tx.all(_BEHIND, {"p_ids": level[start : start + _PAGE]})
-            found |= {row.id for row in rows if Status(row.status) not in FINISHED}
-        level = sorted(found - seen - {task_id})
-        seen |= set(level)
-    return freed, min(len(seen), BEHIND_MAX), len(seen) >= BEHIND_MAX
+    count = len({row.id for row in tx.all(_ALL_BEHIND, {"p_ids": [task_id]})} - {task_id})
+    return freed, count, count >= BEHIND_MAX
 
 
 _READY: Final = (
@@ -105,48 +88,3 @@ def tell_ready(tx: Tx, task_id: int, actor: Actor) -> None:
     """Tell of the tasks that can be claimed now that this one is completed, of READY_MAX at most."""
     for row in tx.all(_READY, {"p_id": task_id}):
         tx.emit("task.ready", row, actor, note=f"dependency #{task_id} is completed")
-
-
-_BEFORE: Final = (
-    select(task_dependencies.c.task_id, task_dependencies.c.depends_on_id, _needed.c.status)
-    .join(_needed, _needed.c.id == task_dependencies.c.depends_on_id)
-    .where(task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True)))
-    .order_by(task_dependencies.c.task_id, task_dependencies.c.depends_on_id)
-)
-
-
-def circle(tx: Tx, task_id: int, *, only_open: bool = True) -> list[int]:
-    """Return a circle among what the task depends on, its first task again at its end, or an empty list.
-
-    ``only_open`` passes over what is completed: nothing waits for it.
-    """
-    needs: dict[int, list[int]] = {}
-    level = [task_id]
-    while level and len(needs) <= CIRCLE_TASKS_MAX:
-        needs |= {ident: [] for ident in level}
-        following: set[int] = set()
-        for start in range(0, len(level), _PAGE):
-            for one, other, status in tx.all(_BEFORE, {"p_ids": level[start : start + _PAGE]}):
-                if not (only_open and status == Status.COMPLETED):
-                    needs[one].append(other)
-                    following.add(other)
-        level = sorted(following - needs.keys())
-    return find_cycle(needs)
-
-
-def shown(ids: Sequence[int]) -> str:
-    """Return a way through tasks as people read it."""
-    names = [f"#{ident}" for ident in ids]
-    return " -> ".join(names if len(names) <= 20 else [*names[:19], "...", names[-1]])
-
-
-def is_doomed(tx: Tx, row: Any) -> bool:
-    """Say whether a task in todo can never run: a dependency ended badly, does not exist, or waits in a circle."""
-    if row.status != Status.TODO or row.depends_on is None:
-        return False
-    return readiness.has_failed_dependency(tx, row.id) or bool(circle(tx, row.id))
-
-
-def doomed_by_failure(tx: Tx, task_ids: Sequence[int]) -> set[int]:
-    """Return those of the tasks that depend on something that ended without being completed."""
-    return {row.task_id for row in tx.all(_FAILED_BEFORE, {"p_ids": list(task_ids)})}

@@ -25,12 +25,13 @@ DELAY_MS_MAX: Final = 30 * 86_400_000
 LIST_MAX: Final = 1_000
 EMBEDDED_MESSAGES_MAX: Final = 100
 THREAD_MAX: Final = 1_000
+MESSAGE_KINDS: Final = {word: word for word in ("message", "note", "log")}
 
 SMALL_BYTES_MAX: Final = 65_536
 TASK_BYTES_MAX: Final = 2_097_152
 CLAIMS_MAX: Final = 100
-FAILURES_MAX: Final = 100
-FAILURES_BYTES_MAX: Final = 1_048_576
+FAILURES_MAX: Final = 500
+FAILURES_BYTES_MAX: Final = 8_388_608
 OUTPUTS_BODY_BYTES_MAX: Final = 8_388_608
 
 
@@ -99,7 +100,8 @@ def _failures(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 FAIL_MANY: Final = {"items": _failures}
-POST_MESSAGE: Final = {"parts": strict.array}
+POST_MESSAGE: Final = {"parts": strict.array, "kind": strict.one_of(MESSAGE_KINDS), "fencing_token": _fence}
+SEAL: Final = {"fencing_token": _fence, "digest": strict.lower_hex(64)}
 ORGANIZATION: Final = {"slug": strict.slug, "name": strict.text(200, chars_min=1)}
 PROJECT: Final = {**ORGANIZATION, "description": strict.text(4_000, nullable=True)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dispatch.errors import TaskError
-from dispatch.service import cascade, fields, moves, strict, wire
+from dispatch.service import cascade, failures, fields, moves, strict, wire
 from dispatch.service.rows import Ref
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ async def fail_many(call: Call) -> Answer:
     """POST T/fail: the fleet's bulk form for cascades; a refusal stands in its place."""
     items = strict.parse_object(call.body, fields.FAIL_MANY, required=("items",))["items"]
     wanted = [(Ref(item["id"], call.scope, call.within), item.get("reason")) for item in items]
-    found = await call.store.write(lambda tx: moves.fail_many(tx, wanted, call.actor))
+    found = await call.store.write(lambda tx: failures.fail_many(tx, wanted, call.actor))
     shown = [
         wire.dumps({"id": item["id"], **one.as_body()})
         if isinstance(one, TaskError)

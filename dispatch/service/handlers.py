@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dispatch
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
 from dispatch.service import (
+    delivery_handlers,
     dependencies,
     fields,
     graph_handlers,
@@ -22,6 +23,7 @@ from dispatch.service import (
     strict,
     tasks,
     tenant_handlers,
+    thread_handlers,
     wire,
 )
 from dispatch.service.access import agent_uuid
@@ -52,6 +54,9 @@ EXTENSIONS: Final = (
     "depends_on",
     "fail.many",
     "dependencies",
+    "seals",
+    "messages.fenced",
+    "deliveries",
 )
 
 
@@ -315,25 +320,6 @@ def _with_reason(move: Callable[..., Any]) -> Callable[[Call], Awaitable[Answer]
     return handle
 
 
-async def post_message(call: Call) -> Answer:
-    """POST T/{id}/messages."""
-    ref = call.ref()
-    parts = fields.check_parts(strict.parse_object(call.body, fields.POST_MESSAGE, required=("parts",))["parts"])
-    row = await call.store.write(lambda tx: messages.post(tx, ref, call.actor, parts))
-    return 201, f'{{"message":{wire.message_json(row)}}}'
-
-
-async def list_messages(call: Call) -> Answer:
-    """GET T/{id}/messages."""
-    ref = call.ref()
-    most = fields.THREAD_MAX
-    limit = strict.parse_query(call.query, {"limit": strict.digits(1, most)}).get("limit", most)
-    objects = await call.store.read(
-        lambda tx: [wire.message_json(row) for row in messages.thread(tx, fetch(tx, ref).id, limit)]
-    )
-    return 200, f'{{"messages":[{",".join(objects)}]}}'
-
-
 async def list_tools(call: Call) -> Answer:
     """GET /tools: what the Task Tools are, as MCP tells it."""
     profile = strict.parse_query(call.query, {"profile": strict.text(40)}).get("profile", "default")
@@ -368,12 +354,17 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "start"): _post(start),
     ("tasks", "*", "renew"): _post(renew),
     ("tasks", "*", "release"): _post(release),
+    ("tasks", "*", "seal"): _post(thread_handlers.seal),
     ("tasks", "*", "complete"): _post(complete, fields.OUTPUTS_BODY_BYTES_MAX),
     ("tasks", "*", "fail"): _post(fail),
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
-    ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("tasks", "*", "messages"): {
+        "GET": (thread_handlers.list_messages, 0),
+        "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
+    },
+    **delivery_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {

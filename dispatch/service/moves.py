@@ -7,19 +7,18 @@ is legal is the lifecycle's to say; every step is written to the history.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, select
-
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
-from dispatch.errors import TaskError, UnexpectedStatusError
+from dispatch.errors import UnexpectedStatusError
 from dispatch.service import dependents, leases, locks, wire
+from dispatch.service.doomed import Doomed
 from dispatch.service.events import STEP
-from dispatch.service.rows import ALL, Ref, lock, settle
-from dispatch.service.schema import tasks
+from dispatch.service.rows import Ref, lock, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
@@ -30,7 +29,6 @@ _EVENT_OF: Final = {
     Status.CANCELLED: "task.cancelled",
     Status.SKIPPED: "task.rejected",
 }
-_LOCK_MANY: Final = select(*ALL).where(tasks.c.id.in_(bindparam("p_ids", expanding=True))).with_for_update()
 _AFRESH: Final = {"attempts": 0, "lease_losses": 0, "not_before": None, "result_hash": None}
 
 
@@ -63,17 +61,23 @@ def _walk(
     """Move a locked row along ``steps`` in one update and write every step to the history."""
     target = steps[-1]
     settled = settle(tx, row, status=target.value, **{**_effects(row, target, tx.now_ms, keep), **changes})
+    tell(tx, row, settled, steps, actor, note)
+    if target is Status.COMPLETED:
+        dependents.tell_ready(tx, row.id, actor)
+    return settled
+
+
+def tell(tx: Tx, row: Any, settled: Any, steps: tuple[Status, ...], actor: Actor, note: str | None) -> None:
+    """Write to the history, and tell everybody, that ``row`` walked along ``steps`` and is ``settled`` now."""
     came: str = row.status
     for step in steps[:-1]:
         tx.emit(STEP, settled, actor, moved=(came, step.value))
         came = step.value
+    target = steps[-1]
     kind = _EVENT_OF.get(target, "task.updated")
     if target is Status.TODO and row.status in FINISHED:
         kind = "task.reopened"
     tx.emit(kind, settled, actor, moved=(came, target.value), note=note)
-    if target is Status.COMPLETED:
-        dependents.tell_ready(tx, row.id, actor)
-    return settled
 
 
 def _is_repeat(row: Any, actor: Actor, token: int | None, digest: str, ended: frozenset[Status]) -> bool:
@@ -107,43 +111,38 @@ def fail(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None, token: in
 
     Raises StaleLeaseError, LeaseHeldError, IllegalMoveError, NotFoundError.
     """
-    return _fail(tx, ref, lock(tx, ref), actor, reason=reason, token=token)
+    row = lock(tx, ref)
+    steps = steps_to_fail(tx, ref, row, actor, reason, lambda: Doomed(tx, [row.id]).has(row.id), token=token)
+    if not steps:
+        return row
+    return _walk(tx, row, steps, actor, note=reason, reason=reason, result_hash=digest_of_failure(reason))
 
 
-def _fail(
+def steps_to_fail(
     tx: Tx,
     ref: Ref,
     row: Any,
     actor: Actor,
+    reason: str | None,
+    is_doomed: Callable[[], bool],
     *,
-    reason: str | None = None,
     token: int | None = None,
-    is_doomed: bool = False,
-) -> Any:
-    """Fail a locked row. ``is_doomed``: it is known that the task can never run."""
-    digest = leases.digest_of("fail", reason)
-    if _is_repeat(row, actor, token, digest, frozenset({Status.FAILED})):
-        return row
+) -> tuple[Status, ...]:
+    """Return the way to failed of a locked row; () when this very report failed it already.
+
+    ``is_doomed`` is asked about a task that nobody has begun: whether it can never run. Raises as ``fail`` does.
+    """
+    if _is_repeat(row, actor, token, digest_of_failure(reason), frozenset({Status.FAILED})):
+        return ()
     leases.check_right(tx, ref, row, actor, token)
-    doomed = is_doomed or dependents.is_doomed(tx, row)
-    steps = path(Verb.FAIL, Status(row.status), dependency_failed=doomed, words=ref.words)
-    return _walk(tx, row, steps, actor, note=reason, reason=reason, result_hash=digest)
+    doomed = row.status == Status.TODO and row.depends_on is not None and is_doomed()
+    return path(Verb.FAIL, Status(row.status), dependency_failed=doomed, words=ref.words)
 
 
-def fail_many(tx: Tx, items: Sequence[tuple[Ref, str | None]], actor: Actor) -> list[Any | TaskError]:
-    """Fail each task with its reason, in order; one that is refused changes nothing and does not hinder the others."""
-    # A cascade has thousands: what one look can show of all is not asked for each.
-    plain = [ref.ident for ref, _ in items if ref.scope is None and ref.within is None]
-    rows = {row.id: row for row in tx.all(_LOCK_MANY, {"p_ids": plain})}
-    doomed = dependents.doomed_by_failure(tx, list(rows))
-    found: list[Any | TaskError] = []
-    for ref, reason in items:
-        try:
-            row = rows.pop(ref.ident, None) or lock(tx, ref)
-            found.append(_fail(tx, ref, row, actor, reason=reason, is_doomed=row.id in doomed))
-        except TaskError as refusal:
-            found.append(refusal)
-    return found
+@lru_cache(maxsize=1024)
+def digest_of_failure(reason: str | None) -> str:
+    """Return the fingerprint of a report that a task failed."""
+    return leases.digest_of("fail", reason)
 
 
 def _by_verb(tx: Tx, ref: Ref, actor: Actor, verb: Verb, reason: str | None) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, bindparam, exists, or_, select
 
-from dispatch.core.lifecycle import FINISHED, Status
+from dispatch.core.lifecycle import Status
 from dispatch.service.schema import missing_dependencies, task_dependencies, tasks
 
 if TYPE_CHECKING:
@@ -55,13 +55,6 @@ def open_dependencies(tx: Tx, task_id: int) -> list[Any]:
 def missing_names(tx: Tx, task_id: int) -> list[str]:
     """Return the names that the task depends on and no task of its project has."""
     return [row.name for row in tx.all(_MISSING, {"p_id": task_id})]
-
-
-def has_failed_dependency(tx: Tx, task_id: int) -> bool:
-    """Say whether something that the task waits for ended without being completed, or does not exist."""
-    if any(row.status in FINISHED for row in open_dependencies(tx, task_id)):
-        return True
-    return bool(missing_names(tx, task_id))
 
 
 def waits_for(tx: Tx, ref: Ref, row: Any) -> list[dict[str, Any]]:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dispatch.service.calls import Calls
 
 _QUERY_FIELDS_MAX: Final = 64
+_SCOPED: Final = ("tasks", "deliveries")
+"""What can stand behind a project in a path."""
 _log: Final = get_logger("service")
 
 
@@ -70,7 +72,7 @@ def _match(path: str) -> _Match:
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
     scope: Scope | None = None
-    if len(parts) >= 5 and parts[0] == "orgs" and parts[2] == "projects" and parts[4] == "tasks":
+    if len(parts) >= 5 and parts[0] == "orgs" and parts[2] == "projects" and parts[4] in _SCOPED:
         scope = Scope(parts[1], parts[3])
         parts = parts[4:]
     for shape in _shapes(parts):

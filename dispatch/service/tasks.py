@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
-from dispatch.service import dependencies, moves, tenants, wire
+from dispatch.service import dependencies, moves, seals, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.readiness import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
@@ -33,6 +33,7 @@ _NEW: Final = (
     "status",
     "needs_review",
     "payload",
+    "sealed",
     "parent_id",
     "run_id",
     "order_index",
@@ -143,6 +144,7 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
             "status": new.status.value,
             "needs_review": new.needs_review,
             "payload": new.payload,
+            "sealed": seals.is_sealed_text(new.payload),
             "parent_id": new.parent_id,
             "run_id": new.run_id,
             "order_index": new.order_index,
@@ -195,6 +197,8 @@ def patch(
     named = sorted({*fields, *(("depends_on",) if wish is not None else ())})
     if wish is not None:
         row = dependencies.replace(tx, ref, row, wish)
+    if "payload" in fields:
+        fields = {**fields, "sealed": seals.is_sealed_text(fields["payload"])}
     if fields:
         row = tx.one(update(tasks).where(tasks.c.id == row.id).values(**fields, updated_at=tx.now_ms).returning(*ALL))
     if status is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatch.ats.model import Actor
-from dispatch.service import cascade, dependencies, dependents, leases, moves, tasks
+from dispatch.service import cascade, dependencies, dependents, doomed, leases, moves, tasks
 from dispatch.service.rows import Ref, fetch
 from tests.support.service import STORES, SteppingClock
 
@@ -81,9 +81,9 @@ async def test_a_deep_chain_is_no_circle(store: Store) -> None:
         chain = fan(tx, None, 1)
         for _ in range(999):
             chain += fan(tx, chain[-1], 1)
-        before = dependents.circle(tx, chain[-1])
+        before = doomed.circle(tx, chain[-1])
         dependencies.connect(tx, chain[0], dependencies.Found((chain[-1],)))
-        return before, dependents.circle(tx, chain[500])
+        return before, doomed.circle(tx, chain[500])
 
     before, after = await store.write(work)
     assert before == []

@@ -136,7 +136,10 @@ async def test_changed_dependencies_replace_the_gates(bench: Bench, released: An
 
 
 async def test_what_was_never_sent_is_found_and_can_be_sent(bench: Bench, released: Any):
-    """A gate that was moved by a process that died shows as stuck, again and again, until its task is closed."""
+    """A gate that was moved by a process that died shows as stuck until its task is closed.
+
+    In each while it shows to one caller, and how often it did is counted for all.
+    """
     await bench.arm("9", "1", "2")
     await bench.registry.settle("1", "completed", opens=True)
     assert await bench.registry.stuck(0.0, 10) == []
@@ -144,7 +147,8 @@ async def test_what_was_never_sent_is_found_and_can_be_sent(bench: Bench, releas
     (stuck,) = await bench.registry.stuck(0.0, 10)
     assert (stuck.task_id, stuck.open, {sent.needed for sent in stuck.sent}) == ("9", False, {"1", "2"})
     assert await bench.registry.stuck(1.0, 10) == []
-    assert len(await bench.registry.stuck(0.0, 10)) == 1
+    (again,) = await Registry(bench.redis, URL).stuck(0.0, 10)
+    assert (stuck.tries, again.tries) == (1, 2)
     for sent in stuck.sent:
         bench.gates.send(sent.gate, sent.status)
     eventually(released, 10, "the release")

@@ -25,6 +25,8 @@ TABLES = {
     "broker": "Redis.",
     "ingress": "Admission and reconciling.",
     "service": "The task service of our own.",
+    "trust": "Keys, and whose tasks are accepted.",
+    "notify": "Who is told that something happened to a task.",
     "flower": "Flower, the page that shows workers, queues and attempts.",
     "local": "This host.",
 }
@@ -105,7 +107,10 @@ def settings_page() -> str:
         lines += [f"## `[{table}]`", "", about, "", "| environment | TOML | default | meaning |", "|---|---|---|---|"]
         for name, item in settings_of(table):
             default = shown_default(name, item)
-            shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
+            shown = "none" if default is None else f"`{str(default).lower()}`" if default is False else f"`{default}`"
+            shown = "empty" if default == "" else shown
+            written = json.dumps(default) if isinstance(default, bool) else default
+            shown = "none" if default is None else f"`{written}`" if default != "" else "empty"
             secret = f"; secret, also `{ENV_PREFIX}{name.upper()}_FILE`" if item.metadata["secret"] else ""
             lines.append(f"| `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {item.metadata['meaning']}{secret} |")
         lines.append("")

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dispatch.crypto.trust import Trust
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dispatch import log
@@ -152,6 +154,14 @@ class FileWake:
         return False
 
 
+class BrokenKeys:
+    """A defect of ours in the place where keys are read."""
+
+    def trust(self) -> Trust:
+        """Fail with what must not be told."""
+        raise RuntimeError("canary")
+
+
 def words(argv: list[str]) -> tuple[str, ...]:
     """Return an argv; the word E2BIG stands for one that no kernel takes."""
     return tuple("x" * 3_000_000 if word == "E2BIG" else word for word in argv)
@@ -171,6 +181,7 @@ def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
         warden=WardenClient(address) if address else None,
         wake=FileWake(config["wake"]) if config.get("wake") else None,
         stop_fd=stop_fd,
+        keys=BrokenKeys() if config.get("broken_keys") else None,
         rand=random.random,
     )
 

@@ -11,8 +11,11 @@ import tomllib
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
+from dispatch.cli.main import COMMANDS, cli
+from dispatch.crypto.refusal import Refusal
 from dispatch.settings import SETTINGS, load
 from tests.support.documents import DOCUMENTS, ON_THIS_HOST
 from tests.support.processes import ROOT
@@ -175,3 +178,21 @@ def test_units_are_understood_by_systemd() -> None:
     done = subprocess.run([analyze, "verify", *units], capture_output=True, text=True, check=False)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "is not executable" not in line]
     assert not said
+
+
+def test_every_refusal_of_a_sealed_task_is_documented() -> None:
+    """docs/encryption.md lists each reason, in the order of the code."""
+    text = (
+        (ROOT / "docs/encryption.md").read_text("utf-8").partition("## Why a task is refused")[2].partition("\n## ")[0]
+    )
+    assert re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE) == [refusal.value for refusal in Refusal]
+
+
+def test_every_command_is_documented() -> None:
+    """docs/commands.md has a line for each command, and for each command of a group."""
+    text = (ROOT / "docs/commands.md").read_text("utf-8")
+    with click.Context(cli) as ctx:
+        found = {name: cli.get_command(ctx, name) for section in COMMANDS.values() for name in section}
+    names = [f"{name} {sub}" for name, made in found.items() if isinstance(made, click.Group) for sub in made.commands]
+    names += [name for name, made in found.items() if not isinstance(made, click.Group)]
+    assert not [name for name in names if not re.search(rf"^\| `dispatch {name}[ `]", text, re.MULTILINE)]

@@ -9,7 +9,7 @@ import pytest
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Event, Task
 from dispatch.core.admission import Backlog
-from dispatch.ingress.intake import Intake
+from dispatch.ingress.intake import Errands, Intake
 from dispatch.ingress.ledger import Ledger
 
 ME = "dispatch-a"
@@ -27,8 +27,7 @@ class Bench:
             backlog=self.backlog,
             ledger=self.ledger,
             clock_offset_s=lambda: 0.0,
-            wake=self.woken.append,
-            look=self.looked.append,
+            errands=Errands(wake=self.woken.append, look=self.looked.append),
         )
 
     def hear(self, verb: str, status: str | None, *, token: int = 0, actor: str = "x", **fields) -> None:

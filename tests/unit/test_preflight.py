@@ -157,3 +157,26 @@ def test_data_directory_that_others_may_read(env, tmp_path):
     missing = {**env, "DISPATCH_DATA_DIR": str(tmp_path / "a" / "b")}
     assert [check.state for check in preflight.check_data_dir(settings.load(missing))] == ["ok"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "words"),
+    [
+        ({}, "warning", "unsigned"),
+        ({"DISPATCH_CALLBACK_SECRET": "whsec_" + "A" * 32}, "ok", "People are told nowhere"),
+        (
+            {"DISPATCH_TELEGRAM_TOKEN": "1:canary", "DISPATCH_TELEGRAM_CHAT_ID": "1"},
+            "warning",
+            "People are told in: telegram",
+        ),
+        ({"DISPATCH_TELEGRAM_TOKEN": "1:canary"}, "error", "set both or neither"),
+        ({"DISPATCH_CALLBACK_SECRET": "canary"}, "error", "must be whsec_"),
+        ({"DISPATCH_CALLBACK_ALLOW_PRIVATE": "10.0.0.0/99"}, "error", "neither a network"),
+    ],
+)
+def test_callbacks_and_chats_are_judged(env, change, state, words):
+    """Unsigned callbacks are a warning; what cannot be is an error, which shows no secret."""
+    (check,) = preflight.check_callbacks(settings.load({**env, **change}))
+    assert check.state == state
+    assert words in check.sentence
+    assert "canary" not in check.sentence

@@ -49,6 +49,18 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
     "lock_ms": ("1000", 1.0),
+    "keys_dir": ("/var/lib/keys", Path("/var/lib/keys")),
+    "require_encryption": ("True", True),
+    "seal_versions": ("2", frozenset({2})),
+    "callback_secret": ("whsec_a,whsec_b", Secret("whsec_a,whsec_b")),
+    "callback_allow_http": ("true", True),
+    "callback_allow_private": ("10.1.0.0/16, hooks.internal", ("10.1.0.0/16", "hooks.internal")),
+    "callback_ports": ("443, 8443", frozenset({443, 8443})),
+    "telegram_chat_id": ("-100123", "-100123"),
+    "telegram_token": ("123:abc", Secret("123:abc")),
+    "telegram_api_url": ("http://127.0.0.1:9/", "http://127.0.0.1:9"),
+    "notify_urls": ("slack://a/b/c json://x", Secret("slack://a/b/c json://x")),
+    "notify_on": ("failed, in_review", frozenset({"failed", "in_review"})),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
     "log_level": ("debug", "debug"),
 }
@@ -163,6 +175,9 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_ATS_URL": "ats.example"}, "DISPATCH_ATS_URL must start with http:// or https://"),
         ({"DISPATCH_REDIS_URL": "http://x"}, "DISPATCH_REDIS_URL must start with redis:// or rediss://"),
         ({"DISPATCH_LOG_LEVEL": "loud"}, "DISPATCH_LOG_LEVEL must be one of debug, info, warning, error"),
+        ({"DISPATCH_REQUIRE_ENCRYPTION": "yes"}, "DISPATCH_REQUIRE_ENCRYPTION must be true or false"),
+        ({"DISPATCH_SEAL_VERSIONS": "1,3"}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
+        ({"DISPATCH_SEAL_VERSIONS": ""}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
         ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND No closing quotation"),
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
@@ -189,6 +204,7 @@ def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> N
         ("[execution]\nlease_ms = [1]\n", "must be a number"),
         ("[ats]\nchannel = 1\n", "must be a comma-separated list"),
         ("[ats]\nchannel = [1]\n", "must be a comma-separated list"),
+        ("[trust]\nrequire_encryption = 1\n", "must be true or false"),
         ("[ats]\nactor_id = 1\n", "must be a string"),
         ("[ats\n", "cannot be read as TOML"),
         ("[execution]\nmax_attempts_file = 'x'\n", "max_attempts_file in [execution] is not a setting."),
@@ -255,6 +271,13 @@ def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
     assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+
+
+def test_keys_lie_in_the_data_directory_by_default() -> None:
+    """Keys move with the data directory, unless they have a place of their own."""
+    assert load({"DISPATCH_DATA_DIR": "/var/lib/dispatch"}).keys_dir == Path("/var/lib/dispatch/keys")
+    assert load({"DISPATCH_KEYS_DIR": "/etc/dispatch/keys"}).keys_dir == Path("/etc/dispatch/keys")
+    assert load({"DISPATCH_SEAL_VERSIONS": " 2, 1"}).trust.seal_versions == {1, 2}
 
 
 @pytest.mark.parametrize(

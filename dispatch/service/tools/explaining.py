@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from dispatch.core.lifecycle import FINISHED, Status
 from dispatch.core.waiting import Facts, Needed, reasons
-from dispatch.service import dependents, listeners, readiness, wire
+from dispatch.service import dependents, doomed, listeners, readiness, wire
 from dispatch.service.access import Access
 from dispatch.service.rows import fetch
 from dispatch.service.schema import tasks
@@ -61,7 +61,7 @@ def _called(name: str) -> str:
 def _circle(tx: Tx, row: Any) -> str:
     if row.depends_on is None or Status(row.status) in FINISHED:
         return ""
-    return dependents.shown(dependents.circle(tx, row.id))
+    return doomed.shown(doomed.circle(tx, row.id))
 
 
 def explained(tx: Tx, row: Any) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""After sealed tasks have run, nothing of them is anywhere but in the boxes: a real stack is searched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import canaries
+from tests.support.canaries import Canaries, RedisWatch
+from tests.support.processes import eventually
+from tests.support.sealing import trusting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.sealing import Sealer
+    from tests.support.stack import Stack
+
+COMMAND = f"{sys.executable} -I -S {Path(canaries.__file__).with_name('confidant.py')}"
+
+
+class Confidence:
+    """Sealed tasks of one version with a canary in every corner."""
+
+    def __init__(self, stack: Stack, hidden: Canaries, sealer: Sealer, version: int) -> None:
+        self._stack = stack
+        self._hidden = hidden
+        self._sealer = sealer
+        self._version = version
+        self.hold = stack.directory / f"hold-{version}"
+        needed = self._create("needed", says=[self.new("output")])
+        self.output = hidden.new(f"v{version} output with a retry")
+        self.waiting = self._create(
+            "waiting",
+            depends_on=(str(needed),),
+            exits=[3, 0],
+            groans=[self.new("stderr"), ""],
+            says=[self.new("output of a failure"), f"{self.output} <prompt>"],
+            holds=["", str(self.hold)],
+        )
+        self.failing = self._create("failing", exits=[4], groans=[self.new("last words")])
+        self.needed = needed
+
+    def new(self, name: str) -> str:
+        """Return a canary."""
+        return self._hidden.new(f"v{self._version} {name}")
+
+    def _create(self, name: str, *, depends_on: tuple[str, ...] = (), **orders: Any) -> int:
+        sealed = self._sealer.seal(
+            self._version,
+            title=self.new(f"title of {name}"),
+            description=self.new(f"description of {name}"),
+            payload={self.new(f"key of {name}"): self.new(f"payload of {name}"), **orders},
+            depends_on=depends_on,
+        )
+        return int(self._stack.create(**sealed)["id"])
+
+    def held(self) -> int:
+        """Wait until the second attempt of the waiting task runs, and return the child's pid."""
+        eventually(self.hold.exists, 15, f"the child of version {self._version}")
+        return int(self.hold.read_text())
+
+    def check(self) -> None:
+        """Let it end; the sender reads everything, in the answers and on the thread."""
+        self.hold.unlink()
+        done = self._stack.wait_task(self.waiting)
+        assert done["status"] == "completed", done
+        text = self._sealer.read(done["outputs"], self.waiting)
+        output, _, prompt = text.partition(" ")
+        assert output == self.output
+        assert self._hidden.found_in(prompt.encode()) >= {
+            f"v{self._version} {what}"
+            for what in ("title of waiting", "description of waiting", "payload of waiting", "output")
+        }
+        assert json.loads(text.rpartition("\n")[2]) == [{"id": self.needed, "status": "completed", "response": ""}]
+        assert self._notes(self.waiting) == ["exit code 3"]
+        lost = self._stack.wait_task(self.failing)
+        assert (lost["status"], lost["reason"]) == ("failed", "Exceeded max retry attempts (3): exit code 4")
+        assert self._notes(self.failing) == ["exit code 4"] * 3
+
+    def _notes(self, ident: int) -> list[str]:
+        """Return how the sealed notes begin that only the sender reads; each holds a canary from stderr."""
+        thread = self._stack.call("GET", f"/tasks/{ident}/messages")[1]["messages"]
+        texts = [self._sealer.read(json.loads(m["parts"][0]["content"]), ident) for m in thread if m["kind"] == "log"]
+        assert all(self._hidden.found_in(text.encode()) for text in texts)
+        return [text.partition(": ")[0] for text in texts]
+
+
+def further_places(_stack: Stack) -> Iterator[tuple[str, bytes]]:
+    """EXTENSION POINT: what callbacks and notifications have carried, as (place, bytes).
+
+    A branch that sends them starts its receivers, adds ``callback_url`` to the content in ``Confidence`` and yields
+    here every request that they got, headers and body.
+    """
+    yield from ()
+
+
+def everywhere(stack: Stack, keys: Path, watch: RedisWatch) -> Iterator[tuple[str, bytes]]:
+    """Yield every place outside the key files where something could have been left."""
+    yield from canaries.files(stack.directory, without=[keys])
+    yield from watch.places()
+    yield from ((f"log of {one.name}", "\n".join(one.output).encode()) for one in stack.processes)
+    yield from canaries.processes(stack.leftovers())
+    yield from further_places(stack)
+
+
+@pytest.mark.timeout(90)
+def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Stack]) -> None:
+    """C2, C8: with a dependency, a retry and a failure, while a child runs and afterwards, in both versions."""
+    stack = make_stack(DISPATCH_COMMAND=COMMAND, DISPATCH_LOG_LEVEL="debug")
+    temporary = stack.directory / "tmp"
+    temporary.mkdir()
+    stack.env["TMPDIR"] = str(temporary)
+    keys = stack.directory / "data" / "keys"
+    _, sealers = trusting(keys, "alice")
+    hidden, open_ones = Canaries(), Canaries()
+    hidden.add("private key of the dispatcher", sealers["alice"].to.private)
+    hidden.add("private key of the sender", sealers["alice"].pair.private)
+    stack.start(slots=3)
+    with RedisWatch(stack.redis.client()) as watch:
+        plain = stack.create(open_ones.new("title"), payload={"says": [open_ones.new("output")]})["id"]
+        told = [Confidence(stack, hidden, sealers["alice"], version) for version in (1, 2)]
+        children = [one.held() for one in told]
+        assert set(children) <= set(stack.leftovers())
+        # Key files are open only while they are read, and never in a child.
+        assert not [place for place, data in canaries.processes(children) if str(keys).encode() in data]
+        assert hidden.found(everywhere(stack, keys, watch)) == set()
+        for one in told:
+            one.check()
+        assert stack.wait_task(plain)["status"] == "completed"
+        assert hidden.found(everywhere(stack, keys, watch)) == set()
+        # The search finds what is there: words in the open, and the key in its file.
+        database = {name for name, place in open_ones.found(everywhere(stack, keys, watch)) if "tasks.db" in place}
+        assert database == {"title", "output"}
+        assert {name for name, _ in hidden.found(canaries.files(keys))} == {"private key of the dispatcher"}
+    # What was only in memory is on disk afterwards.
+    for process in reversed(stack.processes):
+        process.stop()
+    stack.redis.stop()
+    assert hidden.found(canaries.files(stack.directory, without=[keys])) == set()
