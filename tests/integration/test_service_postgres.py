@@ -406,13 +406,19 @@ def test_a_service_that_may_not_in_says_why(tmp_path: Path) -> None:
         assert "hunter2" not in ended.stdout + ended.stderr
 
 
-def test_the_password_may_come_from_libpq(database: str, start: Callable[..., ServiceProcess]) -> None:
-    """PGPASSWORD works as with every program of PostgreSQL."""
+@pytest.mark.parametrize("how", ["PGPASSWORD", "DISPATCH_DATABASE_PASSWORD", "DISPATCH_DATABASE_PASSWORD_FILE"])
+def test_the_password_may_stand_apart(
+    database: str, start: Callable[..., ServiceProcess], tmp_path: Path, how: str
+) -> None:
+    """PGPASSWORD works as with every program of PostgreSQL, and so does a setting or a file of ours."""
     server = shared_server()
     with server.connect() as connection:
-        connection.execute("CREATE ROLE keyed LOGIN SUPERUSER PASSWORD 'sesame'")
+        connection.execute("DROP ROLE IF EXISTS keyed")
+        connection.execute("CREATE ROLE keyed LOGIN SUPERUSER PASSWORD 'ses/a@me'")
+    (tmp_path / "word").write_text("ses/a@me\n")
     name = database.partition("@/")[2].partition("?")[0]
-    service = start(server.tcp_url(name, "keyed"), PGPASSWORD="sesame")
+    value = str(tmp_path / "word") if how.endswith("_FILE") else "ses/a@me"
+    service = start(server.tcp_url(name, "keyed"), **{how: value})
     service.client().create()
     assert service.stop() == 0
 

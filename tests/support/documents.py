@@ -27,6 +27,7 @@ TABLES = {
     "service": "The task service of our own.",
     "trust": "Keys, and whose tasks are accepted.",
     "notify": "Who is told that something happened to a task.",
+    "flower": "Flower, the page that shows workers, queues and attempts.",
     "local": "This host.",
 }
 

@@ -20,7 +20,7 @@ from dispatch.crypto.refusal import Refusal
 from dispatch.settings import SETTINGS, load
 from tests.support.documents import DOCUMENTS, ON_THIS_HOST, routing_example
 from tests.support.processes import ROOT
-from tests.support.redis import RedisServer
+from tests.support.redis import ConfiguredRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,14 +138,7 @@ def test_named_settings_exist(page: str) -> None:
 
 def test_redis_conf_is_understood(short_dir: Path) -> None:
     """A real Redis takes config/redis.conf, and is as durable and as private as it says."""
-
-    class Configured(RedisServer):
-        def _configuration(self) -> list[str]:
-            text = (ROOT / "config/redis.conf").read_text("utf-8")
-            own = super()._configuration()[:4]  # port, socket, mode and directory of this test
-            return [*text.replace("dir /var/lib/redis\n", "").splitlines(), *own]
-
-    with Configured(short_dir) as server, closing(server.client()) as client:
+    with ConfiguredRedis(short_dir) as server, closing(server.client()) as client:
         wanted = {
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -157,18 +150,25 @@ def test_redis_conf_is_understood(short_dir: Path) -> None:
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_flower_takes_its_configuration() -> None:
-    """Flower's own parser knows every option of config/flowerconfig.py, and keeps to loopback."""
+def test_flower_takes_its_configuration(tmp_path: Path) -> None:
+    """Flower's own parser knows every option of config/flowerconfig.py; it keeps to loopback and gives no orders."""
     code = (
         "import flower.options; from tornado.options import options\n"
         "options.parse_config_file('config/flowerconfig.py', final=False)\n"
         "source = {}; exec(open('config/flowerconfig.py').read(), source)\n"
-        "own = {name for name in source if not name.startswith('_')}\n"
+        "own = {name for name in source if not name.startswith('_')} - {'sys'}\n"
         "assert own <= set(options), own - set(options)\n"
-        "print(options.address, options.port)"
+        "print(options.address, options.port, options.read_only, options.basic_auth)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("127.0.0.1 5555\n", "")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"DISPATCH_FLOWER_AUTH": "ops:word", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("127.0.0.1 5555 True ['ops:word']\n", "")
 
 
 def unit_of(name: str) -> dict[str, Any]:
