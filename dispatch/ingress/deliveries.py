@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.asynchronous import cancel_all
 from dispatch.ats import protocol
 from dispatch.ats.model import Task, parse_task, parse_time
@@ -190,6 +191,7 @@ class Deliveries:
             return
         if url is None:
             await self._outbox.report(delivery, "empty")
+            metrics.count("dispatch_deliveries_total", outcome="empty")
             return
         try:
             host = self._webhooks.check(url).authority
@@ -247,6 +249,7 @@ class Deliveries:
         return True
 
     async def _settle(self, delivery: Delivery, url: str, verdict: core.Verdict) -> None:
+        metrics.count("dispatch_deliveries_total", outcome=verdict.outcome)
         facts = {"delivery": delivery.id, "task": delivery.task_id, "url": shown(url), "tries": delivery.tries}
         if verdict.outcome == "delivered":
             self._log.info("callback_delivered", **facts)
