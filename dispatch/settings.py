@@ -429,6 +429,22 @@ class Flower:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """Prometheus metrics (docs/metrics.md)."""
+
+    bind: str = setting(
+        "metrics_bind", "127.0.0.1", _text, "address that metrics are served on; whoever reaches it may read them"
+    )
+    service_port: int = setting(
+        "service_metrics_port", 0, _whole(0, 65_535), "port of the task service's metrics; 0: none"
+    )
+    ingress_port: int = setting("ingress_metrics_port", 0, _whole(0, 65_535), "port of an ingress's metrics; 0: none")
+    worker_port: int = setting(
+        "worker_metrics_port", 0, _whole(0, 65_535), "port of a worker's metrics, its slots included; 0: none"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """This host."""
 
@@ -455,6 +471,7 @@ class Settings:
     trust: Trust = field(default_factory=Trust)
     notify: Notify = field(default_factory=Notify)
     flower: Flower = field(default_factory=Flower)
+    metrics: Metrics = field(default_factory=Metrics)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
     """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
@@ -616,6 +633,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         trust=Trust(**tables.get("trust", {})),
         notify=Notify(**tables.get("notify", {})),
         flower=Flower(**tables.get("flower", {})),
+        metrics=Metrics(**tables.get("metrics", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),
     )

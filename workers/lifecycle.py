@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from celery import signals
 from celery.worker import state as celery_state
 
-from dispatch import __version__
+from dispatch import __version__, metrics
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
 from dispatch.ats.choose import has_fencing
@@ -74,8 +74,13 @@ class Slot:
 
     def run(self, ref: AttemptRef) -> EndReason | None:
         """Run one attempt to its end and report it; None when it was dropped."""
+        began = time.monotonic()
         end = execute(ref, self._context)
-        return end.reason if end is not None else None
+        reason = end.reason if end is not None else None
+        metrics.count("dispatch_attempts_total", outcome="dropped" if reason is None else reason.value)
+        if reason is not None:
+            metrics.observe("dispatch_attempt_seconds", time.monotonic() - began)
+        return reason
 
 
 _main: Main | None = None
@@ -128,6 +133,8 @@ def _start_main(sender: Any, **_: Any) -> None:
         key_files(settings).trust()
     except DispatchError as exc:
         _exit_with(exc)
+    if settings.metrics.worker_port:
+        metrics.begin(metrics.WORKER, directory=settings.local.data_dir / "metrics")
     # Orphans of a dead pool child come to this process, where the warden finds them.
     tree.set_child_subreaper()
     stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
@@ -203,8 +210,19 @@ def _show(sender: Any, **_: Any) -> None:
         consume=lambda wanted: _consume(sender, presence.queues, wanted=wanted),
     )
     _main.presence.start()
+    _serve_metrics(_main, presence.slots)
     threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+
+
+def _serve_metrics(main: Main, slots: int) -> None:
+    """After the fork: pool children must not inherit the socket."""
+    wanted = main.settings.metrics
+    if not wanted.worker_port:
+        return
+    metrics.watch("dispatch_worker_slots", lambda: slots)
+    metrics.watch("dispatch_worker_draining", lambda: float(main.presence is not None and main.presence.is_draining))
+    metrics.serve(wanted.bind, wanted.worker_port, log)
 
 
 def _consume(consumer: Any, queues: tuple[str, ...], *, wanted: bool) -> None:
@@ -248,4 +266,5 @@ def _end(**_: Any) -> None:
     if _main.presence is not None:
         _main.presence.leave()
     _main.warden.stop()
+    metrics.end()
     log.info("worker_stopped")

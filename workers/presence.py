@@ -69,6 +69,11 @@ class PresenceThread:
         self._is_leaving_work = True
         self._changed.set()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker shows that it takes nothing new."""
+        return self._presence.draining
+
     def leave(self) -> None:
         """Stop showing the worker."""
         self._leaving = True

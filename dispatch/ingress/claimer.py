@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.core.admission import credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
 from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError
@@ -125,6 +126,10 @@ class Claimer:
 
     async def run(self) -> None:
         """Claim until cancelled."""
+        metrics.watch("dispatch_in_flight_tasks", lambda: len(self._ledger))
+        metrics.watch("dispatch_backlog_tasks", lambda: len(self._backlog))
+        metrics.watch("dispatch_fleet_slots", lambda: self.capacity.slots)
+        metrics.watch("dispatch_redis_up", lambda: float(self.capacity.redis_ok))
         while True:
             self._claim_what_fits()
             try:
@@ -205,6 +210,7 @@ class Claimer:
                 return
             if not isinstance(exc, GatewayError):
                 raise
+            metrics.count("dispatch_claims_total", len(batch), result="error")
             self._pause(exc)
             return
         finally:
@@ -212,9 +218,11 @@ class Claimer:
         self._pauses = 0
         for (task_id, priority), result in zip(batch.items(), results, strict=True):
             if isinstance(result, GatewayRejectedError):
+                metrics.count("dispatch_claims_total", result="refused")
                 self._ledger.drop(task_id)
                 self._refused(task_id, priority, result)
             else:
+                metrics.count("dispatch_claims_total", result="granted")
                 self._ledger.granted(result.ref, sent_at=result.sent_at, lease_s=result.lease_s)
                 self._spawn(self._admit(result))
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.asynchronous import cancel_all
 from dispatch.ats import protocol
 from dispatch.ats.model import Task, parse_task, parse_time
@@ -192,6 +193,7 @@ class Deliveries:
             return
         if url is None:
             await self._outbox.report(delivery, "empty")
+            metrics.count("dispatch_deliveries_total", outcome="empty")
             return
         try:
             host = self._webhooks.check(url).authority
@@ -255,6 +257,7 @@ class Deliveries:
         return True
 
     async def _settle(self, delivery: Delivery, name: str, verdict: core.Verdict) -> None:
+        metrics.count("dispatch_deliveries_total", outcome=verdict.outcome)
         facts = {"delivery": delivery.id, "task": delivery.task_id, "url": name, "tries": delivery.tries}
         if verdict.outcome == "delivered":
             self._log.info("callback_delivered", **facts)

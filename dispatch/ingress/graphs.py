@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.core.graph import GRAPH_MAX, is_settled, opens
 from dispatch.errors import GatewayError
 from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
@@ -96,6 +97,7 @@ class Graphs:
 
     def start(self) -> None:
         """Start the gates. Must be called from the event loop that runs ``loops``."""
+        metrics.watch("dispatch_graph_waiting_tasks", lambda: len(self._tasks))
         self._started(asyncio.get_running_loop())
         self._gates.start()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from dispatch import metrics
 from dispatch.core.graph import is_settled
 from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.core.routing import TaskTraits, choose
@@ -113,6 +114,9 @@ class Intake:
             self._waiting.freed(task.id)
         if event.verb == "updated" and self._sealed is not None:
             self._sealed.changed(task.id)
+        if task.updated_at is not None:
+            now_s = time.time() + self._clock_offset_s()
+            metrics.observe("dispatch_feed_lag_seconds", now_s - task.updated_at.timestamp())
         if self._ended_by_another(event, task):
             self._wake(task.id)
         self.on_task(task)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from dispatch import metrics
 from dispatch.ats import answers, protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
@@ -15,6 +16,7 @@ from dispatch.ats.model import Actor
 from dispatch.errors import ConfigurationError
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.main import Ingress
+from dispatch.log import get_logger
 
 if TYPE_CHECKING:
     from dispatch.settings import Settings
@@ -34,6 +36,9 @@ async def _serve(settings: Settings, actor: Actor) -> None:
         extensions = extensions_of_health(await client.send(protocol.health()))
         if "auth.me" in extensions:
             _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
+    if settings.metrics.ingress_port:
+        metrics.begin(metrics.INGRESS)
+        metrics.serve(settings.metrics.bind, settings.metrics.ingress_port, get_logger("ingress"))
     ingress = Ingress(settings, actor, extensions=extensions)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

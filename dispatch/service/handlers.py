@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
+from dispatch import metrics
 from dispatch.errors import InvalidInputError, NotFoundError, TaskError
 from dispatch.service import (
     delivery_handlers,
@@ -266,6 +267,8 @@ async def start(call: Call) -> Answer:
             message=found.get("message"),
         )
     )
+    if granted.task.attempts == 1:
+        metrics.observe("dispatch_pickup_seconds", (call.store.clock.now_ms() - granted.task.created_at) / 1000)
     handed = said = None
     if granted.task.depends_on is not None:
         # Outputs may be large: they are read beside the writer, and a repeated start is answered alike.

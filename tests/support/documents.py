@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch import errors
 from dispatch.core.lifecycle import ATS_WORD, MOVES, Status, Verb, path
+from dispatch.metrics import METRICS
 from dispatch.service.tools.registry import TOOLS
 from dispatch.settings import ENV_PREFIX, SETTINGS
 from tests.support.processes import ROOT
@@ -28,6 +29,7 @@ TABLES = {
     "trust": "Keys, and whose tasks are accepted.",
     "notify": "Who is told that something happened to a task.",
     "flower": "Flower, the page that shows workers, queues and attempts.",
+    "metrics": "Prometheus metrics.",
     "local": "This host.",
 }
 
@@ -230,7 +232,39 @@ def tools_page() -> str:
     return TOOLS_HEAD + "\n".join(lines) + "\n"
 
 
+METRICS_HEAD = """\
+# Metrics
+
+Service, ingress and worker serve [Prometheus](https://prometheus.io) metrics at `/metrics` when a port is set:
+`DISPATCH_SERVICE_METRICS_PORT`, `DISPATCH_INGRESS_METRICS_PORT`, `DISPATCH_WORKER_METRICS_PORT`. They are 0 by default,
+which means none: nothing listens and nothing is counted. No key guards them, so they stay on loopback unless
+`DISPATCH_METRICS_BIND` names another address. They show names of channels, and nothing else of tasks.
+
+Two processes of one kind on one host need two ports; the second one that wants a port which is taken logs
+`metrics_not_served` and goes on without. A worker shows the sums of all its pool children, dead ones included: they
+count into files in `metrics/` of the data directory, which the worker removes. Counters begin at 0 with each process.
+
+[config/grafana-dashboard.json](../config/grafana-dashboard.json) shows them; import it into Grafana and choose the data
+source.
+
+This page is written by `make docs` from `dispatch/metrics.py`.
+
+| metric | kind | process | labels | meaning |
+|---|---|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """Return docs/metrics.md."""
+    lines = []
+    for one in METRICS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{one.name}` | {one.kind} | {one.process} | {labels} | {one.meaning} |")
+    return METRICS_HEAD + "\n".join(lines) + "\n"
+
+
 DOCUMENTS = {
+    "docs/metrics.md": metrics_page,
     "docs/lifecycle.md": lifecycle_page,
     "docs/tools.md": tools_page,
     "config/dispatch.example.toml": example_toml,
