@@ -36,7 +36,8 @@ LOOK_S: Final = 5.0
 def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | None) -> None:
     """Show what happens to tasks, as it happens.
 
-    On all channels, unless --channel names some. Ctrl-C ends it.
+    On all channels, unless --channel names some. Ctrl-C ends it. Of what running
+    tasks write only their progress is shown; 'dispatch logs -f ID' shows it all.
 
     \b
     Examples:
@@ -47,7 +48,26 @@ def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | 
     wanted = {word.strip().removeprefix("task.") for item in verbs for word in item.split(",")}
     # What needs a key, unlike /health: the feed itself would only try again and again.
     state.client.send(protocol.list_tasks(limit=1))
-    asyncio.run(_watch(state, lambda event: _is_wanted(event, wanted, type_, task_id)))
+    steps = _Steps()
+    is_said = (lambda _: True) if state.output.is_json or "message" in wanted else steps.is_news
+    asyncio.run(_watch(state, lambda event: _is_wanted(event, wanted, type_, task_id) and is_said(event)))
+
+
+class _Steps:
+    """Keeps what running attempts write out of what people watch, but for their progress, each step once."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Any] = {}
+
+    def is_news(self, event: Event) -> bool:
+        """Say whether an event is shown."""
+        if event.message is None or event.message.get("kind") != "log":
+            return True
+        meta = event.message.get("meta")
+        if not isinstance(meta, dict) or self._told.get(event.task_id) == meta:
+            return False
+        self._told[event.task_id] = meta
+        return True
 
 
 def _is_wanted(event: Event, verbs: set[str], type_: str | None, task_id: str | None) -> bool:

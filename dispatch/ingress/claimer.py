@@ -128,7 +128,7 @@ class Claimer:
         """Claim until cancelled."""
         metrics.watch("dispatch_in_flight_tasks", lambda: len(self._ledger))
         metrics.watch("dispatch_backlog_tasks", lambda: len(self._backlog))
-        metrics.watch("dispatch_fleet_slots", lambda: self.capacity.slots)
+        metrics.watch("dispatch_fleet_slots", lambda: sum(self.capacity.slots.values()))
         metrics.watch("dispatch_redis_up", lambda: float(self.capacity.redis_ok))
         while True:
             self._claim_what_fits()

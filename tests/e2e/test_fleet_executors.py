@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -69,6 +70,9 @@ def cli(stack: Stack, tmp_path: Path) -> Iterator[Cli]:
 
 def test_a_line_a_second_is_seen_within_two_seconds(stack: Stack, cli: Cli) -> None:
     """Each line comes while the task runs, less than 2 s late; progress can be seen, and the response is whole."""
+    watch = cli.start("watch", env={"PYTHONUNBUFFERED": "1"})
+    assert watch.stderr is not None
+    assert "Watching" in watch.stderr.readline()
     ident = str(stack.create("watch me", type="tick", payload={})["id"])
     logs = cli.start("logs", "-f", ident, env={"PYTHONUNBUFFERED": "1"})
     assert logs.stdout is not None
@@ -85,6 +89,10 @@ def test_a_line_a_second_is_seen_within_two_seconds(stack: Stack, cli: Cli) -> N
     (running,) = json.loads(cli.here("status", "--json").out)["tasks"]["running"]
     assert (running["id"], running["progress"] >= 60) == (ident, True)
     logs.kill()
+    watch.send_signal(signal.SIGINT)
+    steps = [line for line in watch.communicate(timeout=10)[0].splitlines() if "\tmessage\t" in line]
+    assert any("[30 % Step 3]" in line for line in steps), steps
+    assert len(steps) == len(set(steps)) <= LINES + 1
     response = stack.wait_task(ident)["outputs"][0]["response"]
     assert [line[:3] for line in response.splitlines()] == ["at "] * LINES
     kept = stack.directory / "data" / "logs" / f"{ident}-1.log"
