@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 from contextlib import closing
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 ROLES = ("ingress", "worker", "flower")
 INTRODUCTIONS = {"client", "client|setinfo", "client|maint_notifications"}
 """redis-py introduces itself, and does without where that is refused, as every Redis before 7.2 does."""
+SENT_AS = {"incr": "incrby", "decr": "decrby", "delete": "del", "pubsub": "subscribe"}
+"""Methods of redis-py whose command has another name."""
 
 
 @pytest.fixture
@@ -134,3 +137,21 @@ def test_passwords_are_made_once_and_for_their_owner(tmp_path: Path):
     again = {path.name: path.read_text() for path in (tmp_path / "made").iterdir()}
     assert again == {**made, "redis-users.conf": rules}
     assert subprocess.run(run[:2], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("user", "parts"), [("ingress", ("dispatch/ingress", "dispatch/ats")), ("worker", ("workers", "dispatch/ats"))]
+)
+def test_rights_cover_every_command_in_the_code(configured: ConfiguredRedis, user: str, parts: tuple[str, ...]):
+    """Each Redis command that a part calls, in Lua too, is among its user's rights, also where no test goes.
+
+    What Celery sends is not looked up here: that is what the fleet's test is for.
+    """
+    text = "".join(path.read_text("utf-8") for part in parts for path in (ROOT / part).glob("*.py"))
+    with closing(configured.client()) as client:
+        known = {name.lower() for name in client.command()}
+    (rights,) = re.findall(rf"^user {user} (.*)", (ROOT / "config/redis-users.conf").read_text("utf-8"), re.MULTILINE)
+    called = set(re.findall(r"redis\.call\('(\w+)'", text)) | set(re.findall(r"(?:_redis|pipe|client)\.(\w+)\(", text))
+    called = {SENT_AS.get(name.lower(), name.lower()) for name in called} & known
+    assert len(called) >= 3
+    assert not {name for name in called if f"+{name}" not in rights.split()}
