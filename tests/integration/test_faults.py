@@ -22,7 +22,6 @@ from dispatch.core.presence import PRESENCE_TTL_S, WorkerPresence, dump
 from tests.support.processes import children_of, eventually, is_running
 
 if TYPE_CHECKING:
-
     from tests.support.processes import LogProcess
     from tests.support.stack import Stack
 
