@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "telegram_api_url": ("http://127.0.0.1:9/", "http://127.0.0.1:9"),
     "notify_urls": ("slack://a/b/c json://x", Secret("slack://a/b/c json://x")),
     "notify_on": ("failed, in_review", frozenset({"failed", "in_review"})),
-    "metrics_bind": ("0.0.0.0", "0.0.0.0"),
+    "metrics_bind": ("localhost", "localhost"),
     "service_metrics_port": ("9101", 9101),
     "ingress_metrics_port": ("9102", 9102),
     "worker_metrics_port": ("9103", 9103),
