@@ -83,6 +83,10 @@ class Routing:
     timeout_s: float = 3600.0
     max_attempts: int = 3
 
+    def timeout_s_max(self) -> float:
+        """Return the longest time limit that any task can have, seconds."""
+        return max([self.timeout_s, *(route.timeout_s for route in self.routes if route.timeout_s is not None)])
+
     def queues(self) -> tuple[str, ...]:
         """Return every queue that a task may be put in, the default first."""
         return tuple(dict.fromkeys([self.queue, *(route.queue for route in self.routes if route.queue)]))

@@ -260,7 +260,7 @@ class Claimer:
         ref = claim.ref
         choice = self._backlog.choice_of(ref.task_id)
         try:
-            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
+            await self._enqueuer.enqueue(ref, choice.queue)
         except EnqueueError as exc:
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))

@@ -137,7 +137,7 @@ class Intake:
             self._backlog.discard(task.id)
         else:
             if is_settled(task.status):
-                self._places_free(task.id, self.choice_of(task).classes)
+                self._places_free(task.id, self.decide(task).classes)
             self._backlog.forget(task.id)
         if self._sealed is not None:
             self._sealed.left(task.id)
@@ -175,11 +175,9 @@ class Intake:
         else:
             self._backlog.add(task.id, task.priority, self._due(task))
 
-    def choice_of(self, task: Task) -> Choice:
-        """Decide about a task of ours that is in progress, of which nothing was known."""
-        if not task.sealed:
-            self._backlog.route(task.id, choose(self._routing, traits_of_task(task, None)))
-        return self._backlog.choice_of(task.id)
+    def decide(self, task: Task) -> Choice:
+        """Decide about a task in whatever state; about a sealed one as was decided while it was pending."""
+        return self._backlog.choice_of(task.id) if task.sealed else choose(self._routing, traits_of_task(task, None))
 
     def _must_wait(self, seen: Seen, *, claimable: bool) -> bool:
         if self._waiting is None:

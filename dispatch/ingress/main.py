@@ -19,6 +19,7 @@ import os
 import random
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import RedisError
@@ -252,9 +253,8 @@ class Ingress:
 
     def _wishes_of(self, task: Task) -> Wishes:
         """Return whom a whole task wants told of its end; of a sealed one its sealed part says it."""
-        if is_sealed(task.payload):
-            return Wishes(*self._sealed.effective_delivery(task))
-        return effective(task)
+        wishes = Wishes(*self._sealed.effective_delivery(task)) if is_sealed(task.payload) else effective(task)
+        return wishes if self._intake.decide(task).notify else replace(wishes, quiet=True)
 
     def _may_run(self, task: Task) -> bool:
         """Have a last look at what a task needs, as far as the service does not look itself."""

@@ -201,7 +201,8 @@ class Reconciler:
             with contextlib.suppress(GatewayRejectedError):
                 await self._claims.release(ref, reason="The ingress was restarted before it had answered.")
             return
-        choice = self._intake.choice_of(task)
+        choice = self._intake.decide(task)
+        self._backlog.route(task.id, choice)
         self._ledger.reserve(task.id, task.priority, queue=choice.queue)
         self._ledger.hold(task.id, choice.classes)
         # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
@@ -276,7 +277,7 @@ class Reconciler:
         try:
             await self._claims.renew(ref)
             choice = self._backlog.choice_of(ref.task_id)
-            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
+            await self._enqueuer.enqueue(ref, choice.queue)
         except GatewayRejectedError:
             self._ledger.drop(ref.task_id)
         except (GatewayError, EnqueueError) as exc:
