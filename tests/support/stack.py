@@ -112,6 +112,10 @@ class Stack:
         worker.wait_event("worker_ready", timeout_s=20)
         return self
 
+    def connect(self) -> http.client.HTTPConnection:
+        """Return a connection to the service; the caller must close it."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
     def call(self, method: str, path: str, body: Any = None, actor: str = "human:tester") -> tuple[int, Any]:
         """Make one REST call and return (status, JSON answer)."""
         kind, _, ident = actor.partition(":")
@@ -123,7 +127,7 @@ class Stack:
         }
         if token := self.env.get("DISPATCH_ATS_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = self.connect()
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()

@@ -9,7 +9,7 @@ Orders (all optional but ``dir``)::
 
     dir         where the tick files go
     duration_s  how long to live (default 0.2); as a list by grant, the last repeats
-    until       a path: live only until there is a file
+    until       a path: live only until there is a file; {host} in it is the name of the host
     exits       exit codes by attempt, the last repeats (default [0])
     output      what to print (default "done <task> <attempt>")
     daemon_s    also leave a grandchild in a session of its own that ticks this long and holds stdout open
@@ -48,6 +48,7 @@ def tick(descriptor: int, kind: str, role: str) -> None:
         "kind": kind,
         "role": role,
         "pid": os.getpid(),
+        "host": os.uname().nodename,
     }
     os.write(descriptor, (json.dumps(line) + "\n").encode())
 
@@ -67,6 +68,11 @@ def duration_of(order: float | list[float]) -> float:
     if isinstance(order, list):
         return order[min(int(os.environ.get("ATS_FENCING_TOKEN") or 1), len(order)) - 1]
     return order
+
+
+def path_of(order: str) -> str:
+    """Return the path that is meant on this host."""
+    return order.replace("{host}", os.uname().nodename)
 
 
 def leave_daemon(descriptor: int, duration_s: float) -> None:
@@ -98,7 +104,7 @@ def main() -> int:
     if orders.get("kill_parent"):
         tick(descriptor, "begin", "leader")
         os.kill(os.getppid(), signal.SIGKILL)
-    live(descriptor, "leader", duration_of(orders.get("duration_s", 0.2)), orders.get("until", ""))
+    live(descriptor, "leader", duration_of(orders.get("duration_s", 0.2)), path_of(orders.get("until", "")))
     print(orders.get("output", f"done {os.environ['ATS_TASK_ID']} {attempt}"))
     exits = orders.get("exits") or [0]
     return exits[min(attempt, len(exits)) - 1]
