@@ -134,14 +134,14 @@ def begin(process: str, *, directory: Path | None = None) -> None:
         # The library looks at the environment when it is imported, which Celery's commands (flower) did before us.
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
         multiprocess.MultiProcessCollector(registry, str(shared))  # type: ignore[no-untyped-call]
-    into = None if directory is not None else registry
+    into: dict[str, Any] = {"registry": None if directory is not None else registry}
     for one in METRICS:
         if one.process != process:
             continue
         if one.kind == "counter":
-            _live[one.name] = library.Counter(one.name, one.meaning, one.labels, registry=into)
+            _live[one.name] = library.Counter(one.name, one.meaning, one.labels, **into)
         elif one.kind == "histogram":
-            _live[one.name] = library.Histogram(one.name, one.meaning, one.labels, registry=into, buckets=one.buckets)
+            _live[one.name] = library.Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, **into)
     registry.register(_Gauges(process))
     _registry[:] = [registry]
 
@@ -154,7 +154,7 @@ def serve(bind: str, port: int, log: Any) -> None:
     from prometheus_client import start_http_server  # noqa: PLC0415 - see begin
 
     try:
-        start_http_server(port, addr=bind, registry=_registry[0])
+        start_http_server(port, bind, _registry[0])
     except OSError as exc:
         log.warning("metrics_not_served", bind=f"{bind}:{port}", reason=exc.strerror or str(exc))
         return

@@ -1,6 +1,6 @@
-"""Orders (dispatch.core.steering) as Redis keeps them for a foreign ATS, and drains as workers look for them.
+"""Orders (dispatch.core.steering): the calls about them, and how Redis keeps them for a foreign ATS.
 
-Weaker than our own service: what Redis loses is forgotten. Times in Redis are
+Redis is weaker than our own service: what it loses is forgotten. Times there are
 seconds since the epoch by the clock of Redis.
 """
 
@@ -9,14 +9,32 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from dispatch.ats.fences import service_key
+from dispatch.ats.protocol import Request
 from dispatch.broker import DRAIN_KEY, STEERING_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dispatch.core.steering import Order
+
+
+def ask() -> Request:
+    """Ask what is paused and drained (``steering``)."""
+    return Request("GET", "/steering")
+
+
+def give(kind: str, name: str, *, note: str = "", for_s: float | None = None) -> Request:
+    """Pause a channel or queue, or drain a host: for so long, or until it is taken back."""
+    body = {"note": note, "for_ms": None if for_s is None else max(1, round(for_s * 1000))}
+    return Request("PUT", f"/steering/{kind}/{_segment(name)}", body=body)
+
+
+def take_back(kind: str, name: str) -> Request:
+    """Take such an order back."""
+    return Request("DELETE", f"/steering/{kind}/{_segment(name)}", body={})
 
 
 def orders_key(base_url: str) -> str:
@@ -70,6 +88,11 @@ def is_ours(base_url: str, text: str | None) -> bool:
         return bool(json.loads(text or "null")["service"] == service_key(base_url))
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def _segment(name: str) -> str:
+    # What stands between us and the service would resolve "." and "..".
+    return quote(name, safe="").replace(".", "%2E") if not name.strip(".") else quote(name, safe="")
 
 
 def _iso(at_s: float) -> str:

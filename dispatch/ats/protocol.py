@@ -362,22 +362,6 @@ def resend_delivery(delivery_id: str) -> Request:
     return Request("POST", f"/deliveries/{_segment(delivery_id)}/resend", body={}, scoped=True)
 
 
-def steering() -> Request:
-    """Ask what is paused and drained (``steering``)."""
-    return Request("GET", "/steering")
-
-
-def steer(kind: str, name: str, *, note: str = "", for_s: float | None = None, until: str | None = None) -> Request:
-    """Pause a channel or queue, or drain a host: for so long, until a time (ISO 8601), or until it is taken back."""
-    body = _present(note=note or None, for_ms=_ms(for_s), until=until)
-    return Request("PUT", f"/steering/{_segment(kind)}/{_segment(name)}", body=body)
-
-
-def unsteer(kind: str, name: str) -> Request:
-    """Take such an order back."""
-    return Request("DELETE", f"/steering/{_segment(kind)}/{_segment(name)}", body={})
-
-
 def tools(profile: str) -> Request:
     """Ask what tools there are in a profile."""
     return Request("GET", "/tools", query=(("profile", profile),))

@@ -79,7 +79,7 @@ def _look_at_service(state: State, seen: Seen, *, at_tasks: bool) -> list[Any] |
         seen.version = health.get("version") if isinstance(health, dict) else None
         rows = None
         if EXTENSION in seen.extensions:
-            found = client.send(protocol.steering(), deadline_s=_LOOK_S)
+            found = client.send(orders.ask(), deadline_s=_LOOK_S)
             rows = found.get("steering") if isinstance(found, dict) else None
         if at_tasks:
             seen.counts = _counts(client.send(protocol.stats(), deadline_s=_LOOK_S))

@@ -122,7 +122,7 @@ def paused(state: State) -> None:
 def order_rows(state: State) -> list[dict[str, Any]]:
     """Return the orders in force, as the service tells them. Raises DispatchError when nobody can tell them."""
     if _keeps_orders(state):
-        answer = state.client.send(protocol.steering())
+        answer = state.client.send(orders.ask())
         rows = answer.get("steering") if isinstance(answer, dict) else None
         return rows if isinstance(rows, list) else []
     with _redis(state) as where:
@@ -162,7 +162,7 @@ def _redis(state: State) -> Iterator[_Kept]:
 def _give(state: State, kind: str, name: str, note: str, for_s: float | None) -> dict[str, Any]:
     _check(name, note, for_s)
     if _keeps_orders(state):
-        answer = state.client.send(protocol.steer(kind, name, note=note, for_s=for_s))
+        answer = state.client.send(orders.give(kind, name, note=note, for_s=for_s))
         order: dict[str, Any] = answer["order"]
     else:
         with _redis(state) as where:
@@ -178,7 +178,7 @@ def _give(state: State, kind: str, name: str, note: str, for_s: float | None) ->
 def _take_back(state: State, kind: str, name: str) -> bool:
     _check(name, "", None)
     if _keeps_orders(state):
-        was = bool(state.client.send(protocol.unsteer(kind, name)).get("removed"))
+        was = bool(state.client.send(orders.take_back(kind, name)).get("removed"))
     else:
         with _redis(state) as where:
             was = bool(where.client.hdel(where.key, orders.field_of(kind, name)))

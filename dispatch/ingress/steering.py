@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from dispatch.ats import orders, protocol
+from dispatch.ats import orders
 from dispatch.broker import DRAIN_KEY, PRESENCE_CHANNEL, STEER_CHANNEL
 from dispatch.core.steering import EXTENSION, Steering, steering_of
 from dispatch.errors import GatewayError
@@ -93,7 +93,7 @@ class Orders:
 
     async def _rows(self) -> list[Any]:
         if self._in_service:
-            answer = await self._client.send(protocol.steering())
+            answer = await self._client.send(orders.ask())
             rows = answer.get("steering") if isinstance(answer, dict) else None
             return rows if isinstance(rows, list) else []
         key = orders.orders_key(self._client.endpoint.base_url)

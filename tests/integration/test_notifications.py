@@ -33,11 +33,14 @@ def server() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def shared(server: Receiver) -> Iterator[Stack]:
+def shared(server: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Service, Redis and two ingresses that tell of everything."""
+    config = tmp_path_factory.mktemp("config") / "dispatch.toml"
+    config.write_text('[[routes]]\ntype = "silent"\nnotify = false\n')
     with contextlib.ExitStack() as held:
         stack = Stack(
             {
+                "DISPATCH_CONFIG": str(config),
                 "DISPATCH_TELEGRAM_TOKEN": TOKEN,
                 "DISPATCH_TELEGRAM_CHAT_ID": "-100",
                 "DISPATCH_TELEGRAM_API_URL": server.url,
@@ -90,11 +93,12 @@ def test_markup_is_escaped_and_one_ingress_tells(stack: Stack, server: Receiver)
     assert message.json["parse_mode"] == "HTML"
     assert message.json["text"] == f"<b>Task #{task} &lt;b&gt;&amp;&lt;/a&gt; fake cancelled</b>\nenough"
     quiet = cancelled(stack, "hush", payload={"quiet": True})
+    by_route = cancelled(stack, "hush", type="silent")
     sealed = cancelled(stack, "secret", payload={"encrypted": True, "quiet": True})
     eventually(lambda: any(f"#{sealed} " in text for text in texts(server)), 10, "the encrypted task being told of")
     assert texts(server)[1:] == [f"<b>Task #{sealed} cancelled</b>"]
     eventually(lambda: sent(stack) - before == 2, 5, "both being logged")
-    assert not [text for text in texts(server) if f"#{quiet}" in text]
+    assert not [text for text in texts(server) if f"#{quiet}" in text or f"#{by_route}" in text]
 
 
 def test_every_kind_of_event(stack: Stack, server: Receiver) -> None:
