@@ -7,12 +7,14 @@ sentence before anything is claimed. ``dispatch doctor`` shows all checks.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import redis
 
@@ -21,6 +23,7 @@ from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.broker import WORKER_KEY, connect, shown_url
 from dispatch.core.presence import WorkerPresence, parse_worker
+from dispatch.core.routing import DEFAULT
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -33,6 +36,7 @@ from dispatch.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dispatch.core.routing import Executor
     from dispatch.settings import Broker, Settings
 
 REDIS_VERSION_MIN: Final = (6, 2)
@@ -244,21 +248,66 @@ def check_workers(settings: Settings) -> list[Check]:
 
 
 def check_executor(settings: Settings) -> list[Check]:
-    """Is the executor's program there, and may we run it?"""
-    program = settings.execution.command[0]
+    """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
+    return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+
+
+def _executor(executor: Executor) -> list[Check]:
+    if executor.kind == "http":
+        unset = sorted(
+            value.removeprefix("env:")
+            for value in executor.headers.values()
+            if value.startswith("env:") and not os.environ.get(value.removeprefix("env:"))
+        )
+        if unset:
+            sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
+            return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
+        return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
+    if executor.kind == "python":
+        return [_function(executor)]
+    return [_program(executor)]
+
+
+def _severity(executor: Executor) -> Literal["warning", "error"]:
+    return "error" if executor.name == DEFAULT else "warning"
+
+
+def _function(executor: Executor) -> Check:
+    """Look for the module without running it; what its parent packages do when imported happens."""
+    module = executor.function.partition(":")[0]
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except Exception as exc:  # noqa: BLE001 - a parent package may raise anything
+        sentence = f"The executor {executor.name}: {module} cannot be imported: {exc}."
+        return Check("executor", _severity(executor), sentence)
+    if is_there:
+        return Check("executor", "ok", f"The executor {executor.name} is {executor.function}.")
+    sentence = f"The executor {executor.name}: there is no module {module}."
+    return Check(
+        "executor",
+        _severity(executor),
+        sentence,
+        "Install it where the worker runs, or add its directory to PYTHONPATH.",
+    )
+
+
+def _program(executor: Executor) -> Check:
+    program = executor.command[0]
+    called = "" if executor.name == DEFAULT else f" {executor.name}"
     place = shutil.which(program)
     if place is not None:
-        return [Check("executor", "ok", f"The executor is {place}.")]
+        return Check("executor", "ok", f"The executor{called} is {place}.")
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
+    if called:
+        advice = f"Install it on this host, or change [executors.{executor.name}]."
     path = Path(program).expanduser()
     if path.is_dir():
-        return [Check("executor", "error", f"The executor {program} is a directory.", advice)]
+        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
     if path.exists() and "/" in program:
-        return [
-            Check("executor", "error", f"The executor {program} may not be executed.", f"Try 'chmod +x {program}'.")
-        ]
+        sentence = f"The executor{called} {program} may not be executed."
+        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
     where = "" if "/" in program else " on PATH"
-    return [Check("executor", "error", f"The executor {program} was not found{where}.", advice)]
+    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
 
 
 def check_user(_settings: Settings) -> list[Check]:

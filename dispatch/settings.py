@@ -266,6 +266,18 @@ class Execution:
         _whole(1024, 4_194_304),
         "how much of stdout is kept, bytes (a quarter head, the rest tail)",
     )
+    attempt_log_bytes_max: int = setting(
+        "attempt_log_bytes_max",
+        67_108_864,
+        _whole(0, 1 << 40),
+        "how much of an attempt's output its log on the worker's host holds, bytes; 0: no logs",
+    )
+    attempt_log_keep_s: float = setting(
+        "attempt_log_keep_s",
+        604_800,
+        _seconds(60, 315_360_000),
+        "how long those logs are kept after their last line, seconds",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,8 +118,12 @@ class PlainGateway:
             self._post(ref, message)
         return self._grant(task)
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success, after a look at the task."""
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success, after a look at the task. There is no review here: it completes at once."""
+        if review:
+            _log.warning(
+                "review_not_possible", task=ref.task_id, advice="This service has no review: the task is completed now."
+            )
         if self._is_done(ref, "completed", outputs):
             return
         self._finish(ref, protocol.complete(ref.task_id, outputs), "completed", outputs)
@@ -148,8 +152,8 @@ class PlainGateway:
         """Return a task as it is now."""
         return parse_task(self._client.send(protocol.get(task_id)))
 
-    def say(self, ref: AttemptRef, text: str) -> None:
-        """Append a text to the task's thread, after a look at the task."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Append a text to the task's thread, after a look at the task; there is no place for facts."""
         self._held(ref)
         self._send(ref, protocol.post_message(ref.task_id, text))
 

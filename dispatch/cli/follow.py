@@ -16,7 +16,7 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import print_messages, print_response
+from dispatch.cli.thread import print_messages, print_response, shown_progress
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
@@ -85,10 +85,14 @@ def _print_event(state: State, event: Event) -> None:
                 "actor_id": event.actor_id,
                 "actor_name": event.actor_name,
                 "task": task.raw if task else None,
+                **({} if event.message is None else {"message": event.message}),
             }
         )
         return
     title, by = (task.title if task else ""), event.actor_name or event.actor_id or ""
+    progress = answers.progress_of([event.message], task) if task is not None and event.message else None
+    if progress is not None:
+        title = f"{title}  [{shown_progress(progress)}]"
     now = datetime.now().astimezone()
     if not state.output.is_terminal:
         cells = (now.isoformat(timespec="seconds"), event.task_id, event.verb, event.channel, by, title)

@@ -24,9 +24,11 @@ from dispatch.ingress.intake import IN_PROGRESS, PENDING
 from dispatch.ingress.sealed import is_titled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
-    from dispatch.core.admission import Backlog
+    from dispatch.core.lanes import Lanes
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.intake import Intake
@@ -52,7 +54,7 @@ class Parts:
     claims: Claims
     enqueuer: Enqueuer
     view: RedisView
-    backlog: Backlog
+    backlog: Lanes
     ledger: Ledger
     intake: Intake
     waiting: WaitingTasks | None = None
@@ -60,6 +62,8 @@ class Parts:
     knows_waiting: bool = False
     """Whether the service lists by itself which tasks wait."""
     sealed: Sealed | None = None
+    is_paused: Callable[[str], bool] = lambda _: False
+    """Whether nothing of a channel may be claimed now."""
 
 
 class Reconciler:
@@ -76,6 +80,7 @@ class Reconciler:
         self._waiting = parts.waiting
         self._knows_waiting = parts.knows_waiting
         self._sealed = parts.sealed
+        self._is_paused = parts.is_paused
         self._fields = f"{LIST_FIELDS},depends_on,sealed,uuid" if parts.knows_waiting else LIST_FIELDS
         self._actor_id = actor_id
         self._channels = channels
@@ -88,12 +93,14 @@ class Reconciler:
         """List what is pending and what is ours. Raises the GatewayError family."""
         began_at = time.monotonic()
         self._backlog.truncated = False
+        paused = {channel for channel in self._channels if self._is_paused(channel)}
         for channel in self._channels:
-            await self._list_pending(channel)
+            if channel not in paused:  # nobody would claim what a long list of these would bring
+                await self._list_pending(channel)
             if self._knows_waiting:
                 await self._list_waiting(channel)
         await self._list_own()
-        is_all = not self._backlog.truncated
+        is_all = not self._backlog.truncated and not paused
         if self._waiting is not None:
             self._waiting.compare(
                 began_at if is_all or self._knows_waiting else 0.0,
@@ -148,7 +155,7 @@ class Reconciler:
             if not tasks:
                 return
             is_known = not is_news and len(tasks) >= PAGE
-            if is_known or len(self._backlog) >= self._backlog.capacity * 9 // 10:
+            if is_known or self._backlog.is_full():
                 self._backlog.truncated = True
                 return
             offset += len(tasks)
@@ -194,7 +201,9 @@ class Reconciler:
             with contextlib.suppress(GatewayRejectedError):
                 await self._claims.release(ref, reason="The ingress was restarted before it had answered.")
             return
-        self._ledger.reserve(task.id, task.priority)
+        choice = self._intake.choice_of(task)
+        self._ledger.reserve(task.id, task.priority, queue=choice.queue)
+        self._ledger.hold(task.id, choice.classes)
         # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
         self._ledger.granted(ref, sent_at=0.0, lease_s=self._lease_s)
         self._ledger.enqueued(ref, 0.0)
@@ -266,7 +275,8 @@ class Reconciler:
     async def _enqueue_again(self, ref: AttemptRef) -> None:
         try:
             await self._claims.renew(ref)
-            await self._enqueuer.enqueue(ref)
+            choice = self._backlog.choice_of(ref.task_id)
+            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
         except GatewayRejectedError:
             self._ledger.drop(ref.task_id)
         except (GatewayError, EnqueueError) as exc:

@@ -68,7 +68,8 @@ class WaitingTasks:
         """What was needed by tasks that have been released and have not ended."""
         self.hidden: set[str] = set()
         """Waiting tasks of which the service does not know all that they need: it stands in their sealed part."""
-        self.dependents: dict[str, set[str]] = {}
+        self.dependents: dict[str, dict[str, None]] = {}
+        """In the order of their arrival: a database writes neighbours faster than tasks from anywhere."""
         self.to_arm: dict[str, None] = {}
         self.to_close: set[str] = set()
         self.to_read: dict[str, None] = {}
@@ -175,7 +176,7 @@ class WaitingTasks:
         self._waiting[task.id] = Waiting(task.depends_on, task.priority, time.monotonic(), task.uuid)
         self._note_hidden(task.id, hidden=hidden)
         for name in task.depends_on:
-            self.dependents.setdefault(name, set()).add(task.id)
+            self.dependents.setdefault(name, {})[task.id] = None
         # Only a task that somebody waits for can close a circle.
         self._may_have_circles |= task.id in self.dependents or task.uuid in self.dependents
         self.to_arm[task.id] = None
@@ -312,7 +313,7 @@ class WaitingTasks:
         for name in task.needs:
             behind = self.dependents.get(name)
             if behind is not None:
-                behind.discard(task_id)
+                behind.pop(task_id, None)
                 if not behind:
                     del self.dependents[name]
         return True

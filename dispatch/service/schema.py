@@ -98,6 +98,7 @@ tasks: Final = Table(
     Column("needs_review", Boolean, nullable=False, server_default=false()),
     Column("payload", Text, nullable=True, comment="JSON"),
     Column("sealed", Boolean, nullable=False, server_default=false(), comment="the payload says that it is sealed"),
+    Column("traits", Text, comment="short plain values of the payload"),
     Column("outputs", Text, nullable=True, comment="JSON"),
     Column("meta_json", Text, nullable=True, comment="JSON"),
     Column("depends_on", Text, nullable=True, comment="JSON: what it depends on, as clients see it"),
@@ -239,6 +240,17 @@ deliveries: Final = Table(
     Column("last_error", String(200), nullable=True),
     Index("ix_deliveries_due", "state", "due_at"),
     Index(None, "task_id"),
+)
+
+steering: Final = Table(
+    "steering",
+    metadata,
+    Column("kind", String(8), primary_key=True, comment="channel, queue or host"),
+    Column("name", String(255), primary_key=True),
+    Column("note", Text, nullable=False, server_default=text("''")),
+    _time("until"),
+    Column("by", String(255), nullable=False),
+    _time("at", nullable=False),
 )
 
 api_keys: Final = Table(

@@ -260,7 +260,7 @@ def test_status_shows_counts_queue_and_workers(ats, cli, redis_server):
     ats.add()
     ats.add(status="failed")
     with redis_server.client() as client:
-        client.rpush("dispatch:dispatch", "a", "b")  # as the ingress does (dispatch.broker.KEY_PREFIX)
+        client.rpush("dispatch:dispatch", "a", "b")
         worker = '{"node": "w1@h", "host": "h", "pid": 7, "slots": 4, "queues": ["dispatch"]}'
         client.set("dispatch:worker:w1@h:7", worker)
         client.set("dispatch:worker:odd", "[]")
@@ -273,7 +273,7 @@ def test_status_shows_counts_queue_and_workers(ats, cli, redis_server):
     assert [worker["node"] for worker in found.json["workers"]] == ["w1@h"]
     out = cli("status", env=env).out
     assert "tasks\t1 pending, 1 failed\n" in out
-    assert "w1@h\th\t7\t4\tok\t\tdispatch\n" in out
+    assert "w1@h\th\t7\t4\tok\t\tdispatch\t0\n" in out
 
 
 def test_redis_of_dispatch_up_is_found(ats, cli, short_dir):

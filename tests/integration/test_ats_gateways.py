@@ -237,6 +237,16 @@ def test_plain_attempt_from_start_to_completion(ats, client, redis_client, gatew
     assert redis_client.get(fences.attempts_key(ats.url, "100")) is None
 
 
+def test_plain_completes_what_should_be_reviewed(ats, client, redis_client, gateway):
+    """A foreign service has no review: the task is completed at once, and the log says so."""
+    ref = claimed(ats, client, redis_client)
+    gateway.start(ref, runner="w1", message="")
+    with capture_logs() as lines:
+        gateway.complete(ref, [{"response": "ok"}], review=True)
+    assert ats.tasks[100]["status"] == "completed"
+    assert [line["event"] for line in lines] == ["review_not_possible"]
+
+
 def test_plain_start_reads_the_results_of_dependencies(ats, client, redis_client, gateway):
     """What the payload names is read one by one; what is not there is left out and ends no attempt."""
     ats.add(title="first")

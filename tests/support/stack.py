@@ -92,15 +92,16 @@ class Stack:
         process.wait_event("ingress_ready")
         return process
 
-    def start_worker(self, slots: int = 2, env: Mapping[str, str] | None = None) -> LogProcess:
-        """Start a Celery worker with ``slots`` pool children and wait until it consumes."""
-        process = self._run_worker(slots, env)
+    def start_worker(self, slots: int = 2, env: Mapping[str, str] | None = None, *, queues: str = "") -> LogProcess:
+        """Start a Celery worker with ``slots`` pool children, on these queues only, and wait until it consumes."""
+        process = self._run_worker(slots, env, queues)
         process.wait_event("worker_ready", timeout_s=20)
         return process
 
-    def _run_worker(self, slots: int, env: Mapping[str, str] | None = None) -> LogProcess:
+    def _run_worker(self, slots: int, env: Mapping[str, str] | None = None, queues: str = "") -> LogProcess:
         node = f"worker-{next(self._numbers)}@test"
-        return self.run("worker", ["celery", "-A", "dispatch", "worker", "-c", str(slots), "-n", node], env)
+        argv = ["celery", "-A", "dispatch", "worker", "-c", str(slots), "-n", node]
+        return self.run("worker", [*argv, "-Q", queues] if queues else argv, env)
 
     def start(self, slots: int = 2) -> Stack:
         """Start Redis, the service, an ingress and a worker: ``processes`` in this order, the last two at once."""

@@ -15,9 +15,10 @@ import click
 import pytest
 
 from dispatch.cli.main import COMMANDS, cli
+from dispatch.core.routing import TaskTraits, choose
 from dispatch.crypto.refusal import Refusal
 from dispatch.settings import SETTINGS, load
-from tests.support.documents import DOCUMENTS, ON_THIS_HOST
+from tests.support.documents import DOCUMENTS, ON_THIS_HOST, routing_example
 from tests.support.processes import ROOT
 from tests.support.redis import ConfiguredRedis
 
@@ -49,6 +50,26 @@ def test_the_example_without_its_comments_is_the_defaults(tmp_path: Path, monkey
     defaults = {name: getattr(getattr(load({}), table), item.name) for name, (table, item) in SETTINGS.items()}
     loaded = {name: getattr(getattr(load(environ), table), item.name) for name, (table, item) in SETTINGS.items()}
     assert {**loaded, **on_host} == {**defaults, **on_host}
+
+
+def test_the_example_of_executors_is_valid(tmp_path: Path) -> None:
+    """What docs/executors.md and the example file show of them is read, and means what it says."""
+    shown = (ROOT / "config/dispatch.example.toml").read_text("utf-8").partition("docs/executors.md")[2]
+    awake = "\n".join(line.removeprefix("#").removeprefix(" ") for line in shown.splitlines()[1:])
+    assert tomllib.loads(awake) == tomllib.loads(routing_example())
+    (tmp_path / "named.toml").write_text(awake)
+    routing = load({"DISPATCH_CONFIG": str(tmp_path / "named.toml")}).routing
+    assert {name: one.kind for name, one in routing.executors.items()} == {
+        "default": "command",
+        "thumbnail": "command",
+        "search": "http",
+        "report": "python",
+    }
+    assert routing.executors["default"].command == load({}).execution.command == ("claude", "-p")
+    assert routing.classes == {"gpu": 1, "database": 2}
+    choice = choose(routing, TaskTraits("default", "report", traits={"monthly": True}))
+    assert (choice.executor, choice.classes, choice.review) == ("report", ("database",), True)
+    assert choose(routing, TaskTraits("search-eu")).queue == "web"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

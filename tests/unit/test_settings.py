@@ -31,6 +31,8 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "drain_s": ("3", 3.0),
     "env": ("HTTP_PROXY,LANG", ("HTTP_PROXY", "LANG")),
     "output_bytes_max": ("2048", 2048),
+    "attempt_log_bytes_max": ("65536", 65_536),
+    "attempt_log_keep_s": ("3600", 3600.0),
     "redis_url": ("rediss://r.example:6380/1", "rediss://r.example:6380/1"),
     "redis_password": ("pw", Secret("pw")),
     "queue": ("other", "other"),
