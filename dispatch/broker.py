@@ -52,23 +52,20 @@ SOCKET_TIMEOUT_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 3.0
 
 
-def _with_password(broker: Broker) -> SplitResult:
+def _with_login(broker: Broker) -> SplitResult:
     parts = urlsplit(broker.url)
-    if not broker.password:
+    if not (broker.user or broker.password):
         return parts
-    if parts.scheme in _SOCKET_SCHEMES:
-        query = {**parse_qs(parts.query), "password": [broker.password.reveal()]}
-        return parts._replace(query=urlencode(query, doseq=True))
-    host = parts.netloc.rpartition("@")[2]
-    secret = quote(broker.password.reveal(), safe="")
-    return parts._replace(netloc=f"{parts.username or ''}:{secret}@{host}")
+    user = quote(broker.user or "", safe="") or parts.username or ""
+    secret = quote(broker.password.reveal(), safe="") if broker.password else parts.password or ""
+    return parts._replace(netloc=f"{user}:{secret}@{parts.netloc.rpartition('@')[2]}")
 
 
 def _joined(parts: SplitResult) -> str:
     """Join a URL; ``urlunsplit`` would drop the empty host of a socket's URL."""
     if parts.scheme not in _SOCKET_SCHEMES:
         return urlunsplit(parts)
-    return f"{parts.scheme}://{parts.path}" + (f"?{parts.query}" if parts.query else "")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}" + (f"?{parts.query}" if parts.query else "")
 
 
 def _rename(parts: SplitResult, scheme: str, old: str, new: str) -> SplitResult:
@@ -80,7 +77,7 @@ def _rename(parts: SplitResult, scheme: str, old: str, new: str) -> SplitResult:
 
 def redis_url(broker: Broker) -> str:
     """Return the URL as redis-py reads it (``unix://PATH?db=N`` for a socket)."""
-    parts = _with_password(broker)
+    parts = _with_login(broker)
     if parts.scheme == "redis+socket":
         parts = _rename(parts, "unix", "virtual_host", "db")
     return _joined(parts)
@@ -88,7 +85,7 @@ def redis_url(broker: Broker) -> str:
 
 def celery_url(broker: Broker) -> str:
     """Return the URL as Celery reads it (``redis+socket://PATH?virtual_host=N`` for a socket)."""
-    parts = _with_password(broker)
+    parts = _with_login(broker)
     if parts.scheme == "unix":
         parts = _rename(parts, "redis+socket", "db", "virtual_host")
     return _joined(parts)
@@ -96,9 +93,9 @@ def celery_url(broker: Broker) -> str:
 
 def shown_url(broker: Broker) -> str:
     """Return the URL with its password masked, for people and logs."""
-    parts = urlsplit(broker.url)
+    parts = _with_login(broker)
+    host = parts.netloc.rpartition("@")[2]
     if parts.password:
-        host = parts.netloc.rpartition("@")[2]
         parts = parts._replace(netloc=f"{parts.username or ''}:***@{host}")
     if "password=" in parts.query:
         parts = parts._replace(query="password=***")

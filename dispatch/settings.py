@@ -290,6 +290,7 @@ class Broker:
         _url("redis", "rediss", "redis+socket", "unix"),
         "the broker; may carry a password and is masked when shown",
     )
+    user: str | None = setting("redis_user", None, _text, "user of the broker, if not in its URL")
     password: Secret | None = setting(
         "redis_password", None, _secret, "password of the broker, if not in its URL", secret=True
     )

@@ -9,9 +9,12 @@ import subprocess
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import kombu
 import pytest
 import redis
 
+from dispatch.broker import celery_url, connect, shown_url
+from dispatch.settings import load
 from tests.support.cli import Cli
 from tests.support.processes import ROOT, eventually
 from tests.support.redis import ConfiguredRedis
@@ -85,6 +88,32 @@ def test_status_counts_what_is_queued(configured: ConfiguredRedis, tmp_path: Pat
     assert (shown["queued"], shown["being_delivered"]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "form", ["redis://127.0.0.1:{port}/0", "unix://{path}?db=0", "redis+socket://{path}?virtual_host=0"]
+)
+def test_user_and_password_go_with_every_form_of_the_url(configured: ConfiguredRedis, form: str, tmp_path: Path):
+    """By TCP or by a socket, for redis-py and for Celery, whatever is in the password; shown without it."""
+    odd = "p@ss:/?#[] &%ü"
+    with closing(configured.client()) as client:
+        client.acl_setuser("ingress", enabled=True, passwords=["+" + odd])
+    (tmp_path / "word").write_text(odd)
+    url = form.format(port=configured.port, path=configured.socket_path)
+    broker = load(
+        {
+            "DISPATCH_REDIS_URL": url,
+            "DISPATCH_REDIS_USER": "ingress",
+            "DISPATCH_REDIS_PASSWORD_FILE": str(tmp_path / "word"),
+        }
+    ).broker
+    with closing(connect(broker)) as client:
+        assert client.ping()
+    with kombu.Connection(celery_url(broker)) as connection:
+        assert connection.default_channel.client.ping()
+    shown = shown_url(broker)
+    assert "ingress:***@" in shown
+    assert "p%40ss" not in shown
+
+
 @pytest.mark.parametrize("user", ROLES)
 def test_no_user_of_the_fleet_can_do_more(configured: ConfiguredRedis, user: str):
     """Emptying, listing, configuring, spying and other programs' names are refused; so is everybody without a login."""
@@ -140,7 +169,11 @@ def test_passwords_are_made_once_and_for_their_owner(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("user", "parts"), [("ingress", ("dispatch/ingress", "dispatch/ats")), ("worker", ("workers", "dispatch/ats"))]
+    ("user", "parts"),
+    [
+        ("ingress", ("dispatch", "dispatch/cli", "dispatch/ingress", "dispatch/ats")),
+        ("worker", ("dispatch", "dispatch/cli", "workers", "dispatch/runner", "dispatch/ats")),
+    ],
 )
 def test_rights_cover_every_command_in_the_code(configured: ConfiguredRedis, user: str, parts: tuple[str, ...]):
     """Each Redis command that a part calls, in Lua too, is among its user's rights, also where no test goes.

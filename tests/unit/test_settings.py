@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "attempt_log_bytes_max": ("4096", 4096),
     "attempt_log_keep_s": ("3600", 3600.0),
     "redis_url": ("rediss://r.example:6380/1", "rediss://r.example:6380/1"),
+    "redis_user": ("worker", "worker"),
     "redis_password": ("pw", Secret("pw")),
     "queue": ("other", "other"),
     "credit": ("0", 0),
