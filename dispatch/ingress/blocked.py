@@ -11,14 +11,17 @@ from redis.exceptions import RedisError
 from dispatch.ats import protocol
 from dispatch.core.graph import blocked_reason
 from dispatch.errors import GatewayError, GatewayRejectedError, GatewayUnavailableError
+from dispatch.ingress.intake import PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Awaitable, Callable
 
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.registry import Registry
+    from dispatch.ingress.sealed import Sealed
+    from dispatch.ingress.waiting_tasks import WaitingTasks
 
 _CALLS_AT_ONCE: Final = 8
 _PAUSE_S: Final = 0.5
@@ -56,15 +59,32 @@ class BulkFailing:
         return {task_id: _refusal(row) for task_id, row in zip(reasons, rows, strict=True)}
 
 
-class ClaimedFailing:
-    """Claims each task and fails it: a foreign ATS, and sealed tasks.
+class StillNeeds:
+    """Says whether a task that was claimed to be failed needs what it was to be failed for.
 
-    ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for.
+    ``read(task id)`` returns a task whole. Of a task that is not among ours (the gates of all ingresses share a
+    queue) we know only whether it needs anything: the registry has said that it is doomed.
     """
+
+    def __init__(self, tasks: WaitingTasks, sealed: Sealed, read: Callable[[str], Awaitable[Task]]) -> None:
+        self._tasks = tasks
+        self._sealed = sealed
+        self._read = read
+
+    async def __call__(self, task: Task) -> bool:
+        """Return the answer for a task as the claim shows it. Raises the GatewayError family."""
+        whole = task if task.payload is not None else await self._read(task.id)
+        needs = self._sealed.needs_of(whole)
+        waiting = self._tasks.get(task.id)
+        return bool(needs) if waiting is None else needs == waiting.needs
+
+
+class ClaimedFailing:
+    """Claims each task and fails it: a foreign ATS, and sealed tasks. ``still_needs`` is asked after the claim."""
 
     at_once: Final = 100
 
-    def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool]) -> None:
+    def __init__(self, claims: Claims, *, still_needs: StillNeeds) -> None:
         self._claims = claims
         self._still_needs = still_needs
         self._limit = asyncio.Semaphore(_CALLS_AT_ONCE)
@@ -87,7 +107,7 @@ class ClaimedFailing:
         if isinstance(claim, GatewayRejectedError):
             return claim
         try:
-            if not self._still_needs(claim.task):
+            if not await self._still_needs(claim.task):
                 await self._claims.release(claim.ref, reason="What the task needs has changed.")
                 return GatewayRejectedError(f"What task {task_id} needs has changed.", status=409)
             await self._claims.fail(claim.ref, reason)
@@ -99,27 +119,31 @@ class ClaimedFailing:
 class SealedFailing:
     """Fails in one call what our own service knows to be doomed, and after a claim what only we can see: sealed tasks.
 
-    ``hidden`` are the ids of these.
+    ``may_hide(task id)`` says whether a task may be one of these.
     """
 
     at_once: Final = BulkFailing.at_once
 
-    def __init__(self, bulk: BulkFailing, claimed: ClaimedFailing, hidden: Container[str]) -> None:
+    def __init__(self, bulk: BulkFailing, claimed: ClaimedFailing, may_hide: Callable[[str], bool]) -> None:
         self._bulk = bulk
         self._claimed = claimed
-        self._hidden = hidden
+        self._may_hide = may_hide
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
         """Do as the protocol says."""
         answers = await self._bulk(reasons)
-        refused = {ident: reasons[ident] for ident, refusal in answers.items() if refusal and ident in self._hidden}
+        refused = {
+            ident: reasons[ident]
+            for ident, refusal in answers.items()
+            if refusal is not None and refusal.facts.get("status") == PENDING and self._may_hide(ident)
+        }
         return answers | (await self._claimed(refused)) if refused else answers
 
 
 class Blocked:
     """Fails what ``add`` names, in order.
 
-    ``failed(task id)`` hears of each that was failed, ``refused(task id)`` of the others.
+    ``failed(task id)`` hears of each that was failed, ``refused(task id, refusal)`` of the others.
     """
 
     def __init__(
@@ -128,7 +152,7 @@ class Blocked:
         failing: Failing,
         *,
         failed: Callable[[str], None],
-        refused: Callable[[str], None],
+        refused: Callable[[str, GatewayRejectedError], None],
         log: Any,
     ) -> None:
         self._registry = registry
@@ -183,7 +207,7 @@ class Blocked:
             else:
                 # Somebody else was faster, or its dependencies are others now: the service decides.
                 self._log.info("blocked_refused", task=task_id, code=refusal.code, reason=str(refusal))
-                self._refused(task_id)
+                self._refused(task_id, refusal)
 
 
 def _refusal(row: Any) -> GatewayRejectedError | None:

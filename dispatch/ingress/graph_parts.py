@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dispatch.ats.choose import has_fencing
-from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing, SealedFailing
+from dispatch.core.lifecycle import FINISHED_ATS_WORDS
+from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing, SealedFailing, StillNeeds
 from dispatch.ingress.dependencies import Dependencies
 from dispatch.ingress.gates import Gates
 from dispatch.ingress.graphs import GraphHooks, GraphParts, Graphs
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
     import redis.asyncio
 
     from dispatch.ats.aclient import AsyncClient
-    from dispatch.ats.model import Task
+    from dispatch.errors import GatewayRejectedError
     from dispatch.ingress.claims import Claims
+    from dispatch.ingress.errands import Looks
     from dispatch.ingress.sealed import Sealed
     from dispatch.settings import Settings
+
+
+_LOOK_AFTER_S: Final = 1.0
+"""When a task is looked at again whose failing was refused: at once could be for ever."""
 
 
 class GraphsOf(Enum):
@@ -46,6 +53,16 @@ def graphs_of(extensions: frozenset[str]) -> GraphsOf:
     return GraphsOf.NOBODY if has_fencing(extensions) else GraphsOf.PAYLOAD
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What waiting tasks lead to in the ingress."""
+
+    ready: Callable[[str, int], None]
+    """Puts a task, by id and priority, into the backlog."""
+    rearm: Callable[[], None]
+    """Asks for a reconcile."""
+
+
 def make_graphs(
     settings: Settings,
     kind: GraphsOf,
@@ -54,8 +71,8 @@ def make_graphs(
     redis: redis.asyncio.Redis,
     claims: Claims,
     sealed: Sealed,
-    ready: Callable[[str, int], None],
-    rearm: Callable[[], None],
+    looks: Looks,
+    calls: Calls,
 ) -> tuple[Graphs | None, WaitingTasks | None]:
     """Return what moves waiting tasks, and the tasks; (None, None) where nobody says what they need."""
     if kind is GraphsOf.NOBODY:
@@ -76,16 +93,19 @@ def make_graphs(
         kick=lambda: graphs.kick(),  # noqa: PLW0108 - it is made below
     )
 
-    def still_needs(task: Task) -> bool:
-        seen, waiting = sealed.at_claim(task), tasks.get(task.id)
-        return seen is not None and waiting is not None and seen.task.depends_on == waiting.needs
+    def on_refused(task_id: str, refusal: GatewayRejectedError) -> None:
+        tasks.forget(task_id)
+        if refusal.facts.get("status") not in FINISHED_ATS_WORDS:
+            loop[0].call_later(_after_s(refusal), looks.add, task_id)
 
-    claimed = ClaimedFailing(claims, still_needs=still_needs)
+    claimed = ClaimedFailing(claims, still_needs=StillNeeds(tasks, sealed, looks.read))
     blocked = Blocked(
         registry,
-        SealedFailing(BulkFailing(client), claimed, tasks.hidden) if is_ours else claimed,
+        SealedFailing(BulkFailing(client), claimed, lambda task_id: task_id in tasks.hidden or task_id not in tasks)
+        if is_ours
+        else claimed,
         failed=tasks.failed,
-        refused=tasks.forget,
+        refused=on_refused,
         log=log,
     )
     dependencies = Dependencies(
@@ -98,9 +118,14 @@ def make_graphs(
     )
     graphs = Graphs(
         GraphParts(redis, registry, gates, tasks, dependencies, blocked),
-        GraphHooks(ready=ready, rearm=rearm, started=loop.append),
+        GraphHooks(ready=calls.ready, rearm=calls.rearm, started=loop.append),
         deep=is_ours,
         sweep_s=settings.ingress.sweep_s,
         log=log,
     )
     return graphs, tasks
+
+
+def _after_s(refusal: GatewayRejectedError) -> float:
+    wait_ms = refusal.facts.get("retry_after_ms")
+    return max(_LOOK_AFTER_S, wait_ms / 1000.0) if isinstance(wait_ms, int) else _LOOK_AFTER_S

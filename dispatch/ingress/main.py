@@ -43,7 +43,7 @@ from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.class_loop import ClassLoop
 from dispatch.ingress.enqueuer import Enqueuer
 from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
-from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
+from dispatch.ingress.graph_parts import Calls, GraphsOf, graphs_of, make_graphs
 from dispatch.ingress.intake import EVENTS, Errands, Intake
 from dispatch.ingress.key_watch import KeyWatch
 from dispatch.ingress.ledger import Ledger
@@ -105,8 +105,8 @@ class Ingress:
             redis=self._redis,
             claims=self._claims,
             sealed=self._sealed,
-            ready=self._make_ready,
-            rearm=self._reconcile_now.set,
+            looks=self._looks,
+            calls=Calls(ready=self._make_ready, rearm=self._reconcile_now.set),
         )
         self._waiting = waiting
         self._claimer = self._make_claimer()

@@ -129,6 +129,8 @@ class Sealed:
 
         What was forgotten is no obstacle: the worker looks at all of it again.
         """
+        if task.payload is not None:
+            self._current_trust()
         known = self._known.get(task.id)
         if task.payload is not None:
             known = self._look_into(task, known)
@@ -152,6 +154,7 @@ class Sealed:
 
     def needs_of(self, task: Task) -> tuple[str, ...]:
         """Return what a task needs that was read whole, without remembering it."""
+        self._current_trust()
         known = self._look_into(task, None)
         return task.depends_on if known is None else self._seen(task, known).task.depends_on
 

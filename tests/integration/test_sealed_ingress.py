@@ -170,6 +170,9 @@ def test_a_failure_goes_through_sealed_tasks(sealed: SealedWorld):
     plain = world.create(first)
     last = sealed.create(plain)
     other = sealed.create(good)
+    if world.ats is not None:  # once somebody is faster, but does not end it
+        body = b'{"error": "busy"}'
+        world.ats.fault("answer", f"POST /tasks/{first}/claim", status=409, body=body)
     hub = world.create(exits=[1], duration_s=0.5)
     crowd = [sealed.create(hub) for _ in range(8)]
     behind = [world.create(one) for one in crowd] + [world.create(hub) for _ in range(8)]
