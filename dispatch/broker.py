@@ -33,6 +33,18 @@ CANCEL_KEY: Final = "dispatch:cancel:"
 """+ task id: set for a while beside each wake-up, for who subscribes a moment too late."""
 GRAPH_KEY: Final = "dispatch:graph:"
 """+ service + ":": what is kept of tasks that wait for others (dispatch.ingress.registry)."""
+OUTBOX_KEY: Final = "dispatch:outbox:"
+"""+ service + ":": deliveries of callbacks for a foreign ATS (dispatch.ingress.redis_outbox)."""
+TOLD_KEY: Final = "dispatch:told:"
+"""+ service + ":" + event: people were told of it (dispatch.ingress.notices)."""
+STEER_CHANNEL: Final = "dispatch:steer"
+"""Published when somebody paused, resumed or drained something: ingresses read the orders anew."""
+DRAIN_KEY: Final = "dispatch:drain:"
+"""+ host: set while the workers of a host are to take nothing new (dispatch.ingress.steering)."""
+STEERING_KEY: Final = "dispatch:steering:"
+"""+ service: orders about the tasks of a foreign ATS, which cannot keep them (dispatch.ats.orders)."""
+CLASS_KEY: Final = "dispatch:class:"
+"""+ class: who holds a place of it."""
 
 _SOCKET_SCHEMES: Final = ("redis+socket", "unix")
 

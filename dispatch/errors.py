@@ -18,6 +18,7 @@
     |  |- UnexpectedStatusError     409, the task is not in the status that the caller named
     |  |- LeaseHeldError            409, somebody else holds the task
     |  |- StaleLeaseError           409, the fencing token is not the current one
+    |  |- ReusedSealError          409, the sealed message came in another task before
     |  |- NotReadyError             409, waits for a time or for dependencies
     |  |- AssignedElsewhereError    409, it was given to another agent
     |  |- ConflictError             409, the name or id exists already
@@ -27,6 +28,7 @@
        |- GatewayUnavailableError   no usable answer; trying again is right
        |- GatewayRejectedError      the service understood and refused; trying again is not
        |  |- LeaseLostError         the lease or token is no longer ours: stop the attempt
+       |  |- SealReplayedError      the sealed message came in another task before
        |  `- UnknownTaskError       the task does not exist there
        `- AuthenticationError       the key was refused
 
@@ -196,6 +198,15 @@ class StaleLeaseError(TaskError):
     advice = "Stop working on the task; read it again before you do anything about it."
 
 
+class ReusedSealError(TaskError):
+    """The sealed message has been the content of another task before."""
+
+    code = "SEAL_REPLAYED"
+    http_status = 409
+    why = "A sealed message belongs to one task for good, so that nobody can have it run again by copying it."
+    advice = "Do not run the task; its sender seals a new message for a new task."
+
+
 class NotReadyError(TaskError):
     """The task may not be claimed yet: it waits for a time or for other tasks."""
 
@@ -282,6 +293,10 @@ class LeaseLostError(GatewayRejectedError):
     def task_status(self) -> str:
         """The task's present status in ATS words, or ""."""
         return str(self.facts.get("status") or "")
+
+
+class SealReplayedError(GatewayRejectedError):
+    """The sealed message has been the content of another task before: it must not run in this one."""
 
 
 class UnknownTaskError(GatewayRejectedError):

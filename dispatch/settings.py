@@ -21,16 +21,19 @@ import tomllib
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import platformdirs
 
+from dispatch import routing_settings
+from dispatch.core.routing import Routing
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
+NOTIFY_EVENTS: Final = ("completed", "failed", "picked_up", "cancelled", "rejected", "in_review")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -104,6 +107,22 @@ def _argv(value: Any) -> tuple[str, ...]:
     return argv
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return word == "true"
+
+
+def _versions(value: Any) -> frozenset[int]:
+    words = _names(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    if not words or not set(words) <= {"1", "2"}:
+        raise ValueError("must be 1, 2 or 1,2")
+    return frozenset(map(int, words))
+
+
 def _number(value: Any, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("must be a number")
@@ -144,8 +163,26 @@ def _url(*schemes: str) -> Callable[[Any], Url]:
     return parse
 
 
+def _ports(value: Any) -> frozenset[int]:
+    found = _names(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    if not found or not all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in found):
+        raise ValueError("must be comma-separated port numbers")
+    return frozenset(map(int, found))
+
+
+def _events(value: Any) -> frozenset[str]:
+    found = frozenset(_names(value))
+    if not found <= set(NOTIFY_EVENTS):
+        raise ValueError(f"must be some of {', '.join(NOTIFY_EVENTS)}, comma-separated")
+    return found
+
+
 def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
+
+
+def _place(value: Any) -> Path | None:
+    return _path(value) if _text(value) else None
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -229,6 +266,18 @@ class Execution:
         _whole(1024, 4_194_304),
         "how much of stdout is kept, bytes (a quarter head, the rest tail)",
     )
+    attempt_log_bytes_max: int = setting(
+        "attempt_log_bytes_max",
+        67_108_864,
+        _whole(0, 1 << 40),
+        "how much of an attempt's output its log on the worker's host holds, bytes; 0: no logs",
+    )
+    attempt_log_keep_s: float = setting(
+        "attempt_log_keep_s",
+        604_800,
+        _seconds(60, 315_360_000),
+        "how long those logs are kept after their last line, seconds",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +331,9 @@ class Service:
         _url(),
         "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
+    database_password: Secret | None = setting(
+        "database_password", None, _secret, "password of the PostgreSQL user, if not in the URL", secret=True
+    )
     regrant_delay_s: float = setting(
         "regrant_delay_s",
         15,
@@ -296,6 +348,99 @@ class Service:
         3_600_000,
         _milliseconds(1000, 86_400_000),
         "lock of a Task Tools claim that names none, from the holder's last call about the task, milliseconds",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Keys, and whose tasks are accepted (docs/encryption.md)."""
+
+    keys_dir: Path | None = setting(
+        "keys_dir", None, _place, "the dispatcher's keys and its trusted senders; default is keys in the data directory"
+    )
+    require_encryption: bool = setting(
+        "require_encryption",
+        False,
+        _flag,
+        "whether only sealed tasks are accepted; true here or by 'dispatch config' means true",
+    )
+    seal_versions: frozenset[int] = setting(
+        "seal_versions", "1,2", _versions, "versions of the sealed envelope that are accepted from anybody"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Who is told that something happened to a task (docs/callbacks.md)."""
+
+    callback_secret: Secret | None = setting(
+        "callback_secret",
+        None,
+        _secret,
+        "signs callbacks: whsec_ and the base64 of 24 to 64 random bytes; while keys change several, comma-separated",
+        secret=True,
+    )
+    callback_allow_http: bool = setting(
+        "callback_allow_http", default=False, parse=_flag, meaning="whether callbacks may go to http:// addresses"
+    )
+    callback_allow_private: tuple[str, ...] = setting(
+        "callback_allow_private",
+        "",
+        _names,
+        "receivers in your own network, comma-separated: networks such as 10.1.0.0/16, and host names",
+    )
+    callback_ports: frozenset[int] = setting(
+        "callback_ports", "443", _ports, "ports that callbacks may go to, comma-separated"
+    )
+    telegram_chat_id: str | None = setting(
+        "telegram_chat_id", None, _text, "the Telegram chat that is told; needs the token"
+    )
+    telegram_token: Secret | None = setting(
+        "telegram_token", None, _secret, "token of the Telegram bot that tells it", secret=True
+    )
+    telegram_api_url: str = setting(
+        "telegram_api_url", "https://api.telegram.org", _url("http", "https"), "base URL of the Telegram Bot API"
+    )
+    urls: Secret | None = setting(
+        "notify_urls",
+        None,
+        _secret,
+        "other places to tell, as Apprise writes them, separated by blanks or commas; needs the extra 'notify'",
+        secret=True,
+    )
+    on: frozenset[str] = setting(
+        "notify_on",
+        "completed,failed",
+        _events,
+        "what people are told of: completed, failed, picked_up, cancelled, rejected, in_review",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Flower:
+    """Flower, the page that shows workers, queues and attempts."""
+
+    auth: Secret | None = setting(
+        "flower_auth", None, _secret, "who may see Flower's pages: user:password, comma-separated", secret=True
+    )
+    open: bool = setting(
+        "flower_open", False, _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Prometheus metrics (docs/metrics.md)."""
+
+    bind: str = setting(
+        "metrics_bind", "127.0.0.1", _text, "address that metrics are served on; whoever reaches it may read them"
+    )
+    service_port: int = setting(
+        "service_metrics_port", 0, _whole(0, 65_535), "port of the task service's metrics; 0: none"
+    )
+    ingress_port: int = setting("ingress_metrics_port", 0, _whole(0, 65_535), "port of an ingress's metrics; 0: none")
+    worker_port: int = setting(
+        "worker_metrics_port", 0, _whole(0, 65_535), "port of a worker's metrics, its slots included; 0: none"
     )
 
 
@@ -323,17 +468,35 @@ class Settings:
     broker: Broker = field(default_factory=Broker)
     ingress: Ingress = field(default_factory=Ingress)
     service: Service = field(default_factory=Service)
+    trust: Trust = field(default_factory=Trust)
+    notify: Notify = field(default_factory=Notify)
+    flower: Flower = field(default_factory=Flower)
+    metrics: Metrics = field(default_factory=Metrics)
     local: Local = field(default_factory=Local)
+    routing: Routing = field(default_factory=Routing)
+    """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
 
     @property
     def database_url(self) -> str:
-        """The store's URL, the default resolved."""
-        return self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        """The store's URL, the default resolved, with the password that stands in a setting of its own."""
+        url = self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        if self.service.database_password is None or not url.startswith("postgres"):
+            return url
+        # libpq takes every parameter in the query, where it does not matter how many hosts the URL names.
+        secret = quote(self.service.database_password.reveal(), safe="")
+        return f"{url}{'&' if '?' in url else '?'}password={secret}"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The directory of keys, the default resolved."""
+        return self.trust.keys_dir or self.local.data_dir / "keys"
 
 
 def declared() -> Iterator[tuple[str, Field[Any]]]:
     """Yield every declared setting as (table, field), in documentation order."""
     for table in fields(Settings):
+        if table.name == "routing":
+            continue
         for item in fields(table.default_factory):  # type: ignore[arg-type]
             yield table.name, item
 
@@ -362,16 +525,23 @@ def _nearest(name: str, known: Iterator[str] | list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _from_toml(path: Path) -> dict[str, tuple[Any, str]]:
+def _document(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
+
+
+def _from_toml(path: Path, document: dict[str, Any]) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for table, values in document.items():
+        if table in routing_settings.TABLES:
+            continue
         known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
         if not known or not isinstance(values, dict):
-            tables = sorted({owner for owner, _ in SETTINGS.values()})
+            tables = sorted({*(owner for owner, _ in SETTINGS.values()), *routing_settings.TABLES})
             raise ConfigurationError(f"{path}: [{table}] is not a known table.{_nearest(table, tables)}")
         for name, value in values.items():
             target = name.removesuffix("_file")
@@ -413,6 +583,19 @@ def _check_relations(settings: Settings) -> None:
         raise ConfigurationError("DISPATCH_CHANNEL names no channel; set it to the channel to watch.")
 
 
+def _routing(path: Path | None, document: dict[str, Any], execution: Execution, broker: Broker) -> Routing:
+    try:
+        return routing_settings.read(
+            document,
+            command=execution.command,
+            queue=broker.queue,
+            timeout_s=execution.timeout_s,
+            max_attempts=execution.max_attempts,
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"{path}: {exc}.") from exc
+
+
 def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the settings. ``overrides`` maps setting names to raw values, None meaning "not given".
 
@@ -420,7 +603,8 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
     """
     environ = os.environ if environ is None else environ
     path = _config_path(environ)
-    found = _from_toml(path) if path else {}
+    document = _document(path)
+    found = _from_toml(path, document) if path else {}
     from_env = _from_environment(environ)
     for name in from_env:
         found.pop(name + "_file", None)
@@ -438,13 +622,20 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         except ValueError as exc:
             shown = "" if item.metadata["secret"] else f" (it is {masked_url(repr(value))})"
             raise ConfigurationError(f"{origin} {exc}{shown}.") from exc
+    execution = Execution(**tables.get("execution", {}))
+    broker = Broker(**tables.get("broker", {}))
     settings = Settings(
         ats=Ats(**tables.get("ats", {})),
-        execution=Execution(**tables.get("execution", {})),
-        broker=Broker(**tables.get("broker", {})),
+        execution=execution,
+        broker=broker,
         ingress=Ingress(**tables.get("ingress", {})),
         service=Service(**tables.get("service", {})),
+        trust=Trust(**tables.get("trust", {})),
+        notify=Notify(**tables.get("notify", {})),
+        flower=Flower(**tables.get("flower", {})),
+        metrics=Metrics(**tables.get("metrics", {})),
         local=Local(**tables.get("local", {})),
+        routing=_routing(path, document, execution, broker),
     )
     _check_relations(settings)
     return settings

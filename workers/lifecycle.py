@@ -13,13 +13,15 @@ import random
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import signals
+from celery.worker import state as celery_state
 
-from dispatch import __version__
+from dispatch import __version__, metrics
 from dispatch import log as logging_setup
 from dispatch.ats import protocol
 from dispatch.ats.choose import has_fencing
@@ -29,10 +31,12 @@ from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
 from dispatch.broker import connect
 from dispatch.core.presence import WorkerPresence
+from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
-from dispatch.runner import janitor, spool, tree
+from dispatch.runner import attempt_log, janitor, spool, tree
 from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.redaction import secrets_of
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import load
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from dispatch.settings import Settings
 
 log = logging_setup.get_logger("worker")
+_TIDY_EVERY_S: Final = 3_600.0
 
 
 @dataclass(slots=True)
@@ -69,8 +74,13 @@ class Slot:
 
     def run(self, ref: AttemptRef) -> EndReason | None:
         """Run one attempt to its end and report it; None when it was dropped."""
+        began = time.monotonic()
         end = execute(ref, self._context)
-        return end.reason if end is not None else None
+        reason = end.reason if end is not None else None
+        metrics.count("dispatch_attempts_total", outcome="dropped" if reason is None else reason.value)
+        if reason is not None:
+            metrics.observe("dispatch_attempt_seconds", time.monotonic() - began)
+        return reason
 
 
 _main: Main | None = None
@@ -120,8 +130,11 @@ def _start_main(sender: Any, **_: Any) -> None:
             if check.state == "warning":
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
         fenced = any(has_fencing(check.extensions) for check in checks)
+        key_files(settings).trust()
     except DispatchError as exc:
         _exit_with(exc)
+    if settings.metrics.worker_port:
+        metrics.begin(metrics.WORKER, directory=settings.local.data_dir / "metrics")
     # Orphans of a dead pool child come to this process, where the warden finds them.
     tree.set_child_subreaper()
     stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
@@ -160,8 +173,19 @@ def _start_slot(**_: Any) -> None:
             warden=WardenClient(_main.warden_address),
             wake=RedisWakes(settings.broker),
             stop_fd=_main.stop_r,
+            keys=key_files(settings),
+            routing=settings.routing,
+            # On a foreign service every line would be a message among people's, and twice the calls.
+            stream_s=1.0 if _main.fenced else 10.0,
+            secrets=secrets_of(settings),
         )
     )
+
+
+def _running() -> tuple[str, ...]:
+    """Return what this worker runs now, each as ``<task id>.<fencing token>``."""
+    # A copy made by C code in one step: the worker's own thread changes the set.
+    return tuple(sorted(str(request.id) for request in tuple(celery_state.active_requests)))
 
 
 @signals.worker_ready.connect
@@ -178,16 +202,44 @@ def _show(sender: Any, **_: Any) -> None:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    _main.presence = PresenceThread(_main.settings.broker, presence, log)
+    _main.presence = PresenceThread(
+        _main.settings.broker,
+        presence,
+        log,
+        running=_running,
+        consume=lambda wanted: _consume(sender, presence.queues, wanted=wanted),
+    )
     _main.presence.start()
+    _serve_metrics(_main, presence.slots)
     threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+
+
+def _serve_metrics(main: Main, slots: int) -> None:
+    """After the fork: pool children must not inherit the socket."""
+    wanted = main.settings.metrics
+    if not wanted.worker_port:
+        return
+    metrics.watch("dispatch_worker_slots", lambda: slots)
+    metrics.watch("dispatch_worker_draining", lambda: float(main.presence is not None and main.presence.is_draining))
+    metrics.serve(wanted.bind, wanted.worker_port, log)
+
+
+def _consume(consumer: Any, queues: tuple[str, ...], *, wanted: bool) -> None:
+    """Have Celery's consumer take from the queues, or from none of them; what it has taken goes on. From any thread."""
+    change = consumer.add_task_queue if wanted else consumer.cancel_task_queue
+    for queue in queues:
+        consumer.call_soon(change, queue)
 
 
 def _tidy(main: Main) -> None:
     janitor.clear_directories(main.settings.local.data_dir / "work")
     gateway = _gateway(main.settings, fenced=main.fenced)
     spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
+    logs, keep_s = main.settings.local.data_dir / attempt_log.DIRECTORY, main.settings.execution.attempt_log_keep_s
+    while not main.draining:
+        janitor.clear_logs(logs, keep_s)
+        time.sleep(min(keep_s, _TIDY_EVERY_S))
 
 
 @signals.worker_shutting_down.connect
@@ -214,4 +266,5 @@ def _end(**_: Any) -> None:
     if _main.presence is not None:
         _main.presence.leave()
     _main.warden.stop()
+    metrics.end()
     log.info("worker_stopped")

@@ -7,18 +7,19 @@ import os
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats.model import Task, parse_task
+from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.errors import (
     AuthenticationError,
     GatewayError,
     GatewayRejectedError,
     GatewayUnavailableError,
     LeaseLostError,
+    SealReplayedError,
     UnknownTaskError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 RETRY_AFTER_MAX_S: Final = 3_600.0
 """A longer ``Retry-After`` is cut to this."""
@@ -121,6 +122,24 @@ def messages_of(answer: Any) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def progress_of(messages: Iterable[Any], task: Task) -> tuple[int, str] | None:
+    """Return how far the running attempt of a task is, percent and words, from its thread; None when it did not say."""
+    newest = None
+    for message in messages:
+        if not isinstance(message, dict) or message.get("kind") != "log":
+            continue
+        meta = message.get("meta")
+        percent = meta.get("progress") if isinstance(meta, dict) else None
+        if isinstance(percent, int) and not isinstance(percent, bool):
+            newest = message, percent, _text(meta.get("text") if isinstance(meta, dict) else None)
+    if newest is None or task.status != "in_progress":
+        return None
+    said_at, started_at = parse_time(newest[0].get("created_at")), parse_time((task.raw or {}).get("started_at"))
+    if said_at is not None and started_at is not None and said_at < started_at:
+        return None
+    return newest[1], newest[2]
+
+
 def extensions_of(answer: Any) -> frozenset[str]:
     """Read which extensions ``/health`` or ``connected`` announces; a plain ATS announces none."""
     found = answer.get("extensions") if isinstance(answer, dict) else None
@@ -175,6 +194,8 @@ def _refusal(status: int, sentence: str, facts: dict[str, Any], *, leased: bool)
         kind = UnknownTaskError
     elif status == 409 and leased and _code(facts) in _LEASE_LOST_CODES:
         kind = LeaseLostError
+    elif status == 409 and _code(facts) == "SEAL_REPLAYED":
+        kind = SealReplayedError
     return kind(sentence, status=status, code=_code(facts), facts=facts)
 
 

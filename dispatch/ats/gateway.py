@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from dispatch.ats.model import Grant
+    from dispatch.ats.model import Grant, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,33 @@ class TaskGateway(Protocol):
         """Extend the lease from now."""
         ...
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success. Repeating it with the same outputs is answered as the first time."""
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success. Repeating it with the same outputs is answered as the first time.
+
+        With ``review`` the task waits for somebody's approval, where the service knows that.
+        """
         ...
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
         """Report the final failure."""
+        ...
+
+    def seen(self, ref: AttemptRef, digest: str) -> None:
+        """Note that a sealed message, by its digest, is the content of the task; safe to repeat in every attempt.
+
+        Raises SealReplayedError when it was another task's: then it must not run.
+        """
+        ...
+
+    def read(self, task_id: str) -> Task:
+        """Return a task as it is now: another one than the attempt's."""
+        ...
+
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+        """Append a text of kind ``log`` to the task's thread, with facts for programs. Repeated, it stands there twice.
+
+        May be called by a third thread, beside reports and renewals.
+        """
         ...
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:

@@ -164,9 +164,10 @@ def list_tasks(**filters: Any) -> Request:
     return Request("GET", "/tasks", query=query, scoped=True)
 
 
-def get(task_id: str) -> Request:
-    """Ask for one task."""
-    return Request("GET", _task(task_id), scoped=True)
+def get(task_id: str, *, fields: Sequence[str] = ()) -> Request:
+    """Ask for one task; ``fields`` (extension): for nothing but these of it."""
+    query = (("fields", ",".join(fields)),) if fields else ()
+    return Request("GET", _task(task_id), query=query, scoped=True)
 
 
 def patch(task_id: str, **fields: Any) -> Request:
@@ -186,9 +187,11 @@ def claim_many(task_ids: Sequence[int], *, lease_s: float, claim_id: str) -> Req
     return Request("POST", "/tasks/claim", body=body, scoped=True)
 
 
-def complete(task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None) -> Request:
-    """Report success. ``outputs`` is always sent as a list."""
-    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token)
+def complete(
+    task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None, review: bool = False
+) -> Request:
+    """Report success. ``outputs`` is always sent as a list; ``review`` (extension): it waits for approval."""
+    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token, review=review or None)
     return Request("POST", _task(task_id, "complete"), body=body, scoped=True, leased=token is not None)
 
 
@@ -214,15 +217,22 @@ def reopen(task_id: str, reason: str | None = None, *, dependents: bool = False)
     return Request("POST", _task(task_id, "reopen"), body=body, scoped=True)
 
 
-def post_message(task_id: str, text: str) -> Request:
-    """Append a text to the task's thread."""
-    body = {"parts": [{"type": "text", "content": text}]}
+def hurry(task_id: str, reason: str | None = None) -> Request:
+    """Offer a task at once that pauses between attempts (``hurry``)."""
+    return Request("POST", _task(task_id, "hurry"), body=_present(reason=reason), scoped=True)
+
+
+def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
+    """Append one message, of one or more texts, to the task's thread; ``data`` is the same for programs."""
+    parts: list[dict[str, Any]] = [{"type": "text", "content": text} for text in texts]
+    body = {"parts": parts if data is None else [*parts, {"type": "data", "data": data}]}
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 
-def list_messages(task_id: str) -> Request:
-    """Ask for the task's thread."""
-    return Request("GET", _task(task_id, "messages"), scoped=True)
+def list_messages(task_id: str, *, limit: int | None = None) -> Request:
+    """Ask for the task's thread; ``limit``: for the newest of it."""
+    query = () if limit is None else (("limit", str(limit)),)
+    return Request("GET", _task(task_id, "messages"), query=query, scoped=True)
 
 
 def list_orgs() -> Request:
@@ -298,10 +308,74 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
+def seal(task_id: str, digest: str, *, token: int) -> Request:
+    """Note that a sealed message is the content of the task (``seals``)."""
+    body = {"fencing_token": token, "digest": digest}
+    return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=True)
+
+
+def post_log(task_id: str, text: str, *, token: int, meta: Mapping[str, Any] | None = None) -> Request:
+    """Append a text of kind ``log`` to the task's thread as the attempt that ``token`` names (``messages.fenced``)."""
+    body = _present(parts=[{"type": "text", "content": text}], kind="log", fencing_token=token, meta=meta)
+    return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
+
+
+def bounce(task_id: str, note: str) -> Request:
+    """Send a task in review back to pending with a note for its next attempt (``review``)."""
+    return Request("POST", _task(task_id, "bounce"), body={"note": note}, scoped=True, repeatable=False)
+
+
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:
     """Fail pending tasks whose dependencies ended badly: (number, reason), at most FAILURES_MAX (``fail.many``)."""
     body = {"items": [{"id": ident, "reason": reason} for ident, reason in items]}
     return Request("POST", "/tasks/fail", body=body, scoped=True)
+
+
+def list_deliveries(**filters: Any) -> Request:
+    """List deliveries (``deliveries``). ``filters``: task, state, channel, limit; None is left out."""
+    query = tuple((key, _query_value(value)) for key, value in filters.items() if value is not None)
+    return Request("GET", "/deliveries", query=query, scoped=True)
+
+
+def take_deliveries(channels: Sequence[str], *, lease_s: float, limit: int) -> Request:
+    """Take deliveries that are due. What a lost answer took is due again when its lease is over."""
+    body = {"channels": list(channels), "lease_duration": _ms(lease_s), "limit": limit}
+    return Request("POST", "/deliveries/take", body=body, scoped=True, repeatable=False)
+
+
+def report_delivery(
+    delivery_id: str,
+    *,
+    token: int,
+    outcome: str,
+    delay_s: float = 0.0,
+    error: str | None = None,
+    counted: bool = True,
+) -> Request:
+    """Say what became of a delivery: delivered, failed, empty, or retry after ``delay_s``."""
+    body = _present(token=token, outcome=outcome, delay_ms=_ms(delay_s), error=error, counted=counted)
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/report", body=body, scoped=True)
+
+
+def resend_delivery(delivery_id: str) -> Request:
+    """Make a delivery due now, with all its tries before it."""
+    return Request("POST", f"/deliveries/{_segment(delivery_id)}/resend", body={}, scoped=True)
+
+
+def steering() -> Request:
+    """Ask what is paused and drained (``steering``)."""
+    return Request("GET", "/steering")
+
+
+def steer(kind: str, name: str, *, note: str = "", for_s: float | None = None, until: str | None = None) -> Request:
+    """Pause a channel or queue, or drain a host: for so long, until a time (ISO 8601), or until it is taken back."""
+    body = _present(note=note or None, for_ms=_ms(for_s), until=until)
+    return Request("PUT", f"/steering/{_segment(kind)}/{_segment(name)}", body=body)
+
+
+def unsteer(kind: str, name: str) -> Request:
+    """Take such an order back."""
+    return Request("DELETE", f"/steering/{_segment(kind)}/{_segment(name)}", body={})
 
 
 def tools(profile: str) -> Request:

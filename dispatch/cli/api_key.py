@@ -7,14 +7,13 @@ before the service is exposed.
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dispatch.cli.options import State, json_option
+from dispatch.cli.options import State, duration_s, json_option
 from dispatch.errors import ConfigurationError, DispatchError, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from dispatch.service.keys import Key
     from dispatch.service.rows import Scope
     from dispatch.service.store import Tx
-
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
-_DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdwy])", re.ASCII)
-_LIFE_MAX_S: Final = 100 * _UNITS_S["y"]
 
 
 @click.group(name="api-key")
@@ -98,7 +93,7 @@ def create(
         raise UsageError(f"{name[:80]!r} is no name for a key: 1 to 64 letters, digits, dots, underscores and dashes.")
     who = Actor(kind, _actor_id(name, agent, actor, kind), name)
     scopes = [_scope(project) for project in projects]
-    life_ms = None if expires is None else _duration_s(expires) * 1000
+    life_ms = None if expires is None else duration_s(expires) * 1000
 
     def work(tx: Tx) -> tuple[bool, Key, str, list[Key], dict[str, Any]]:
         is_first = not keys.exist(tx)
@@ -226,13 +221,6 @@ def _scope(project: str) -> Scope:
     if not (org and slash and slug) or "/" in slug:
         raise UsageError(f"{project!r} does not name a project; write ORG/PROJECT.")
     return Scope(org, slug)
-
-
-def _duration_s(text: str) -> int:
-    found = _DURATION.fullmatch(text)
-    if found is None or (seconds := int(found[1]) * _UNITS_S[found[2]]) > _LIFE_MAX_S:
-        raise UsageError(f"{text!r} is not a duration such as 12h, 90d, 4w or 1y, at most 100y.")
-    return seconds
 
 
 def _names(tx: Any, key: Key) -> list[str]:

@@ -22,7 +22,7 @@ def with_dependencies(state: State, fields: dict[str, Any], given: Sequence[str]
     Our service checks the ids itself. For another one they are looked up here.
     Raises UsageError, GatewayRejectedError.
     """
-    names = _read(given)
+    names = read_names(given)
     said = named_in(fields["payload"])
     if said is not None and set(said) != set(names):
         raise UsageError("--depends-on and the payload's depends_on name different tasks; give one of them.")
@@ -34,7 +34,8 @@ def with_dependencies(state: State, fields: dict[str, Any], given: Sequence[str]
     return {**fields, "payload": {**payload, "depends_on": [_existing(state, str(name)) for name in names]}}
 
 
-def _read(given: Sequence[str]) -> tuple[int | str, ...]:
+def read_names(given: Sequence[str]) -> tuple[int | str, ...]:
+    """Return the ids that --depends-on names, without repetition. Raises UsageError."""
     words = [word.strip() for item in given for word in item.split(",") if word.strip()]
     found = []
     for word in words:

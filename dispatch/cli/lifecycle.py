@@ -11,7 +11,7 @@ from dispatch.ats.model import parse_task, parse_time
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import ago
 from dispatch.core.lifecycle import STATUS_OF_ATS_WORD, Status
-from dispatch.core.waiting import Facts, Needed, reasons
+from dispatch.core.standing import redis_down, unreachable
 from dispatch.errors import GatewayRejectedError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class StatusWord(_StatusType):
         return [CompletionItem(state.value) for state in Status if state.value.startswith(incomplete)]
 
 
-_NEEDED_MAX: Final = 32
-"""How many dependencies are read one by one from a service without the Task Tools."""
+EXIT_UNREACHABLE: Final = 69
+EXIT_NOT_PERMITTED: Final = 77
 _id: Final = click.argument("task_id", metavar="ID", type=TaskId())
 _status: Final = click.argument("status", type=StatusWord(), metavar="STATUS")
 
@@ -118,59 +118,44 @@ def _tell(state: State, task_id: str, task: Any) -> None:
     state.output.line(f"Task {task_id} is in {task['status']}{held}.")
 
 
-def explained(state: State, task_id: str) -> dict[str, Any]:
-    """Return why a task is not running, as ``explain`` answers; from what can be seen where there are no Task Tools."""
-    try:
-        task = parse_task(state.client.send(protocol.get(task_id)))
-    except UnknownTaskError as exc:
-        raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
-    if task.uuid is not None:
-        found: dict[str, Any] = state.client.send(protocol.tool("explain", {"task_id": task.uuid}))
-        return found
-    needed, missing = [], []
-    for name in task.depends_on[:_NEEDED_MAX]:
-        try:
-            one = parse_task(state.client.send(protocol.get(name)))
-        except GatewayRejectedError:
-            missing.append(f"#{name}")
-            continue
-        if one.status != "completed":
-            needed.append(Needed(f"#{one.id}", STATUS_OF_ATS_WORD.get(one.status, Status.TODO)))
-    facts = Facts(
-        status=STATUS_OF_ATS_WORD.get(task.status, Status.TODO),
-        waits_for=needed,
-        missing=missing,
-        circle=f"#{task.id} -> #{task.id}" if task.id in task.depends_on else "",
-        holder=(task.raw or {}).get("assignee_name") or task.assignee_id if task.status == "in_progress" else None,
-        reason=task.reason,
-        is_running=task.status == "in_progress",
-        listeners=None,
-    )
-    told = reasons(facts)
-    summary = " ".join(reason.text for reason in told) or "It is in progress."
-    shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in told]
-    running = not told
-    return {"task_id": task.id, "status": task.status, "running": running, "summary": summary, "reasons": shown}
-
-
 @click.command()
 @_id
 @common_options
 @click.pass_obj
-def why(state: State, task_id: str) -> None:
+def why(state: State, task_id: str) -> int:
     """Say why a task is not running, and what to do about it.
+
+    The weightiest reason comes first. Exits 69 when the task service cannot be reached, and 77 when it refuses the key.
 
     \b
     Examples:
       dispatch why 7
     """  # noqa: D301 - click's mark
-    found = explained(state, task_id)
+    from dispatch.cli.fleet_view import look
+    from dispatch.cli.stuck import explained
+
+    seen = look(state, at_tasks=False)
+    down = unreachable(seen.fleet)
+    if down is not None:
+        told = [one for one in (down, redis_down(seen.fleet)) if one is not None]
+        _tell_why(state, [{"code": one.code, "text": one.text, "next": one.advice} for one in told], {})
+        return EXIT_NOT_PERMITTED if seen.fleet.is_key_refused else EXIT_UNREACHABLE
+    try:
+        task = parse_task(state.client.send(protocol.get(task_id)))
+    except UnknownTaskError as exc:
+        raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
+    found = explained(state, seen, task)
+    _tell_why(state, found["reasons"], found)
+    return 0
+
+
+def _tell_why(state: State, told: list[dict[str, Any]], whole: dict[str, Any]) -> None:
     if state.output.is_json:
-        state.output.json(found)
+        state.output.json({"running": None, **whole, "reasons": told})
         return
-    if not found["reasons"]:
-        state.output.line(found["summary"])
-    for reason in found["reasons"]:
+    if not told:
+        state.output.line(whole["summary"])
+    for reason in told:
         state.output.line(reason["text"])
         state.output.note(reason["next"])
 

@@ -16,7 +16,7 @@ from dispatch import settings as settings_module
 from dispatch.ats.protocol import Endpoint, endpoint_of
 from dispatch.cli.output import Output
 from dispatch.core.priority import NUMBER_OF
-from dispatch.errors import ConfigurationError
+from dispatch.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,10 @@ else:
     _TextType = _NumberType = click.ParamType
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdwy])", re.ASCII)
+_DURATION_MAX_S: Final = 100 * _UNITS_S["y"]
 
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -142,7 +146,7 @@ def _keep_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:  # 
 json_option: Final = click.option("--json", is_flag=True, expose_value=False, callback=_keep_json, help="Print JSON.")
 """The one common option of commands that do not talk to the service."""
 
-_COMMON: Final = (
+_SERVICE: Final = (
     json_option,
     click.option("--url", metavar="URL", expose_value=False, callback=_keep("ats_url"), help="The task service."),
     click.option(
@@ -152,7 +156,6 @@ _COMMON: Final = (
         callback=_keep_token,
         help="File that holds the token for the task service.",
     ),
-    click.option("--channel", metavar="NAME[,NAME]", expose_value=False, callback=_keep("channel"), help="Channel."),
     click.option("--org", metavar="SLUG", expose_value=False, callback=_keep("ats_org"), help="Organisation."),
     click.option("--project", metavar="SLUG", expose_value=False, callback=_keep("ats_project"), help="Project."),
     click.option("--actor-id", metavar="ID", expose_value=False, callback=_keep("actor_id"), help="Act as this id."),
@@ -162,11 +165,29 @@ _COMMON: Final = (
 )
 
 
-def common_options(function: F) -> F:
-    """Give a command the options that every command has. They may stand before or after the command's name."""
-    for option in reversed(_COMMON):
+_CHANNEL: Final = click.option(
+    "--channel", metavar="NAME[,NAME]", expose_value=False, callback=_keep("channel"), help="Channel."
+)
+
+
+def service_options(function: F) -> F:
+    """Give a command the options that every command has, but for --channel, which it uses in another sense."""
+    for option in reversed(_SERVICE):
         function = option(function)
     return function
+
+
+def common_options(function: F) -> F:
+    """Give a command the options that every command has. They may stand before or after the command's name."""
+    return service_options(_CHANNEL(function))
+
+
+def duration_s(text: str) -> int:
+    """Read a duration such as 90d. Raises UsageError."""
+    found = _DURATION.fullmatch(text)
+    if found is None or (seconds := int(found[1]) * _UNITS_S[found[2]]) > _DURATION_MAX_S:
+        raise UsageError(f"{text!r} is not a duration such as 12h, 90d, 4w or 1y, at most 100y.")
+    return seconds
 
 
 def refuse_constant(name: str) -> None:

@@ -87,7 +87,7 @@ def ingress(state: State) -> None:
       dispatch ingress --channel images,reports
     """  # noqa: D301 - click's mark
     from dispatch import preflight
-    from dispatch.ingress import main
+    from dispatch.ingress import process
 
     settings = _prepared(state)
     log.configure(settings.local.log_level)
@@ -95,7 +95,7 @@ def ingress(state: State) -> None:
     for check in preflight.preflight(settings, ("service", "redis")):
         if check.state == "warning":
             logger.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
-    main.run(settings)
+    process.run(settings)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})

@@ -2,145 +2,232 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import redis
 
-from dispatch.ats import answers, protocol
+from dispatch.ats.answers import FENCING_EXTENSIONS
 from dispatch.ats.model import parse_time
-from dispatch.broker import shown_url
+from dispatch.cli import running as running_tasks
+from dispatch.cli.fleet_view import leases_of, look
 from dispatch.cli.options import State, common_options
-from dispatch.cli.output import ago
+from dispatch.cli.output import ago, duration
+from dispatch.cli.stuck import look_for_stuck, shown
 from dispatch.core.lifecycle import ATS_WORD
-from dispatch.errors import DispatchError
-from dispatch.preflight import cause_of, open_redis, workers_seen
+from dispatch.core.steering import HOST
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dispatch.ats.model import Task
+    from dispatch.cli.fleet_view import Seen
+    from dispatch.cli.stuck import Stuck
     from dispatch.core.presence import WorkerPresence
-    from dispatch.settings import Settings
 
 EXIT_UNREACHABLE: Final = 69
+NEAR_EXPIRY: Final = 0.25
+"""A lease with less than this part of DISPATCH_LEASE_MS left is near its end: its holder did not renew it in time."""
 
 
 @click.command()
 @common_options
 @click.pass_obj
 def status(state: State) -> int:
-    """Show service, queue and workers at a glance.
+    """Show service, queues, workers, and what is stuck and why.
 
     Works whatever is down, and exits 69 if service or Redis cannot be reached.
 
     \b
     Examples:
       dispatch status
-      dispatch status --json | jq .tasks.pending
+      dispatch status --json | jq .stuck
     """  # noqa: D301 - click's mark
-    settings = state.seen_settings
-    service, tasks = service_state(state)
-    broker, workers = broker_state(settings)
+    seen = look(state)
+    stuck = look_for_stuck(state, seen)
+    running = [] if seen.fleet.service_error else running_tasks.progress_of(state, seen.running)
     if state.output.is_json:
-        shown = None if workers is None else [asdict(worker) for worker in workers]
-        state.output.json({"service": service, "tasks": tasks, "redis": broker, "workers": shown})
+        document = as_json(state, seen, stuck)
+        if document["tasks"] is not None:
+            document["tasks"]["running"] = running
+        state.output.json(document)
     else:
-        _print(state, service, tasks, broker, workers)
-    return 0 if service["reachable"] and broker["reachable"] else EXIT_UNREACHABLE
+        _print(state, seen, stuck, running)
+    return EXIT_UNREACHABLE if seen.fleet.service_error or seen.fleet.redis_error else 0
 
 
-def service_state(state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return what the task service says about itself, and its counts; None when it does not answer."""
-    found: dict[str, Any] = {"url": state.endpoint.base_url, "reachable": False, "fencing": None, "error": None}
-    try:
-        health = state.client.send(protocol.health())
-        stats = state.client.send(protocol.stats())
-        oldest = answers.tasks_of(
-            state.client.send(protocol.list_tasks(status="pending", sort_by="created_at", sort_dir="asc", limit=1))
-        )
-    except DispatchError as exc:
-        return {**found, "error": str(exc)}, None
-    extensions = answers.extensions_of(health)
-    version = health.get("version") if isinstance(health, dict) else None
-    found |= {"reachable": True, "version": version, "fencing": extensions >= answers.FENCING_EXTENSIONS}
-    counts = stats.get("stats", stats) if isinstance(stats, dict) else {}
-    counts = counts if isinstance(counts, dict) else {}
-    by_status = counts.get("by_status")
-    by_status = by_status if isinstance(by_status, dict) else {}
-    created = (oldest[0].raw or {}).get("created_at") if oldest else None
-    return found, {
-        **{word: by_status.get(word, 0) for word in ATS_WORD.values()},
-        "total": counts.get("total"),
-        "oldest_pending": {"id": oldest[0].id, "created_at": created} if oldest else None,
+def as_json(state: State, seen: Seen, stuck: list[Stuck]) -> dict[str, Any]:
+    """Return what was seen as one document."""
+    fleet = seen.fleet
+    is_up, has_redis = not fleet.service_error, not fleet.redis_error
+    queue = state.settings.broker.queue
+    return {
+        "service": {
+            "url": fleet.service_url,
+            "reachable": is_up,
+            "fencing": seen.extensions >= FENCING_EXTENSIONS if is_up else None,
+            "version": seen.version,
+            "error": fleet.service_error or None,
+        },
+        "tasks": _tasks(seen),
+        "redis": {
+            "url": fleet.redis_url,
+            "reachable": has_redis,
+            "error": fleet.redis_error or None,
+            "queue": queue,
+            "queued": fleet.queues.get(queue),
+            "being_delivered": seen.unacked,
+        },
+        "queues": dict(fleet.queues),
+        "workers": [asdict(worker) for worker in fleet.workers] if has_redis else None,
+        "hosts": _hosts(seen),
+        "ingresses": [asdict(one) for one in fleet.ingresses] if has_redis else None,
+        "leases": leases_of(seen.running, seen.now_at, _near_s(state)) if is_up else None,
+        "ages": _ages(seen) if is_up else None,
+        "classes": {name: asdict(use) for name, use in fleet.classes.items()},
+        "steering": [
+            {key: getattr(order, key) for key in ("kind", "name", "note", "by", "at", "until")}
+            for order in fleet.steering.orders
+        ],
+        "stuck": shown(stuck),
     }
 
 
-def broker_state(settings: Settings) -> tuple[dict[str, Any], list[WorkerPresence] | None]:
-    """Return what Redis holds, and the workers that show themselves there; None when it does not answer."""
-    found: dict[str, Any] = {"url": shown_url(settings.broker), "reachable": False, "error": None}
-    queue = settings.broker.queue
-    try:
-        with contextlib.closing(open_redis(settings.broker)) as client:
-            pipeline = client.pipeline(transaction=False)
-            pipeline.llen(queue)
-            pipeline.hlen("unacked")
-            queued, unacked = pipeline.execute()
-            workers = workers_seen(client)
-    except redis.RedisError as exc:
-        return {**found, "error": cause_of(exc)}, None
-    except DispatchError as exc:
-        return {**found, "error": str(exc)}, None
-    return {**found, "reachable": True, "queue": queue, "queued": queued, "being_delivered": unacked}, workers
+def _tasks(seen: Seen) -> dict[str, Any] | None:
+    if seen.counts is None or seen.fleet.service_error:
+        return None
+    created = (seen.oldest.raw or {}).get("created_at") if seen.oldest else None
+    oldest = {"id": seen.oldest.id, "created_at": created} if seen.oldest else None
+    return {**seen.counts, "oldest_pending": oldest}
 
 
-def _print(
-    state: State,
-    service: dict[str, Any],
-    tasks: dict[str, Any] | None,
-    broker: dict[str, Any],
-    workers: list[WorkerPresence] | None,
-) -> None:
+def _near_s(state: State) -> float:
+    return state.settings.execution.lease_s * NEAR_EXPIRY
+
+
+def _ages(seen: Seen) -> dict[str, float | None]:
+    """Return the ages of the oldest pending task and of the oldest attempt that runs, seconds."""
+    created = seen.oldest.created_at if seen.oldest else None
+    first = oldest_running(seen)
+    started = started_at(first) if first else None
+    return {
+        "oldest_pending_s": None if created is None else round((seen.now_at - created).total_seconds(), 3),
+        "oldest_running_s": None if started is None else round((seen.now_at - started).total_seconds(), 3),
+    }
+
+
+def started_at(task: Task) -> Any:
+    """Return when the running attempt began, as far as the service says."""
+    return parse_time((task.raw or {}).get("started_at"))
+
+
+def oldest_running(seen: Seen) -> Task | None:
+    """Return the task whose attempt runs longest, or None."""
+    begun = [task for task in seen.running if started_at(task) is not None]
+    return min(begun, key=started_at, default=None)
+
+
+def _hosts(seen: Seen) -> list[dict[str, Any]]:
+    """Return the hosts with workers: slots, how many are busy as the service knows, whether they drain."""
+    by_host: dict[str, list[WorkerPresence]] = {}
+    for worker in seen.fleet.workers:
+        by_host.setdefault(worker.host, []).append(worker)
+    return [
+        {
+            "host": host,
+            "workers": len(there),
+            "slots": sum(worker.slots for worker in there),
+            "busy": seen.fleet.busy.get(host, 0),
+            "draining": all(worker.draining for worker in there),
+        }
+        for host, there in sorted(by_host.items())
+    ]
+
+
+def lines(state: State, seen: Seen) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of all that is one line each."""
+    fleet = seen.fleet
+    kind = "with fencing tokens" if seen.extensions >= FENCING_EXTENSIONS else "without fencing tokens"
+    up = f"ok, {fleet.service_url}, {kind}"
+    yield "service", f"error: {fleet.service_url}: {fleet.service_error}" if fleet.service_error else up
+    if seen.counts is not None and not fleet.service_error:
+        yield from _task_lines(state, seen, seen.counts)
+    if fleet.redis_error:
+        yield "redis", f"error: {fleet.redis_url}: {fleet.redis_error}"
+        return
+    yield "redis", f"ok, {fleet.redis_url}"
+    yield "queues", ", ".join(f"{name} {length} queued" for name, length in fleet.queues.items())
+    ingresses = ", ".join(f"{one.actor} on {one.host}{_trouble(one.trouble)}" for one in fleet.ingresses)
+    yield "ingresses", ingresses or "none is running; start one with 'dispatch ingress'"
+    yield "workers", _totals(seen) if fleet.workers else "none are running; start one with 'dispatch worker'"
+    for order in fleet.steering.orders:
+        yield "drained" if order.kind == HOST else "paused", f"{order.kind} {order.name}{order.words}"
+
+
+def _task_lines(state: State, seen: Seen, counts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    counted = [f"{counts[word]} {word}" for word in ATS_WORD.values() if counts[word]]
+    yield "tasks", ", ".join(counted) or "none"
+    if seen.oldest is not None:
+        yield "oldest pending", f"#{seen.oldest.id}, created {ago(seen.oldest.created_at, seen.now_at)}"
+    if (first := oldest_running(seen)) is not None:
+        where = f" on {first.runner}" if first.runner else ""
+        yield "oldest running", f"#{first.id}, for {duration((seen.now_at - started_at(first)).total_seconds())}{where}"
+    leases = leases_of(seen.running, seen.now_at, _near_s(state))
+    shown_leases = [f"{count} {name.replace('_', ' ')}" for name, count in leases.items() if count]
+    yield "leases", ", ".join(shown_leases)
+
+
+def _trouble(word: str) -> str:
+    return f" ({word.replace('_', ' ')})" if word else ""
+
+
+def _totals(seen: Seen) -> str:
+    slots = sum(worker.slots for worker in seen.fleet.workers if not worker.draining)
+    claimed = f", {seen.counts['in_progress']} tasks claimed" if seen.counts is not None else ""
+    return f"{len(seen.fleet.workers)} with {slots} slots{claimed}"
+
+
+def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str, Any]]) -> None:
     output = state.output
-    kind = "with fencing tokens" if service["fencing"] else "without fencing tokens"
-    up = f"ok, {service['url']}, {kind}"
-    pairs = [("service", up if service["reachable"] else f"error: {service['error']}")]
-    if tasks is not None:
-        counted = [f"{tasks[word]} {word}" for word in ATS_WORD.values() if tasks[word]]
-        pairs.append(("tasks", ", ".join(counted) or "none"))
-        if tasks["oldest_pending"]:
-            created = parse_time(tasks["oldest_pending"]["created_at"])
-            pairs.append(("oldest pending", f"#{tasks['oldest_pending']['id']}, created {ago(created)}"))
-    if broker["reachable"]:
-        pairs.append(("redis", f"ok, {broker['url']}, {broker['queued']} queued"))
-    else:
-        pairs.append(("redis", f"error: {broker['url']}: {broker['error']}"))
-    if workers is not None:
-        pairs.append(
-            ("workers", _totals(workers, tasks) if workers else "none are running; start one with 'dispatch worker'")
-        )
-    output.fields(pairs)
-    if workers:
+    output.fields(lines(state, seen))
+    if not output.is_terminal:
+        output.table(("", "code", "why"), [("stuck", one.code, f"{one.text}{_names(one.tasks)}") for one in stuck])
+    elif stuck:
+        output.heading("Stuck")
+        for one in stuck:
+            output.line(f"{one.text}{_names(one.tasks)}")
+            output.note(f"  {one.next}")
+    if running:
+        output.heading("Running")
+        output.table(running_tasks.COLUMNS, [running_tasks.row(one) for one in running])
+    if seen.fleet.workers:
         output.heading("Workers")
-        output.table(
-            ["WORKER", "HOST", "PID", "SLOTS", "STATE", "STARTED", "QUEUES"],
-            [_worker_row(worker, people=output.is_terminal) for worker in workers],
-            styled=4,
+        output.table(WORKER_COLUMNS, worker_rows(seen, people=output.is_terminal), styled=4)
+
+
+def _names(tasks: list[str]) -> str:
+    named = ", ".join(f"#{ident}" for ident in tasks[:5])
+    more = f" and {len(tasks) - 5} more" if len(tasks) > 5 else ""
+    return f" ({named}{more})" if tasks else ""
+
+
+WORKER_COLUMNS: Final = ("WORKER", "HOST", "PID", "SLOTS", "STATE", "STARTED", "QUEUES", "BUSY")
+
+
+def worker_rows(seen: Seen, *, people: bool) -> list[tuple[Any, ...]]:
+    """Return a row a worker. What is busy is known by host, and shown where a host has one worker."""
+    on_host = Counter(worker.host for worker in seen.fleet.workers)
+    return [
+        (
+            worker.node,
+            worker.host,
+            worker.pid,
+            worker.slots,
+            "draining" if worker.draining else "ok",
+            ago(parse_time(worker.started_at)) if people else worker.started_at,
+            ",".join(worker.queues),
+            seen.fleet.busy.get(worker.host, 0) if on_host[worker.host] == 1 else "",
         )
-
-
-def _totals(workers: list[WorkerPresence], tasks: dict[str, Any] | None) -> str:
-    slots = sum(worker.slots for worker in workers if not worker.draining)
-    running = f", {tasks['in_progress']} tasks claimed" if tasks is not None else ""
-    return f"{len(workers)} with {slots} slots{running}"
-
-
-def _worker_row(worker: WorkerPresence, *, people: bool) -> tuple[Any, ...]:
-    return (
-        worker.node,
-        worker.host,
-        worker.pid,
-        worker.slots,
-        "draining" if worker.draining else "ok",
-        ago(parse_time(worker.started_at)) if people else worker.started_at,
-        ",".join(worker.queues),
-    )
+        for worker in sorted(seen.fleet.workers, key=lambda worker: (worker.host, worker.node))
+    ]

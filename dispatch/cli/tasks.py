@@ -14,7 +14,7 @@ from dispatch.ats import answers, protocol
 from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.cli.options import Priority, State, TaskId, common_options, refuse_constant
 from dispatch.cli.output import ago, duration
-from dispatch.cli.thread import print_messages, print_response
+from dispatch.cli.thread import print_messages, print_response, shown_progress
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import UsageError
 
@@ -53,7 +53,7 @@ def create(state: State, /, title: str, **given: Any) -> int:
     if description == "-" and payload == "@-":
         raise UsageError("Only one of --description and --payload can come from stdin.")
     fields = {
-        "description": _read("-") if description == "-" else description,
+        "description": read_text("-") if description == "-" else description,
         "payload": None if payload is None else read_payload(payload),
         "priority": given["priority"],
         "type": given["type_"],
@@ -96,14 +96,15 @@ def outcome(task: Task) -> str:
 
 def read_payload(given: str) -> Any:
     """Read a payload from the command line or a file. Raises UsageError: what is no JSON is never replaced."""
-    text = _read(given[1:]) if given.startswith("@") else given
+    text = read_text(given[1:]) if given.startswith("@") else given
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise UsageError(f"--payload is not JSON: {exc}. Nothing was created.") from exc
 
 
-def _read(name: str) -> str:
+def read_text(name: str) -> str:
+    """Return the text of a file, or of stdin for ``-``. Raises UsageError when it cannot be read or is too long."""
     try:
         if name == "-":
             raw = sys.stdin.buffer.read(TEXT_BYTES_MAX + 1)
@@ -235,7 +236,7 @@ def show(state: State, task_id: str) -> None:
     if state.output.is_json:
         state.output.json({**(task.raw or {}), "messages": messages})
         return
-    state.output.fields(_story(task))
+    state.output.fields([*_story(task), ("progress", shown_progress(answers.progress_of(messages, task)))])
     for name, text in (("Description", task.description), ("Payload", _pretty(task.payload))):
         if text:
             state.output.heading(name)
@@ -340,7 +341,7 @@ def message(state: State, task_id: str, text: str) -> None:
       dispatch message 7 "--verbose is missing"
       git diff | dispatch message 7 -
     """  # noqa: D301 - click's mark
-    body = _read("-") if text == "-" else text
+    body = read_text("-") if text == "-" else text
     if not body.strip():
         raise UsageError("The message is empty.")
     answer = state.client.send(protocol.post_message(task_id, body))

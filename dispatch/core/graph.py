@@ -80,13 +80,17 @@ def dependents_of(needs: Mapping[Node, Iterable[Node]]) -> dict[Node, list[Node]
 
 
 def cascade(
-    dependents: Mapping[Node, Iterable[Node]], root: Node, limit: int = GRAPH_MAX, *, known: Container[Node] = ()
+    dependents: Mapping[Node, Iterable[Node]],
+    root: Node,
+    limit: int = GRAPH_MAX,
+    *,
+    ends: Container[Node] = (),
+    known: Container[Node] = (),
 ) -> list[Node]:
     """Return everything behind ``root``, nearest first, each once and after one that it needs; at most ``limit``.
 
-    ``known`` are left out, with what is behind them alone.
-
-    This is what fails when ``root`` fails, and what waits for it while it has not ended.
+    This is what fails when ``root`` fails, and what waits for it while it has not ended. What is behind one of
+    ``ends`` alone is left out; ``known`` are left out too, with what is behind them alone.
     """
     seen = {root}
     behind: list[Node] = []
@@ -94,7 +98,7 @@ def cascade(
     while level:
         further: list[Node] = []
         for node in level:
-            for dependent in dependents.get(node, ()):
+            for dependent in () if node in ends else dependents.get(node, ()):
                 if dependent not in seen and dependent not in known:
                     if len(behind) >= limit:
                         return behind

@@ -30,6 +30,8 @@ class WorkerPresence:
     draining: bool = False
     started_at: str = ""
     version: str = ""
+    running: tuple[str, ...] = ()
+    """What it runs now, each as ``<task id>.<fencing token>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class IngressPresence:
     in_flight: dict[str, int]
     channels: tuple[str, ...] = ()
     backlog: int = 0
+    trouble: str = ""
+    """Why it claims nothing: key_refused, service_unreachable, or "" (dispatch.core.standing)."""
 
 
 def dump(presence: WorkerPresence | IngressPresence) -> str:
@@ -53,7 +57,14 @@ def parse_worker(text: str | None) -> WorkerPresence | None:
     """Read a worker's presence; None for anything that is not one."""
     try:
         body = json.loads(text or "")
-        return WorkerPresence(**{**body, "queues": tuple(body["queues"]), "slots": int(body["slots"])})
+        return WorkerPresence(
+            **{
+                **body,
+                "queues": tuple(body["queues"]),
+                "slots": int(body["slots"]),
+                "running": tuple(str(name) for name in body.get("running", ())),
+            }
+        )
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -10,6 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from dispatch.core.sealed import RESULT_NOTE, is_sealed_answer
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,7 +25,7 @@ _TITLES_BYTES_MAX: Final = 8_192
 
 
 def text_of(outputs: Any) -> str:
-    """Return outputs as text: responses as they are, the rest as JSON."""
+    """Return outputs as text: responses as they are, a note for sealed ones, the rest as JSON."""
     items = outputs if isinstance(outputs, list) else [] if outputs is None else [outputs]
     return "\n".join(_text(item) for item in items)
 
@@ -31,6 +33,8 @@ def text_of(outputs: Any) -> str:
 def _text(item: Any) -> str:
     if isinstance(item, dict) and isinstance(item.get("response"), str):
         return str(item["response"])
+    if is_sealed_answer(item):
+        return RESULT_NOTE
     return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
 
 
@@ -79,10 +83,12 @@ def bounded(results: Sequence[Mapping[str, Any]], bytes_max: int = ANSWER_BYTES_
     for one, found, size, share in zip(results, bare, whole, shares(whole, room), strict=True):
         if size == 0:
             continue
+        text = text_of(one["outputs"]) if size > share else ""
         if size <= share:
             found["outputs"] = one["outputs"]
+        elif text == RESULT_NOTE and _size(sealed := [{"response": text}]) <= share:
+            found["outputs"] = sealed
         else:
-            text = text_of(one["outputs"])
             head = [{"response": "", "truncated": True, "characters": len(text)}]
             head[0]["response"] = cut(text, share - _size(head) + len('""'))
             if _size(head) <= share:

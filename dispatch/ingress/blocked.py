@@ -13,9 +13,10 @@ from dispatch.core.graph import blocked_reason
 from dispatch.errors import GatewayError, GatewayRejectedError, GatewayUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from dispatch.ats.aclient import AsyncClient
+    from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.registry import Registry
 
@@ -56,12 +57,16 @@ class BulkFailing:
 
 
 class ClaimedFailing:
-    """Claims each task and fails it: a foreign ATS."""
+    """Claims each task and fails it: a foreign ATS, and sealed tasks.
+
+    ``still_needs(task)`` says whether a task, as the claim shows it, needs what it was to be failed for.
+    """
 
     at_once: Final = 100
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: Claims, *, still_needs: Callable[[Task], bool]) -> None:
         self._claims = claims
+        self._still_needs = still_needs
         self._limit = asyncio.Semaphore(_CALLS_AT_ONCE)
 
     async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
@@ -71,14 +76,44 @@ class ClaimedFailing:
 
     async def _fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
         async with self._limit:
-            (claim,) = await self._claims.claim([task_id])
-            if isinstance(claim, GatewayRejectedError):
-                return claim
+            self._claims.in_hand.add(task_id)
             try:
-                await self._claims.fail(claim.ref, reason)
-            except GatewayRejectedError as refusal:
-                return refusal
-            return None
+                return await self._claim_and_fail(task_id, reason)
+            finally:
+                self._claims.in_hand.discard(task_id)
+
+    async def _claim_and_fail(self, task_id: str, reason: str) -> GatewayRejectedError | None:
+        (claim,) = await self._claims.claim([task_id])
+        if isinstance(claim, GatewayRejectedError):
+            return claim
+        try:
+            if not self._still_needs(claim.task):
+                await self._claims.release(claim.ref, reason="What the task needs has changed.")
+                return GatewayRejectedError(f"What task {task_id} needs has changed.", status=409)
+            await self._claims.fail(claim.ref, reason)
+        except GatewayRejectedError as refusal:
+            return refusal
+        return None
+
+
+class SealedFailing:
+    """Fails in one call what our own service knows to be doomed, and after a claim what only we can see: sealed tasks.
+
+    ``hidden`` are the ids of these.
+    """
+
+    at_once: Final = BulkFailing.at_once
+
+    def __init__(self, bulk: BulkFailing, claimed: ClaimedFailing, hidden: Container[str]) -> None:
+        self._bulk = bulk
+        self._claimed = claimed
+        self._hidden = hidden
+
+    async def __call__(self, reasons: dict[str, str]) -> dict[str, GatewayRejectedError | None]:
+        """Do as the protocol says."""
+        answers = await self._bulk(reasons)
+        refused = {ident: reasons[ident] for ident, refusal in answers.items() if refusal and ident in self._hidden}
+        return answers | (await self._claimed(refused)) if refused else answers
 
 
 class Blocked:

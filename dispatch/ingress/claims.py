@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from dispatch.ats.aclient import AsyncClient
 
-LIST_FIELDS = "id,channel,type,priority,status,fencing_token,attempts,lease_losses,not_before,runner,assignee_id"
+LIST_FIELDS = (
+    "id,title,channel,type,priority,status,fencing_token,attempts,lease_losses,not_before,runner,assignee_id,"
+    "updated_at,traits"
+)
 _CLAIM_TRIES = 2
 
 
@@ -41,6 +44,8 @@ class Claims(Protocol):
 
     offered: Mapping[str, str]
     """What a list asks for besides the status, to see only what may be claimed."""
+    in_hand: set[str]
+    """Tasks that whoever claims them ends at once: they are not for the queue."""
 
     async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Try to claim pending tasks, one answer each, in order.
@@ -62,6 +67,10 @@ class Claims(Protocol):
         """Fail a claimed task for good."""
         ...
 
+    async def complete(self, ref: AttemptRef, outputs: Sequence[Any]) -> None:
+        """Complete a claimed task that no worker is to run."""
+        ...
+
     async def last_reason(self, task_id: str) -> str:
         """Return why the task failed or was released last, "" when nobody said."""
         ...
@@ -80,6 +89,7 @@ class FencedClaims:
         self._client = client
         self._actor = actor
         self._lease_s = lease_s
+        self.in_hand: set[str] = set()
 
     async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Claim with a claim id of its own, so that a lost answer can be asked for again."""
@@ -123,6 +133,10 @@ class FencedClaims:
     async def fail(self, ref: AttemptRef, reason: str) -> None:
         """Fail by token."""
         await self._client.send(protocol.fail(ref.task_id, reason, token=ref.token))
+
+    async def complete(self, ref: AttemptRef, outputs: Sequence[Any]) -> None:
+        """Complete by token."""
+        await self._client.send(protocol.complete(ref.task_id, outputs, token=ref.token))
 
     async def last_reason(self, task_id: str) -> str:
         """Ask the task."""

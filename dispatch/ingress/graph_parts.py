@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dispatch.ats.choose import has_fencing
-from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing
+from dispatch.ingress.blocked import Blocked, BulkFailing, ClaimedFailing, SealedFailing
 from dispatch.ingress.dependencies import Dependencies
 from dispatch.ingress.gates import Gates
 from dispatch.ingress.graphs import GraphHooks, GraphParts, Graphs
 from dispatch.ingress.registry import Registry
 from dispatch.ingress.waiting_tasks import WaitingTasks
+from dispatch.log import get_logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import redis.asyncio
 
     from dispatch.ats.aclient import AsyncClient
+    from dispatch.ats.model import Task
     from dispatch.ingress.claims import Claims
+    from dispatch.ingress.sealed import Sealed
     from dispatch.settings import Settings
 
 
@@ -50,13 +53,14 @@ def make_graphs(
     client: AsyncClient,
     redis: redis.asyncio.Redis,
     claims: Claims,
+    sealed: Sealed,
     ready: Callable[[str, int], None],
     rearm: Callable[[], None],
-    log: Any,
 ) -> tuple[Graphs | None, WaitingTasks | None]:
     """Return what moves waiting tasks, and the tasks; (None, None) where nobody says what they need."""
     if kind is GraphsOf.NOBODY:
         return None, None
+    log = get_logger("ingress")
     is_ours = kind is GraphsOf.SERVICE
     base_url = client.endpoint.base_url
     registry = Registry(redis, base_url)
@@ -71,9 +75,15 @@ def make_graphs(
         fail=lambda task_id, reason: blocked.add(task_id, reason=reason),
         kick=lambda: graphs.kick(),  # noqa: PLW0108 - it is made below
     )
+
+    def still_needs(task: Task) -> bool:
+        seen, waiting = sealed.at_claim(task), tasks.get(task.id)
+        return seen is not None and waiting is not None and seen.task.depends_on == waiting.needs
+
+    claimed = ClaimedFailing(claims, still_needs=still_needs)
     blocked = Blocked(
         registry,
-        BulkFailing(client) if is_ours else ClaimedFailing(claims),
+        SealedFailing(BulkFailing(client), claimed, tasks.hidden) if is_ours else claimed,
         failed=tasks.failed,
         refused=tasks.forget,
         log=log,
@@ -84,6 +94,7 @@ def make_graphs(
         channels=settings.ats.channels,
         missing_after_s=settings.ingress.reconcile_s,
         found=tasks.found_elsewhere,
+        needs_of=sealed.needs_of,
     )
     graphs = Graphs(
         GraphParts(redis, registry, gates, tasks, dependencies, blocked),

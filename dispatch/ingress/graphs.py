@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.core.graph import GRAPH_MAX, is_settled, opens
 from dispatch.errors import GatewayError
 from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
@@ -89,7 +90,6 @@ class Graphs:
         self._started = hooks.started
         self._sweep_s = sweep_s
         self._log = log
-        self._tries: dict[str, int] = {}
         self._epoch = ""
         self._closed: deque[tuple[float, list[str]]] = deque(maxlen=GRAPH_MAX)
         """Rounds that were closed: a gate that was under way then leaves its part of the chord behind."""
@@ -97,6 +97,7 @@ class Graphs:
 
     def start(self) -> None:
         """Start the gates. Must be called from the event loop that runs ``loops``."""
+        metrics.watch("dispatch_graph_waiting_tasks", lambda: len(self._tasks))
         self._started(asyncio.get_running_loop())
         self._gates.start()
 
@@ -155,7 +156,8 @@ class Graphs:
         """Fail all of ours behind a dependency that ended badly, without gates, if these are many.
 
         An error callback costs some five milliseconds, a thousandth of what ten thousand of them may. On our own
-        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level.
+        service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level, and
+        so is a sealed task, of which our service does not know that it is doomed.
         """
         if self._tasks.count_behind(needed, CROWD) + len(self._blocked) < CROWD:
             return False
@@ -212,7 +214,7 @@ class Graphs:
             self._tasks.read_soon(batch)
             raise
         for name, status in found.items():
-            if is_settled(status):
+            if is_settled(status) and name in self._tasks.dependents:
                 self._tasks.settle(name, status)
 
     # --- what the gates say -----------------------------------------------------------------------------------------
@@ -256,31 +258,27 @@ class Graphs:
                 while self._closed and time.monotonic() - self._closed[0][0] > STUCK_S:
                     rounds = self._closed.popleft()[1]
                     await self._redis.unlink(*(key for round_ in rounds for key in self._gates.chord_keys(round_)))
-                found = await self._registry.stuck(STUCK_S, STUCK_AT_ONCE)
-                if not found:
-                    self._tries.clear()
-                for task in found:
-                    self._tries[task.round] = self._tries.get(task.round, 0) + 1
-                    await self._repair(task, self._tries[task.round])
+                for task in await self._registry.stuck(STUCK_S, STUCK_AT_ONCE):
+                    await self._repair(task)
             self._tasks.fail_circles()
             if time.monotonic() - watched_at >= _WATCH_S and (elsewhere := self._dependencies.elsewhere()):
                 watched_at = time.monotonic()
                 self._tasks.read_soon(name for name in elsewhere if name in self._tasks.dependents)
                 self.kick()
 
-    async def _repair(self, task: Stuck, tries: int) -> None:
+    async def _repair(self, task: Stuck) -> None:
         """Send the gates again; if that has not helped either, do without them."""
         bad = [sent for sent in task.sent if not opens(sent.status)]
         if (task.open and not bad) or task.task_id in self._blocked:
             return
-        self._log.warning("gates_stuck", task=task.task_id, tries=tries)
-        if tries < 2:
+        self._log.warning("gates_stuck", task=task.task_id, tries=task.tries)
+        if task.tries < 2:
             for sent in bad or task.sent:
                 self._gates.send(sent.gate, sent.status)
         elif bad:
             self._blocked.add(task.task_id, round_=task.round)
-        else:
-            await self._registry.release(task.task_id, task.round)
+        elif await self._registry.release(task.task_id, task.round):
+            self._closed.append((time.monotonic(), [task.round]))
 
 
 def fingerprint_of(needs: tuple[str, ...]) -> str:

@@ -17,38 +17,47 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
 import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-import uvloop
 from redis.exceptions import RedisError
 
 from dispatch.asynchronous import cancel_all
-from dispatch.ats import answers, protocol
+from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
-from dispatch.ats.choose import extensions_of_health, has_fencing
+from dispatch.ats.choose import has_fencing
 from dispatch.ats.feed import Connected, Disconnected, Feed
-from dispatch.ats.model import Actor, Event, parse_task
+from dispatch.ats.model import Event
 from dispatch.broker import connect_async
-from dispatch.core.admission import Backlog
+from dispatch.core.lanes import Lanes
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
-from dispatch.errors import AuthenticationError, ConfigurationError, GatewayError
+from dispatch.core.routing import TaskTraits, choose
+from dispatch.core.sealed import is_sealed
+from dispatch.core.standing import KEY_TROUBLE, SERVICE_TROUBLE
+from dispatch.crypto.files import key_files
+from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
+from dispatch.ingress.class_loop import ClassLoop
 from dispatch.ingress.enqueuer import Enqueuer
+from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
 from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
-from dispatch.ingress.identity import Identity
-from dispatch.ingress.intake import EVENTS, Intake
+from dispatch.ingress.intake import EVENTS, Errands, Intake
+from dispatch.ingress.key_watch import KeyWatch
 from dispatch.ingress.ledger import Ledger
 from dispatch.ingress.plain_claims import PlainClaims
 from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
+from dispatch.ingress.registration import Registrar
+from dispatch.ingress.sealed import Sealed
+from dispatch.ingress.steering import Orders
+from dispatch.ingress.telling import Telling
 from dispatch.log import get_logger
+from dispatch.notify.wishes import Wishes, effective
 
 if TYPE_CHECKING:
-    from dispatch.ats.model import Task
+    from dispatch.ats.model import Actor, Task
     from dispatch.ingress.claims import Claims
     from dispatch.settings import Settings
 
@@ -57,50 +66,72 @@ _REFILL_EVERY_S: Final = 0.25
 _AGAIN_S: Final = 2.0
 """Between two listings while the service does not answer."""
 _REDIS_PAUSE_S: Final = 0.5
-_WAKES_WAITING_MAX: Final = 1_000
 
 
 class Ingress:
     """One ingress. ``run`` until ``stop`` is called or the process is signalled."""
 
-    def __init__(self, settings: Settings, actor: Actor, *, fenced: bool, graphs: GraphsOf = GraphsOf.NOBODY) -> None:
+    def __init__(self, settings: Settings, actor: Actor, *, extensions: frozenset[str] = frozenset()) -> None:
+        """``extensions`` is what the task service announces."""
+        graphs = graphs_of(extensions)
         self._settings = settings
         self._actor = actor
-        self._knows_waiting = graphs is GraphsOf.SERVICE
         self._log = get_logger("ingress")
+        self._key = KeyWatch(self._log)
         self._stopping = asyncio.Event()
         self._sweep_now = asyncio.Event()
         self._reconcile_now = asyncio.Event()
-        self._wakes: asyncio.Queue[tuple[str, str]] = asyncio.Queue(_WAKES_WAITING_MAX)
         self._redis = connect_async(settings.broker)
-        self._view = RedisView(self._redis, settings.broker.queue)
-        self._client = make_client(settings, actor)
-        self._backlog = Backlog()
-        self._ledger = Ledger()
+        self._view = RedisView(self._redis, settings.routing.queues())
+        self._client = AsyncClient(protocol.endpoint_of(settings.ats), actor)
+        self._backlog = Lanes(choose(settings.routing, TaskTraits("")))
+        self._class_loop = ClassLoop(settings, self._redis, actor.id, changed=self._kick)
+        self._ledger = Ledger(gone=self._class_loop.gone)
         self._enqueuer = Enqueuer(settings)
+        fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
+        self._orders = Orders(self._client, self._redis, extensions=extensions, changed=self._steered, log=self._log)
+        self._wakes = Wakes(self._view, log=self._log)
+        self._looks = self._make_looks(fenced=fenced)
+        self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
+        files = key_files(settings)
+        self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
+        self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
         self._graphs, waiting = make_graphs(
             settings,
             graphs,
             client=self._client,
             redis=self._redis,
             claims=self._claims,
+            sealed=self._sealed,
             ready=self._make_ready,
             rearm=self._reconcile_now.set,
-            log=self._log,
         )
         self._waiting = waiting
         self._claimer = self._make_claimer()
-        self._intake = Intake(
-            channels=settings.ats.channels,
-            backlog=self._backlog,
-            ledger=self._ledger,
-            clock_offset_s=self._client.clock_offset_s,
-            wake=lambda task_id: self._later("wake", task_id),
-            look=lambda task_id: self._later("look", task_id),
-            waiting=waiting,
+        self._telling = Telling(
+            settings, self._client, self._redis, extensions=extensions, effective=self._wishes_of, log=self._log
         )
-        self._reconciler = Reconciler(
+        self._intake = self._make_intake()
+        self._reconciler = self._make_reconciler()
+        verbs = (*EVENTS, *self._telling.notices.verbs)
+        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=verbs)
+        self._feed_is_up = True
+        self._ready_logged = False
+        self._trouble = ""
+
+    def _make_looks(self, *, fenced: bool) -> Looks:
+        return Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
+
+    def _make_reconciler(self) -> Reconciler:
+        settings = self._settings
+        return Reconciler(
             Parts(
                 self._client,
                 self._claims,
@@ -109,19 +140,16 @@ class Ingress:
                 self._backlog,
                 self._ledger,
                 self._intake,
-                waiting,
-                knows_waiting=graphs is GraphsOf.SERVICE,
+                self._waiting,
+                knows_waiting=self._knows_needs,
+                sealed=self._sealed,
+                is_paused=lambda channel: self._orders.holds(channel, ""),
             ),
-            actor_id=actor.id,
+            actor_id=self._actor.id,
             channels=settings.ats.channels,
             lease_s=settings.execution.lease_s,
             log=self._log,
         )
-        self._feed = Feed(self._client.endpoint, actor, settings.ats.channels, verbs=EVENTS)
-        self._feed_is_up = True
-        self._ready_logged = False
-        self._refusals = 0
-        """How often in a row the service refused our key."""
 
     def _make_claims(self, *, fenced: bool) -> Claims:
         lease_s = self._settings.execution.lease_s
@@ -129,11 +157,29 @@ class Ingress:
             return FencedClaims(self._client, self._actor, lease_s)
         return PlainClaims(self._client, self._redis, self._actor, lease_s)
 
+    def _make_intake(self) -> Intake:
+        return Intake(
+            channels=self._settings.ats.channels,
+            routing=self._settings.routing,
+            backlog=self._backlog,
+            ledger=self._ledger,
+            clock_offset_s=self._client.clock_offset_s,
+            errands=Errands(
+                wake=self._wakes.add,
+                look=self._looks.add,
+                register=self._registrar.add,
+                ended=self._telling.deliveries.saw_end,
+                places_free=self._class_loop.ended,
+                is_paused=self._orders.holds,
+            ),
+            waiting=self._waiting,
+            sealed=self._sealed,
+        )
+
     def _make_claimer(self) -> Claimer:
         settings = self._settings
         limits = Limits(
             credit=settings.ingress.credit,
-            max_attempts=settings.execution.max_attempts,
             max_lease_losses=settings.execution.max_lease_losses,
         )
         return Claimer(
@@ -141,6 +187,7 @@ class Ingress:
             self._enqueuer,
             self._backlog,
             self._ledger,
+            self._class_loop.classes,
             limits=limits,
             log=self._log,
             hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
@@ -159,10 +206,15 @@ class Ingress:
                 ("redis", self._redis_loop()),
                 ("presence", self._presence_loop()),
                 ("reconcile", self._reconcile_loop()),
-                ("errands", self._errands_loop()),
+                ("wakes", self._wakes.run()),
+                ("looks", self._looks.run()),
+                ("registrations", self._registrar.run()),
+                *self._class_loop.loops(),
+                ("steering", self._orders.run()),
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
         ]
+        loops += self._telling.start()
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -170,7 +222,7 @@ class Ingress:
                 if loop.done() and (error := loop.exception()):
                     raise error
             self._log.info("ingress_draining", in_flight=len(self._ledger))
-            await self._claimer.drain()
+            await asyncio.gather(self._claimer.drain(), self._telling.drain())
         finally:
             await cancel_all([*loops, stopping])
             with contextlib.suppress(RedisError, OSError):
@@ -187,34 +239,58 @@ class Ingress:
         self._stopping.set()
 
     def _make_ready(self, task_id: str, priority: int) -> None:
+        if self._orders.any_pause():
+            self._looks.add(task_id)  # what it shows then says whether it is of a paused channel
+            return
         self._backlog.add(task_id, priority)
         self._claimer.kick()
 
+    def _steered(self) -> None:
+        """Begin anew with what may be claimed: the backlog does not know which of its tasks are paused now."""
+        self._backlog.clear()
+        self._reconcile_now.set()
+
+    def _wishes_of(self, task: Task) -> Wishes:
+        """Return whom a whole task wants told of its end; of a sealed one its sealed part says it."""
+        if is_sealed(task.payload):
+            return Wishes(*self._sealed.effective_delivery(task))
+        return effective(task)
+
     def _may_run(self, task: Task) -> bool:
-        """Have a last look at what a task needs, on a service that does not look itself."""
-        return self._waiting is None or self._knows_waiting or self._waiting.may_run(task)
+        """Have a last look at what a task needs, as far as the service does not look itself."""
+        if self._orders.holds(task.channel, self._backlog.choice_of(task.id).queue):
+            return False
+        seen = self._sealed.at_claim(task)
+        if seen is None or seen.registers:
+            return False
+        if self._waiting is None or (self._knows_needs and not seen.hidden):
+            return True
+        return self._waiting.may_run(seen.task)
 
     def _must_wait(self, task_id: str) -> None:
         if self._waiting is not None:
             self._waiting.refused(task_id)
-            self._later("look", task_id)
+            self._looks.add(task_id)
 
-    def _later(self, errand: str, task_id: str) -> None:
-        """Note something to do that the handling of an event must not wait for. Dropped when too many wait."""
-        with contextlib.suppress(asyncio.QueueFull):
-            self._wakes.put_nowait((errand, task_id))
+    def _kick(self) -> None:
+        self._claimer.kick()
+
+    def _look_at(self, task: Task) -> None:
+        self._intake.on_task(task, read_now=True)
+        self._claimer.kick()
 
     async def _feed_loop(self) -> None:
         async for item in self._feed.run():
             if isinstance(item, Event):
                 self._intake.on_event(item)
+                self._telling.notices.on_event(item)
                 self._claimer.kick()
             elif isinstance(item, Connected):
                 self._feed_is_up = True
                 self._log.info("feed_connected", extended=item.extended)
                 self._reconcile_now.set()
             elif isinstance(item, Disconnected):
-                if self._feed_is_up or not self._refusals:
+                if self._feed_is_up or not self._key.refusals:
                     self._log.warning("feed_disconnected", reason=item.reason)
                 self._feed_is_up = False
                 self._reconcile_now.set()
@@ -229,17 +305,25 @@ class Ingress:
             await asyncio.sleep(max(0.0, listed_at + _REFILL_EVERY_S - time.monotonic()))
             listed_at = time.monotonic()
             try:
+                await self._orders.read()
                 await self._reconciler.with_service()
+                await self._orders.relay(tidy=True)
+            except (RedisError, OSError) as exc:
+                self._redis_is_lost(exc)
+                period_s = min(_AGAIN_S, usual_s)
+                continue
             except AuthenticationError as exc:
-                self._key_is_refused(exc)
-                period_s = min(_AGAIN_S * 2.0 ** min(self._refusals - 1, 10), usual_s)
+                self._key.refused(exc)
+                period_s = min(_AGAIN_S * 2.0 ** min(self._key.refusals - 1, 10), usual_s)
                 continue
             except GatewayError as exc:
                 self._log.warning("reconcile_failed", reason=str(exc))
+                self._trouble = SERVICE_TROUBLE
                 period_s = min(_AGAIN_S, usual_s)
                 continue
             period_s = usual_s
-            self._key_is_accepted()
+            self._key.accepted()
+            self._trouble = ""
             # The service lives: a feed that waits to reconnect, for up to a minute, need not wait longer.
             if not self._feed_is_up:
                 self._feed.hurry()
@@ -263,7 +347,7 @@ class Ingress:
                 await asyncio.sleep(_REDIS_PAUSE_S)
                 continue
             except AuthenticationError as exc:
-                self._key_is_refused(exc)
+                self._key.refused(exc)
             except GatewayError as exc:
                 self._log.warning("sweep_failed", reason=str(exc))
             await self._wait(self._sweep_now, min(sweep_s, PRESENCE_EVERY_S))
@@ -281,13 +365,14 @@ class Ingress:
         capacity = self._claimer.capacity
         workers = await self._view.workers()
         others = [i for i in await self._view.ingresses() if i.actor != self._actor.id]
-        queue = self._settings.broker.queue
-        slots = slots_of(workers, queue)
+        slots = {queue: slots_of(workers, queue) for queue in self._settings.routing.queues()}
         if not capacity.redis_ok or slots != capacity.slots:
             self._log.info("fleet_changed", workers=len(workers), slots=slots)
         capacity.slots = slots
-        capacity.others_in_flight = sum(i.in_flight.get(queue, 0) for i in others)
+        capacity.others_in_flight = {queue: sum(i.in_flight.get(queue, 0) for i in others) for queue in slots}
+        await self._class_loop.keep(self._ledger.items(), workers)
         capacity.redis_ok = True
+        await self._orders.relay()
         self._claimer.kick()
 
     def _redis_is_lost(self, exc: Exception) -> None:
@@ -295,84 +380,19 @@ class Ingress:
             self._log.error("redis_lost", reason=type(exc).__name__)
         self._claimer.capacity.redis_ok = False
 
-    def _key_is_refused(self, exc: AuthenticationError) -> None:
-        """Note that the service refuses our key. An operator must mend it: said once, tried on and on."""
-        if not self._refusals:
-            self._log.error("service_refuses_key", reason=str(exc))
-        self._refusals += 1
-
-    def _key_is_accepted(self) -> None:
-        if self._refusals:
-            self._log.info("service_accepts_key")
-        self._refusals = 0
-
     def _presence(self) -> IngressPresence:
         return IngressPresence(
             actor=self._actor.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            in_flight={self._settings.broker.queue: len(self._ledger)},
+            in_flight=dict(self._ledger.in_flight()),
             channels=self._settings.ats.channels,
             backlog=len(self._backlog),
+            trouble=KEY_TROUBLE if self._key.refusals else self._trouble,
         )
-
-    async def _errands_loop(self) -> None:
-        while True:
-            errand, task_id = await self._wakes.get()
-            try:
-                if errand == "wake":
-                    await self._view.wake(task_id)
-                else:
-                    self._intake.on_task(parse_task(await self._client.send(protocol.get(task_id))), read_now=True)
-                    self._claimer.kick()
-            except AuthenticationError as exc:
-                self._key_is_refused(exc)
-            except (RedisError, OSError, GatewayError) as exc:
-                self._log.warning("errand_failed", errand=errand, task=task_id, reason=str(exc))
 
     @staticmethod
     async def _wait(event: asyncio.Event, patience_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), patience_s)
         event.clear()
-
-
-def make_client(settings: Settings, actor: Actor) -> AsyncClient:
-    """Return a client for the configured task service."""
-    return AsyncClient(protocol.endpoint_of(settings.ats), actor)
-
-
-def _check_identity(wanted: str, known_as: str) -> None:
-    """Raise ConfigurationError when the key makes us somebody else: our own claims would look like another's."""
-    if known_as not in ("", wanted):
-        raise ConfigurationError(
-            f"The key of this ingress acts as {known_as}, not as {wanted}. Set DISPATCH_ACTOR_ID to {known_as}, or to"
-            f" {known_as}-HOST where several ingresses share the key; or use a key whose actor begins {wanted}."
-        )
-
-
-async def _serve(settings: Settings, actor: Actor) -> None:
-    async with make_client(settings, actor) as client:
-        extensions = extensions_of_health(await client.send(protocol.health()))
-        if "auth.me" in extensions:
-            _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])
-        fenced = has_fencing(extensions)
-    ingress = Ingress(settings, actor, fenced=fenced, graphs=graphs_of(extensions))
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, ingress.stop)
-    await ingress.run()
-
-
-def run(settings: Settings) -> None:
-    """Run one ingress until SIGTERM or SIGINT.
-
-    Raises DispatchError (with its exit code) when it cannot start. The caller has
-    configured logging and run the preflight.
-    """
-    identity = Identity.take(settings.ats.actor_id, settings.local.data_dir / "ingress")
-    try:
-        actor = Actor("agent", identity.actor_id, settings.ats.actor_name)
-        uvloop.run(_serve(settings, actor))
-    finally:
-        identity.release()

@@ -11,7 +11,7 @@ import contextlib
 import time
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -43,6 +43,7 @@ class PlainClaims:
         self._actor = actor
         self._lease_s = lease_s
         self._url = client.endpoint.base_url
+        self.in_hand: set[str] = set()
 
     async def claim(self, task_ids: Sequence[str]) -> list[Claim | GatewayRejectedError]:
         """Claim one by one. A task that waits out a backoff is refused as NOT_READY."""
@@ -69,9 +70,7 @@ class PlainClaims:
             task = parse_task(await self._client.send(protocol.claim(task_id, lease_s=self._lease_s)), keep_raw=False)
             if task.assignee_id not in (None, self._actor.id):
                 raise GatewayRejectedError(f"Task {task_id} is held by {task.assignee_id}.", status=409)
-            token = int(await self._redis.incr(fences.token_key(self._url, task_id)))
-            await self._redis.expire(fences.token_key(self._url, task_id), fences.KEEP_S)
-            attempts = int(await self._redis.get(fences.attempts_key(self._url, task_id)) or 0)
+            token, attempts = await self._count(task_id)
         except (RedisError, OSError) as exc:
             # A claim that was granted all the same runs out by its lease.
             raise GatewayUnavailableError(
@@ -79,6 +78,17 @@ class PlainClaims:
             ) from exc
         task = replace(task, id=task_id, fencing_token=token, attempts=attempts)
         return Claim(AttemptRef(task_id, attempts + 1, token, self._actor.id), task, sent_at, self._lease_s)
+
+    async def _count(self, task_id: str) -> tuple[int, int]:
+        """Return the next token, and how many attempts of the task have counted."""
+        key = fences.token_key(self._url, task_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(key, fences.first_token(), nx=True)
+            pipe.incr(key)
+            pipe.expire(key, fences.KEEP_S)
+            pipe.get(fences.attempts_key(self._url, task_id))
+            _, token, _, attempts = await pipe.execute()
+        return int(token), int(attempts or 0)
 
     async def renew(self, ref: AttemptRef) -> float:
         """Claim again; where that is refused, the task itself says whether it is still ours."""
@@ -97,6 +107,12 @@ class PlainClaims:
     async def fail(self, ref: AttemptRef, reason: str) -> None:
         """Fail the task."""
         await self._client.send(protocol.fail(ref.task_id, reason))
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.delete(fences.attempts_key(self._url, ref.task_id))
+
+    async def complete(self, ref: AttemptRef, outputs: Sequence[Any]) -> None:
+        """Complete the task."""
+        await self._client.send(protocol.complete(ref.task_id, outputs))
         with contextlib.suppress(RedisError, OSError):
             await self._redis.delete(fences.attempts_key(self._url, ref.task_id))
 

@@ -8,6 +8,7 @@ are safe to repeat: a message that exists twice starts once.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,16 +21,20 @@ from dispatch.errors import GatewayError, GatewayRejectedError
 from dispatch.ingress.claims import LIST_FIELDS
 from dispatch.ingress.enqueuer import EnqueueError
 from dispatch.ingress.intake import IN_PROGRESS, PENDING
+from dispatch.ingress.sealed import is_titled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
-    from dispatch.core.admission import Backlog
+    from dispatch.core.lanes import Lanes
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.intake import Intake
     from dispatch.ingress.ledger import Flight, Ledger
     from dispatch.ingress.redis_view import RedisView
+    from dispatch.ingress.sealed import Sealed
     from dispatch.ingress.waiting_tasks import WaitingTasks
 
 PAGE: Final = 500
@@ -49,13 +54,16 @@ class Parts:
     claims: Claims
     enqueuer: Enqueuer
     view: RedisView
-    backlog: Backlog
+    backlog: Lanes
     ledger: Ledger
     intake: Intake
     waiting: WaitingTasks | None = None
     """Tasks that need others; None where nobody tells what they need."""
     knows_waiting: bool = False
     """Whether the service lists by itself which tasks wait."""
+    sealed: Sealed | None = None
+    is_paused: Callable[[str], bool] = lambda _: False
+    """Whether nothing of a channel may be claimed now."""
 
 
 class Reconciler:
@@ -71,7 +79,9 @@ class Reconciler:
         self._intake = parts.intake
         self._waiting = parts.waiting
         self._knows_waiting = parts.knows_waiting
-        self._fields = f"{LIST_FIELDS},depends_on" if parts.knows_waiting else LIST_FIELDS
+        self._sealed = parts.sealed
+        self._is_paused = parts.is_paused
+        self._fields = f"{LIST_FIELDS},depends_on,sealed,uuid" if parts.knows_waiting else LIST_FIELDS
         self._actor_id = actor_id
         self._channels = channels
         self._lease_s = lease_s
@@ -83,14 +93,22 @@ class Reconciler:
         """List what is pending and what is ours. Raises the GatewayError family."""
         began_at = time.monotonic()
         self._backlog.truncated = False
+        paused = {channel for channel in self._channels if self._is_paused(channel)}
         for channel in self._channels:
-            await self._list_pending(channel)
+            if channel not in paused:  # nobody would claim what a long list of these would bring
+                await self._list_pending(channel)
             if self._knows_waiting:
                 await self._list_waiting(channel)
         await self._list_own()
+        is_all = not self._backlog.truncated and not paused
         if self._waiting is not None:
-            is_all = self._knows_waiting or not self._backlog.truncated
-            self._waiting.compare(began_at if is_all else 0.0, (task_id for task_id, _ in self._ledger.items()))
+            self._waiting.compare(
+                began_at if is_all or self._knows_waiting else 0.0,
+                (task_id for task_id, _ in self._ledger.items()),
+                hidden_too=is_all,
+            )
+        if self._sealed is not None and is_all:
+            self._sealed.forget_before(began_at)
 
     async def _list_waiting(self, channel: str) -> None:
         """Read the tasks that wait for others, where the service lists them by themselves."""
@@ -137,7 +155,7 @@ class Reconciler:
             if not tasks:
                 return
             is_known = not is_news and len(tasks) >= PAGE
-            if is_known or len(self._backlog) >= self._backlog.capacity * 9 // 10:
+            if is_known or self._backlog.is_full():
                 self._backlog.truncated = True
                 return
             offset += len(tasks)
@@ -164,18 +182,28 @@ class Reconciler:
                 break
             offset += len(tasks)
         for task in mine.values():
-            self._adopt(task)
+            await self._adopt(task)
         for task_id, flight in self._ledger.items():
             if flight.ref is not None and flight.granted_at < before and task_id not in mine:
                 self._ledger.drop(task_id)
+                self._intake.ended(task_id)
                 self._log.info("flight_ended_unheard", task=task_id, token=flight.ref.token)
 
-    def _adopt(self, task: Task) -> None:
+    async def _adopt(self, task: Task) -> None:
         if task.id in self._ledger or task.fencing_token is None or task.channel not in self._channels:
+            return
+        if task.id in self._claims.in_hand:
             return
         attempt = task.attempts if task.runner else task.attempts + 1
         ref = AttemptRef(task.id, attempt, task.fencing_token, self._actor_id)
-        self._ledger.reserve(task.id, task.priority)
+        if is_titled(task) and not task.runner:
+            # Claimed to be answered by us, not by a worker; nobody can say how far that had come.
+            with contextlib.suppress(GatewayRejectedError):
+                await self._claims.release(ref, reason="The ingress was restarted before it had answered.")
+            return
+        choice = self._intake.choice_of(task)
+        self._ledger.reserve(task.id, task.priority, queue=choice.queue)
+        self._ledger.hold(task.id, choice.classes)
         # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
         self._ledger.granted(ref, sent_at=0.0, lease_s=self._lease_s)
         self._ledger.enqueued(ref, 0.0)
@@ -247,7 +275,8 @@ class Reconciler:
     async def _enqueue_again(self, ref: AttemptRef) -> None:
         try:
             await self._claims.renew(ref)
-            await self._enqueuer.enqueue(ref)
+            choice = self._backlog.choice_of(ref.task_id)
+            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
         except GatewayRejectedError:
             self._ledger.drop(ref.task_id)
         except (GatewayError, EnqueueError) as exc:

@@ -39,6 +39,7 @@ local function forget(p, task)
   end
   redis.call('DEL', p .. 'parked:' .. task, p .. 'sent:' .. task)
   redis.call('HDEL', p .. 'tasks', task)
+  redis.call('HDEL', p .. 'tries', task)
   redis.call('ZREM', p .. 'due', task)
 end
 """
@@ -103,6 +104,25 @@ end
 return found
 """
 )
+# ARGV: prefix, task, age in seconds. Answers what is known of the task to whoever comes first in that time, or false.
+_RETRY: Final = """
+local p, task = ARGV[1], ARGV[2]
+local now = redis.call('TIME')
+local due = tonumber(redis.call('ZSCORE', p .. 'due', task) or 'inf')
+if due > now[1] + now[2] / 1e6 - ARGV[3] then return false end
+local entry = redis.call('HGET', p .. 'tasks', task)
+if not entry then
+  redis.call('ZREM', p .. 'due', task)
+  return false
+end
+redis.call('ZADD', p .. 'due', now[1] .. '.' .. string.format('%06d', now[2]), task)
+return {
+  entry,
+  redis.call('HINCRBY', p .. 'tries', task, 1),
+  redis.call('EXISTS', p .. 'parked:' .. task),
+  redis.call('HGETALL', p .. 'sent:' .. task),
+}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +152,8 @@ class Stuck:
     sent: tuple[Sent, ...]
     open: bool
     """Whether some gate is still parked."""
+    tries: int
+    """How often it was found so in this round, by whichever ingress."""
 
 
 class Registry:
@@ -144,6 +166,7 @@ class Registry:
         self._settle = client.register_script(_SETTLE)
         self._close = client.register_script(_CLOSE)
         self._close_many = client.register_script(_CLOSE_MANY)
+        self._retry = client.register_script(_RETRY)
 
     async def epoch(self) -> str:
         """Return a word that is another after Redis lost its data."""
@@ -211,21 +234,22 @@ class Registry:
         return {needed: text.partition("|")[0] for needed, text in sent.items()}
 
     async def stuck(self, age_s: float, limit: int) -> list[Stuck]:
-        """Return tasks whose last gate was sent ``age_s`` ago or longer, and note that they are sent again now."""
+        """Return tasks whose last gate was sent ``age_s`` ago or longer, and note that they are sent again now.
+
+        Each is returned to one caller only, and again after another ``age_s``.
+        """
         seconds, micros = await self._redis.time()
-        now = seconds + micros / 1e6
+        until = seconds + micros / 1e6 - age_s
         found = []
-        due: Any = await self._redis.zrangebyscore(self.prefix + "due", "-inf", now - age_s, start=0, num=limit)
+        due: Any = await self._redis.zrangebyscore(self.prefix + "due", "-inf", until, start=0, num=limit)
         for task_id in due:
-            entry: Any = await self._redis.hget(self.prefix + "tasks", task_id)
-            if not entry:
-                await self._redis.zrem(self.prefix + "due", task_id)
-                continue
-            await self._redis.zadd(self.prefix + "due", {task_id: now}, xx=True)
-            sent: Any = await self._redis.hgetall(self.prefix + "sent:" + task_id)
-            parts = [(needed, *text.split("|", 1)) for needed, text in sent.items()]
-            is_open = bool(await self._redis.exists(self.prefix + "parked:" + task_id))
-            found.append(Stuck(task_id, json.loads(entry)["round"], tuple(Sent(*part) for part in parts), is_open))
+            known: Any = await self._retry(args=[self.prefix, task_id, age_s])
+            if known:
+                entry, tries, is_open, sent = known
+                gates = tuple(
+                    Sent(needed, *text.split("|", 1)) for needed, text in zip(sent[::2], sent[1::2], strict=True)
+                )
+                found.append(Stuck(task_id, json.loads(entry)["round"], gates, bool(is_open), tries))
         return found
 
 

@@ -9,18 +9,24 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dispatch.ats.model import Actor
-from dispatch.core import results, retry
-from dispatch.core.prompt import build_prompt
+from dispatch.core import retry
 from dispatch.core.retry import Action, EndReason
-from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError
-from dispatch.runner import attempt, pool_child, process, spool, tree
+from dispatch.crypto import opening
+from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
+from dispatch.runner import attempt, attempt_log, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
+from dispatch.runner.live import LiveBuffer
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
+from dispatch.runner.preparing import Prepared, Preparing
+from dispatch.runner.redaction import Redactor, secrets_in
+from dispatch.runner.streams import Streams
+from dispatch.runner.unsealing import NotAcceptedError, NotNowError, Unsealing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +34,16 @@ if TYPE_CHECKING:
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
     from dispatch.ats.model import Grant
+    from dispatch.core.routing import Choice, Routing
+    from dispatch.crypto.opening import Opened
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
+    from dispatch.runner.telling import Told
+    from dispatch.runner.unsealing import TrustSource
     from dispatch.runner.warden_client import WardenClient
     from dispatch.settings import Execution
+
+T = TypeVar("T")
 
 START_PATIENCE_S: Final = 10.0
 """How long ``start`` is tried while the service does not answer; afterwards the lease brings the task back."""
@@ -51,6 +63,7 @@ class RunnerContext:
     ``stop_fd`` is the read end of the worker's stop pipe: closing the write end
     asks for a drain, a byte ``C`` written before that for a stop at once. It is
     shared by all pool children and never read. ``rand`` returns numbers in [0, 1).
+    Without ``keys`` nobody is trusted, and tasks in the open are run.
     """
 
     gateway: TaskGateway
@@ -64,6 +77,13 @@ class RunnerContext:
     warden: WardenClient | None = None
     wake: WakeSource | None = None
     stop_fd: int | None = None
+    keys: TrustSource | None = None
+    routing: Routing | None = None
+    """Which executor does what; without it the command of the settings does everything."""
+    stream_s: float = 1.0
+    """Least time between two messages with what a running attempt writes; 0: it is not shown."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What is not shown in them."""
     rand: Callable[[], float] = field(default=random.random)
 
 
@@ -84,12 +104,18 @@ class _Execution:
         self._spool = spool.Spool(ctx.data_dir)
         self._lease: Lease | None = None
         self._kept = False
+        self._opened: Opened | None = None
+        self._routing = executors.routing_of(ctx.routing, ctx.execution)
+        self._choice: Choice | None = None
+        self._review = False
+        self._buffer: LiveBuffer | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
     def run(self) -> AttemptEnd | None:
-        if self._ref.attempt > self._ctx.execution.max_attempts:
-            self._ctx.log.warning("attempt_poison", **self._ids)
-            self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(self._ctx.execution.max_attempts))
+        """Make all steps; None when nothing was run."""
+        most = executors.attempts_max(self._routing)
+        if self._ref.attempt > most:
+            self._poison(most)
             return None
         if self._child.stopping(self._ctx.stop_fd):
             self._ctx.log.info("attempt_returned", **self._ids)
@@ -102,40 +128,57 @@ class _Execution:
             return None
         try:
             end = self._run_guarded(grant)
-            self._report(end)
+            if end is not None:
+                self._report(end)
         finally:
             self._child.stop_watching()
         self._end_ward()
         return end
+
+    def _poison(self, max_attempts: int) -> None:
+        self._ctx.log.warning("attempt_poison", **self._ids)
+        self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(max_attempts))
 
     # Start
 
     def _start(self) -> Grant | None:
         ctx, ref = self._ctx, self._ref
         runner = f"{ctx.runner}/{os.getpid()}/{secrets.token_hex(4)}"
+
+        def start() -> tuple[float, Grant]:
+            sent_at = tree.boottime()
+            return sent_at, ctx.gateway.start(ref, runner=runner, message=STARTED_MESSAGE)
+
+        try:
+            sent_at, grant = self._insist(start)
+        except (GatewayUnavailableError, AuthenticationError) as exc:
+            ctx.log.warning("attempt_not_started", error=str(exc), **self._ids)
+            return None
+        except GatewayError as exc:
+            ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
+            return None
+        self._lease = Lease(sent_at, grant.ttl_s)
+        if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
+            ctx.warden.extend(self._lease.warden_deadline)
+        return grant
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Make a call before the child runs, and repeat it for START_PATIENCE_S while no answer comes."""
+        ctx = self._ctx
         give_up_at = tree.boottime() + START_PATIENCE_S
         pause_s = _START_PAUSE_S
         while True:
-            sent_at = tree.boottime()
             try:
-                grant = ctx.gateway.start(ref, runner=runner, message=STARTED_MESSAGE)
+                return call()
             except (GatewayUnavailableError, AuthenticationError) as exc:
                 asked_s = exc.retry_after_s if isinstance(exc, GatewayUnavailableError) else None
                 wait_s = max(pause_s * (0.5 + 0.5 * ctx.rand()), asked_s or 0.0)
                 if tree.boottime() + wait_s >= give_up_at or self._child.stopping(ctx.stop_fd):
-                    ctx.log.warning("attempt_not_started", error=str(exc), **self._ids)
-                    return None
+                    raise
                 ctx.log.warning("attempt_start_delayed", error=str(exc), **self._ids)
+                self._start_keeper()
                 self._child.wait(wait_s)
                 pause_s *= 2
-            except GatewayError as exc:
-                ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
-                return None
-            else:
-                self._lease = Lease(sent_at, grant.ttl_s)
-                if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
-                    ctx.warden.extend(self._lease.warden_deadline)
-                return grant
 
     # The warden
 
@@ -160,23 +203,67 @@ class _Execution:
 
     # Run
 
-    def _run_guarded(self, grant: Grant) -> AttemptEnd:
+    def _run_guarded(self, grant: Grant) -> AttemptEnd | None:
         try:
+            prepared = self._prepare(grant)
+            if prepared is None:
+                return None
             with self._child.work_directory() as directory:
-                return self._run(grant, directory)
+                return self._run(grant, prepared, directory)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
             # A defect of ours. It counts as a failed attempt, or it would be tried for ever.
+            if opening.is_sealed(grant.task.payload):
+                return self._crashed_sealed(exc)
             self._ctx.log.exception("attempt_crashed", **self._ids)
             return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {type(exc).__name__}: {exc}")
 
-    def _environment(self, grant: Grant) -> dict[str, str]:
-        ref, ctx = self._ref, self._ctx
-        handed = {"ATS_DEPENDENCIES": results.environment_value(grant.dependencies)} if grant.dependencies else {}
+    def _crashed_sealed(self, exc: Exception) -> AttemptEnd:
+        """Tell of a defect without what the exception says, which may be what the task says."""
+        what = type(exc).__name__
+        frames = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(exc.__traceback__)]
+        self._ctx.log.error("attempt_crashed", exception=f"{what} at {' > '.join(frames)}", **self._ids)
+        return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {what}")
+
+    def _prepare(self, grant: Grant) -> Prepared | None:
+        """Return what the attempt is told and what runs it; None when it must not run, which is reported then."""
+        ctx = self._ctx
+        preparing = Preparing(self._routing, ctx.execution.env, ctx.log)
+        unsealing = Unsealing(
+            ctx.gateway, ctx.keys, preparing.executor_of_sealed, ctx.log, self._insist, self._before_reading
+        )
+        try:
+            work, self._choice = preparing.prepare(self._ref, grant, unsealing)
+            if self._ref.attempt > self._choice.max_attempts:
+                self._poison(self._choice.max_attempts)
+                return None
+            prepared = preparing.assign(self._ref, grant.task, work, self._choice)
+        except NotAcceptedError as exc:
+            self._deliver(spool.Kind.FAIL, reason=str(exc))
+        except NotNowError as exc:
+            delay_s = ctx.execution.cooldown_s * (0.5 + 0.5 * ctx.rand())
+            ctx.log.info("attempt_postponed", reason=str(exc), delay_s=round(delay_s, 3), **self._ids)
+            self._deliver(spool.Kind.RELEASE, reason=str(exc), delay_s=delay_s)
+        except LeaseLostError as exc:
+            ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
+        else:
+            self._opened, self._review = work.opened, prepared.review
+            return prepared
+        return None
+
+    def _before_reading(self) -> None:
+        self._start_keeper()
+        lease = self._lease
+        if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
+            raise NotNowError("There was no time left to read its dependencies.")
+
+    def _environment(self, grant: Grant, prepared: Prepared) -> dict[str, str]:
+        ref, ctx, work = self._ref, self._ctx, prepared.work
+        handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
         return process.child_environment(
             os.environ,
-            ctx.execution.env,
+            prepared.start.env,
             {
                 "ATS_TASK_ID": ref.task_id,
                 "ATS_URL": ctx.ats_url,
@@ -188,27 +275,51 @@ class _Execution:
             },
         )
 
-    def _run(self, grant: Grant, directory: str) -> AttemptEnd:
-        ctx, lease, task = self._ctx, self._lease, grant.task
+    def _run(self, grant: Grant, prepared: Prepared, directory: str) -> AttemptEnd:
+        ctx, lease, start = self._ctx, self._lease, prepared.start
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
-        boundaries = iter(lambda: secrets.token_hex(8), None)
-        extra = results.blocks(grant.dependencies)
-        prompt = build_prompt(task.title, task.description, task.payload, boundaries, extra).encode("utf-8", "replace")
-        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=self._environment(grant))
-        ctx.log.info("attempt_started", pid=running.pid, **self._ids)
+        if lease.over(tree.boottime()):
+            return AttemptEnd(EndReason.LEASE_LOST, detail="the lease was lost")
+        env = self._environment(grant, prepared)
+        running = process.spawn(start.argv, prompt=start.stdin, cwd=directory, env=env)
+        ctx.log.info("attempt_started", pid=running.pid, executor=prepared.choice.executor, **self._ids)
         limits = Limits(
-            ctx.execution.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
+            prepared.choice.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
         )
+        streams = self._streams(prepared)
         wiring = Wiring(
             inbox=self._child.inbox,
             lease=lease,
             stop_fd=ctx.stop_fd,
             warden=ctx.warden,
-            start_keeper=self._start_keeper,
+            start_keeper=self._on_long,
             baseline=self._child.baseline,
+            streams=streams,
         )
-        return AttemptLoop(running, limits, wiring).run()
+        try:
+            return AttemptLoop(running, limits, wiring).run()
+        finally:
+            streams.close()
+
+    def _streams(self, prepared: Prepared) -> Streams:
+        """Return where output goes. Of a sealed task nothing is shown and nothing is kept."""
+        ctx, start = self._ctx, prepared.start
+        if prepared.work.opened is not None:
+            return Streams(progress=start.streams)
+        path = attempt_log.path_of(ctx.data_dir, self._ref.task_id, self._ref.attempt)
+        log = attempt_log.AttemptLog(path, ctx.execution.attempt_log_bytes_max, ctx.log)
+        if start.streams and ctx.stream_s > 0:
+            live = self._child.live(ctx.gateway, ctx.stream_s, ctx.log)
+            redactor = Redactor([*ctx.secrets, *secrets_in(os.environ, start.env)])
+            self._buffer = LiveBuffer(redactor, where=f"{ctx.runner}:{path}", changed=live.changed)
+        return Streams(progress=start.streams, log=log, live=self._buffer)
+
+    def _on_long(self) -> None:
+        """When the attempt has lived for more than a moment: keep its lease, and show what it writes."""
+        self._start_keeper()
+        if self._buffer is not None:
+            self._child.live(self._ctx.gateway, self._ctx.stream_s, self._ctx.log).watch(self._ref, self._buffer)
 
     def _start_keeper(self) -> None:
         ctx, lease = self._ctx, self._lease
@@ -228,7 +339,8 @@ class _Execution:
 
     def _report(self, end: AttemptEnd) -> None:
         ctx = self._ctx
-        policy = retry.RetryPolicy(ctx.execution.max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
+        max_attempts = self._routing.max_attempts if self._choice is None else self._choice.max_attempts
+        policy = retry.RetryPolicy(max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
         decision = retry.decide(end.reason, self._ref.attempt, policy, ctx.rand())
         ctx.log.info(
             "attempt_ended",
@@ -241,18 +353,29 @@ class _Execution:
             flags=sorted(end.flags),
             **self._ids,
         )
+        if decision.action is Action.LET_GO:
+            return
+        told = self._told(end)
         if decision.action is Action.COMPLETE:
-            self._deliver(spool.Kind.COMPLETE, outputs=[_output(end)])
+            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller, review=self._review)
         elif decision.action is Action.FAIL:
-            poison = retry.poison_reason(ctx.execution.max_attempts)
-            self._deliver(spool.Kind.FAIL, reason=attempt.cut(f"{poison}: {end.detail}" if end.detail else poison))
-        elif decision.action is not Action.LET_GO:
+            poison = retry.poison_reason(max_attempts)
+            reason = attempt.cut(f"{poison}: {told.reason}" if told.reason else poison)
+            self._deliver(spool.Kind.FAIL, reason=reason, note=told.note)
+        else:
             self._deliver(
                 spool.Kind.RELEASE,
-                reason=attempt.cut(end.detail),
+                reason=attempt.cut(told.reason),
                 counted=decision.action is Action.RETRY,
                 delay_s=decision.delay_s,
+                note=told.note,
             )
+
+    def _told(self, end: AttemptEnd) -> Told:
+        if self._opened is None:
+            return telling.in_the_open(end)
+        ref, timeout_s = self._ref, self._routing.timeout_s if self._choice is None else self._choice.timeout_s
+        return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:
         give_up_at = tree.boottime() + REPORT_PATIENCE_S
@@ -272,10 +395,3 @@ class _Execution:
 
         report = spool.Report(kind, self._ref, **fields)
         spool.deliver(report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log)
-
-
-def _output(end: AttemptEnd) -> dict[str, Any]:
-    output: dict[str, Any] = {"response": end.stdout.text}
-    if end.stdout.truncated:
-        output |= {"truncated": True, "output_bytes": end.stdout.total_bytes}
-    return output

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from dispatch import metrics
 from dispatch.core import lease as arithmetic
 from dispatch.errors import GatewayError, GatewayUnavailableError, LeaseLostError
 from dispatch.runner import tree
@@ -253,12 +254,14 @@ class LeaseKeeper:
         try:
             grant = self._gateway.renew(watch.ref, message=message)
         except LeaseLostError as exc:
+            metrics.count("dispatch_renewals_total", result="lost")
             if self._watch is watch:
                 watch.lease.refuse(str(exc) or "refused", cancelled=exc.task_status == "cancelled")
                 self._end(watch, "")
         except GatewayError as exc:
             self._retry(watch, exc)
         else:
+            metrics.count("dispatch_renewals_total", result="ok")
             if self._watch is not watch:
                 return
             if not watch.lease.renewed(sent_at, grant.ttl_s):
@@ -271,6 +274,7 @@ class LeaseKeeper:
             watch.on_renewed(watch.lease.warden_deadline)
 
     def _retry(self, watch: _Watch, exc: GatewayError) -> None:
+        metrics.count("dispatch_renewals_total", result="failed")
         watch.failures += 1
         now = self._clock()
         watch.renew_at = arithmetic.retry_renewal_at(now, watch.failures, watch.lease.ttl_s, self._rand())

@@ -44,7 +44,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One report; which fields count depends on the kind."""
+    """One report; which fields count depends on the kind.
+
+    ``smaller`` are outputs for a service that finds the first too large. ``note``
+    is said on the thread before the report is made. ``review``: a result waits for approval.
+    """
 
     kind: Kind
     ref: AttemptRef
@@ -52,11 +56,14 @@ class Report:
     reason: str = ""
     counted: bool = False
     delay_s: float = 0.0
+    smaller: list[Any] | None = None
+    note: str = ""
+    review: bool = False
 
     def send(self, gateway: TaskGateway) -> None:
         """Make the call. Raises what the gateway raises."""
         if self.kind is Kind.COMPLETE:
-            gateway.complete(self.ref, self.outputs or [])
+            gateway.complete(self.ref, self.outputs or [], review=self.review)
         elif self.kind is Kind.FAIL:
             gateway.fail(self.ref, self.reason)
         else:
@@ -73,6 +80,9 @@ class Report:
             "reason": self.reason,
             "counted": self.counted,
             "delay_s": self.delay_s,
+            "smaller": self.smaller,
+            "note": self.note,
+            "review": self.review,
         }
 
     @classmethod
@@ -85,6 +95,9 @@ class Report:
             reason=str(body["reason"]),
             counted=bool(body["counted"]),
             delay_s=float(body["delay_s"]),
+            smaller=body.get("smaller"),
+            note=str(body.get("note", "")),
+            review=bool(body.get("review", False)),
         )
 
 
@@ -166,6 +179,7 @@ def deliver(
     fields = {"task": report.ref.task_id, "token": report.ref.token, "kind": report.kind.value}
     while True:
         try:
+            report = _said(report, gateway, log)
             report.send(gateway)
         except (GatewayUnavailableError, AuthenticationError) as exc:
             failures += 1
@@ -207,6 +221,18 @@ def replay(gateway: TaskGateway, spool: Spool, *, rand: Callable[[], float], log
     return remaining
 
 
+def _said(report: Report, gateway: TaskGateway, log: Any) -> Report:
+    """Say what is to be said before the report. A service that does not want it gets the report without it."""
+    if report.note:
+        try:
+            gateway.say(report.ref, report.note)
+        except LeaseLostError:
+            raise
+        except GatewayRejectedError as exc:
+            log.warning("note_refused", task=report.ref.task_id, token=report.ref.token, error=str(exc))
+    return replace(report, note="") if report.note else report
+
+
 def _store(report: Report, spool: Spool, log: Any) -> bool:
     try:
         spool.put(report)
@@ -238,6 +264,8 @@ def _instead(report: Report, exc: GatewayRejectedError) -> Report | None:
     """Return what to report when the service refuses a result for what it is, None when it refuses the caller."""
     if report.kind is not Kind.COMPLETE or isinstance(exc, LeaseLostError | UnknownTaskError) or exc.status == 409:
         return None
+    if exc.status == 413 and report.smaller is not None:
+        return replace(report, outputs=report.smaller, smaller=None)
     output = (report.outputs or [{}])[0]
     text = output.get("response", "")
     if exc.status == 413 and len(text.encode()) > _SHRUNK_BYTES:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
-from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch import metrics
+from dispatch.errors import InvalidInputError, NotFoundError, TaskError
 from dispatch.service import (
+    delivery_handlers,
     dependencies,
     fields,
     graph_handlers,
@@ -19,9 +21,13 @@ from dispatch.service import (
     messages,
     moves,
     results,
+    review,
+    review_handlers,
+    steering_handlers,
     strict,
     tasks,
     tenant_handlers,
+    thread_handlers,
     wire,
 )
 from dispatch.service.access import agent_uuid
@@ -52,6 +58,12 @@ EXTENSIONS: Final = (
     "depends_on",
     "fail.many",
     "dependencies",
+    "seals",
+    "messages.fenced",
+    "deliveries",
+    "steering",
+    "hurry",
+    "review",
 )
 
 
@@ -112,9 +124,15 @@ def _envelope(row: Any, now_ms: int) -> str:
     return f'{{"task":{wire.task_json(row, now_ms)}}}'
 
 
-def _granted(granted: leases.Granted, now_ms: int, results: list[dict[str, Any]] | None = None) -> Answer:
+def _granted(
+    granted: leases.Granted,
+    now_ms: int,
+    results: list[dict[str, Any]] | None = None,
+    said: dict[str, Any] | None = None,
+) -> Answer:
     lease = f'{{"fencing_token":{granted.task.fencing_token},"ttl_ms":{granted.ttl_ms}}}'
     more = f',"dependencies":{wire.dumps(results)}' if results else ""
+    more += f',"review":{wire.dumps(said)}' if said else ""
     return 200, f'{{"task":{wire.task_json(granted.task, now_ms)},"lease":{lease}{more}}}'
 
 
@@ -249,11 +267,16 @@ async def start(call: Call) -> Answer:
             message=found.get("message"),
         )
     )
-    handed = None
+    if granted.task.attempts == 1:
+        metrics.observe("dispatch_pickup_seconds", (call.store.clock.now_ms() - granted.task.created_at) / 1000)
+    handed = said = None
     if granted.task.depends_on is not None:
         # Outputs may be large: they are read beside the writer, and a repeated start is answered alike.
         handed = await call.store.read(lambda tx: results.of_dependencies(tx, granted.task.id))
-    return _granted(granted, call.store.clock.now_ms(), handed)
+    if granted.task.outputs is not None:
+        # Only a task that was in review and came back has outputs before it is done.
+        said = await call.store.read(lambda tx: review.of_task(tx, granted.task.id))
+    return _granted(granted, call.store.clock.now_ms(), handed, said)
 
 
 async def renew(call: Call) -> Answer:
@@ -282,19 +305,6 @@ async def release(call: Call) -> Answer:
     return 200, _envelope(row, call.store.clock.now_ms())
 
 
-async def complete(call: Call) -> Answer:
-    """POST T/{id}/complete."""
-    found = strict.parse_object(call.body, fields.COMPLETE)
-    ref = call.report_ref(found.get("fencing_token"))
-    outputs = found.get("outputs")
-    bytes_max = fields.OUTPUTS_BYTES_MAX
-    if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
-        raise TooLargeError(f"outputs has more than {bytes_max} bytes of JSON; keep large results elsewhere.")
-    token = found.get("fencing_token")
-    row = await call.store.write(lambda tx: moves.complete(tx, ref, call.actor, outputs=outputs, token=token))
-    return 200, _envelope(row, call.store.clock.now_ms())
-
-
 async def fail(call: Call) -> Answer:
     """POST T/{id}/fail."""
     found = strict.parse_object(call.body, fields.FAIL)
@@ -313,25 +323,6 @@ def _with_reason(move: Callable[..., Any]) -> Callable[[Call], Awaitable[Answer]
         return 200, _envelope(row, call.store.clock.now_ms())
 
     return handle
-
-
-async def post_message(call: Call) -> Answer:
-    """POST T/{id}/messages."""
-    ref = call.ref()
-    parts = fields.check_parts(strict.parse_object(call.body, fields.POST_MESSAGE, required=("parts",))["parts"])
-    row = await call.store.write(lambda tx: messages.post(tx, ref, call.actor, parts))
-    return 201, f'{{"message":{wire.message_json(row)}}}'
-
-
-async def list_messages(call: Call) -> Answer:
-    """GET T/{id}/messages."""
-    ref = call.ref()
-    most = fields.THREAD_MAX
-    limit = strict.parse_query(call.query, {"limit": strict.digits(1, most)}).get("limit", most)
-    objects = await call.store.read(
-        lambda tx: [wire.message_json(row) for row in messages.thread(tx, fetch(tx, ref).id, limit)]
-    )
-    return 200, f'{{"messages":[{",".join(objects)}]}}'
 
 
 async def list_tools(call: Call) -> Answer:
@@ -368,12 +359,20 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "start"): _post(start),
     ("tasks", "*", "renew"): _post(renew),
     ("tasks", "*", "release"): _post(release),
-    ("tasks", "*", "complete"): _post(complete, fields.OUTPUTS_BODY_BYTES_MAX),
+    ("tasks", "*", "seal"): _post(thread_handlers.seal),
+    ("tasks", "*", "complete"): _post(review_handlers.complete, fields.OUTPUTS_BODY_BYTES_MAX),
     ("tasks", "*", "fail"): _post(fail),
+    ("tasks", "*", "bounce"): _post(review_handlers.bounce),
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),
-    ("tasks", "*", "messages"): {"GET": (list_messages, 0), "POST": (post_message, fields.SMALL_BYTES_MAX)},
+    ("tasks", "*", "hurry"): _post(_with_reason(moves.hurry)),
+    ("tasks", "*", "messages"): {
+        "GET": (thread_handlers.list_messages, 0),
+        "POST": (thread_handlers.post_message, fields.SMALL_BYTES_MAX),
+    },
+    **delivery_handlers.ROUTES,
+    **steering_handlers.ROUTES,
     ("tools",): {"GET": (list_tools, 0)},
     ("tools", "*"): _post(call_tool, fields.TASK_BYTES_MAX),
     ("orgs",): {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, func, insert, literal, select
 
 from dispatch.service import wire
-from dispatch.service.rows import Ref, fetch
 from dispatch.service.schema import messages
 
 if TYPE_CHECKING:
@@ -61,11 +60,6 @@ def append(
 def append_text(tx: Tx, task: Any, actor: Actor, text: str) -> None:
     """Append one text to the thread of ``task``."""
     append(tx, task, actor, [{"type": "text", "content": text}])
-
-
-def post(tx: Tx, ref: Ref, actor: Actor, parts: list[Any]) -> Any:
-    """Append a message to a task's thread. Raises NotFoundError."""
-    return append(tx, fetch(tx, ref), actor, parts)
 
 
 def thread(tx: Tx, task_id: int, limit: int) -> Sequence[Any]:

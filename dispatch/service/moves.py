@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
-from dispatch.errors import UnexpectedStatusError
+from dispatch.errors import IllegalMoveError, UnexpectedStatusError
 from dispatch.service import dependents, leases, locks, wire
 from dispatch.service.doomed import Doomed
 from dispatch.service.events import STEP
@@ -87,8 +87,16 @@ def _is_repeat(row: Any, actor: Actor, token: int | None, digest: str, ended: fr
     return bool(token == row.fencing_token) if token is not None else leases.is_holder(row, actor)
 
 
-def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None, token: int | None = None) -> Any:
-    """End the task well, or hand it to review when it asks for that; from review, approve it.
+def complete(
+    tx: Tx,
+    ref: Ref,
+    actor: Actor,
+    *,
+    outputs: list[Any] | None = None,
+    token: int | None = None,
+    review: bool = False,
+) -> Any:
+    """End the task well, or hand it to review when it or ``review`` asks for that; from review, approve it.
 
     Raises StaleLeaseError, LeaseHeldError, IllegalMoveError, NotFoundError.
     """
@@ -97,7 +105,7 @@ def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None
     if _is_repeat(row, actor, token, digest, frozenset({Status.COMPLETED, Status.IN_REVIEW})):
         return row
     leases.check_right(tx, ref, row, actor, token)
-    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review, words=ref.words)
+    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review or review, words=ref.words)
     changes: dict[str, Any] = {"reason": None}
     if outputs is not None:
         changes["outputs"] = wire.dumps(outputs)
@@ -166,6 +174,23 @@ def reject(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
 def reopen(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
     """Offer a finished task again, its counters and outputs cleared. Raises IllegalMoveError, NotFoundError."""
     return _by_verb(tx, ref, actor, Verb.REOPEN, reason)
+
+
+def hurry(tx: Tx, ref: Ref, actor: Actor, *, reason: str | None = None) -> Any:
+    """Offer a task at once that pauses between attempts; one that does not pause is left as it is.
+
+    So is a pause that is no longer than a handover's: the first attempt of a task that was taken from its holder
+    may still run, and within seconds the pause is over anyway. Raises IllegalMoveError, NotFoundError.
+    """
+    row = lock(tx, ref)
+    if row.status != Status.TODO:
+        raise IllegalMoveError(current=ref.words[row.status], target="hurry", allowed=[])
+    ends = row.not_before
+    if ends is None or ends <= tx.now_ms or ends - row.entered_at <= leases.HANDOVER_MS:
+        return row
+    changed = settle(tx, row, not_before=None)
+    tx.emit("task.updated", changed, actor, note=reason or "offered at once")
+    return changed
 
 
 def move(tx: Tx, ref: Ref, row: Any, target: Status, actor: Actor, *, default_lease_ms: int) -> Any:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dispatch.service.calls import Calls
 
 _QUERY_FIELDS_MAX: Final = 64
+_SCOPED: Final = ("tasks", "deliveries")
+"""What can stand behind a project in a path."""
 _log: Final = get_logger("service")
 
 
@@ -54,13 +56,13 @@ OPEN_PATHS: Final = frozenset({"/health", "/health/"})
 
 
 def access_needed(method: str, shape: tuple[str, ...]) -> Access:
-    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and projects.
+    """Return what a key must allow: READ to look, WRITE to change tasks, ADMIN for organisations and steering.
 
     A tool says itself what it needs; the toolbox checks that.
     """
     if method == "GET" or shape[0] == "tools":
         return Access.READ
-    return Access.ADMIN if shape[0] == "orgs" else Access.WRITE
+    return Access.ADMIN if shape[0] in ("orgs", "steering") else Access.WRITE
 
 
 def _match(path: str) -> _Match:
@@ -70,9 +72,11 @@ def _match(path: str) -> _Match:
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
     scope: Scope | None = None
-    if len(parts) >= 5 and parts[0] == "orgs" and parts[2] == "projects" and parts[4] == "tasks":
+    if len(parts) >= 5 and parts[0] == "orgs" and parts[2] == "projects" and parts[4] in _SCOPED:
         scope = Scope(parts[1], parts[3])
         parts = parts[4:]
+    if parts[0] == "steering" and len(parts) > 3:
+        parts = [*parts[:2], "/".join(parts[2:])]  # a channel may be called a/b
     for shape in _shapes(parts):
         methods = ROUTES.get(shape)
         if methods is not None and not (scope is not None and shape == ("tasks", "stats")):
@@ -86,7 +90,7 @@ def _shapes(parts: list[str]) -> tuple[tuple[str, ...], ...]:
     if len(parts) == 2:
         return exact, (parts[0], "*")
     if len(parts) == 3:
-        return ((parts[0], "*", parts[2]),)
+        return (parts[0], "*", parts[2]), (parts[0], "*", "*")
     if len(parts) == 4:
         return ((parts[0], "*", parts[2], "*"),)
     return (exact,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, case, func, select
 
 from dispatch.core import results
+from dispatch.core.sealed import RESULT_NOTE
 from dispatch.service import wire
 from dispatch.service.schema import task_dependencies, tasks
 
@@ -18,6 +19,8 @@ _CHARS_MAX: Final = 4 * results.ANSWER_BYTES_MAX
 """How much of stored outputs is read: more than fits in any case, even if all of it is escapes."""
 _HEAD: Final = '[{"response":"'
 """How the outputs of a worker begin."""
+_SEALED_HEAD: Final = '[{"encrypted_response":'
+"""The same where the task was sealed."""
 
 _needed: Final = tasks.alias("needed")
 _OF_TASK: Final = (
@@ -54,6 +57,8 @@ def _outputs(row: Any) -> Any:
     if row.chars <= _CHARS_MAX:
         return json.loads(row.outputs)
     text: str = row.outputs
+    if text.startswith(_SEALED_HEAD):
+        return [{"response": RESULT_NOTE}]
     if text.startswith(_HEAD):
         text = _unescaped(text[len(_HEAD) :])
     return [{"response": text, "truncated": True}]

@@ -97,6 +97,8 @@ tasks: Final = Table(
     Column("status", String(16), nullable=False),
     Column("needs_review", Boolean, nullable=False, server_default=false()),
     Column("payload", Text, nullable=True, comment="JSON"),
+    Column("sealed", Boolean, nullable=False, server_default=false(), comment="the payload says that it is sealed"),
+    Column("traits", Text, comment="short plain values of the payload"),
     Column("outputs", Text, nullable=True, comment="JSON"),
     Column("meta_json", Text, nullable=True, comment="JSON"),
     Column("depends_on", Text, nullable=True, comment="JSON: what it depends on, as clients see it"),
@@ -169,6 +171,14 @@ idempotency_keys: Final = Table(
     _time("created_at", nullable=False),
 )
 
+sealed_messages: Final = Table(
+    "sealed_messages",
+    metadata,
+    Column("digest", String(64), primary_key=True, comment="names a sealed message for good"),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False, comment="the one task that it may be the content of"),
+    _time("seen_at", nullable=False),
+)
+
 listeners: Final = Table(
     "listeners",
     metadata,
@@ -212,6 +222,35 @@ events: Final = Table(
     _time("created_at", nullable=False),
     Index(None, "task_id", "seq"),
     sqlite_autoincrement=True,
+)
+
+deliveries: Final = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(36), primary_key=True, comment="the webhook-id; has no dots"),
+    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False),
+    Column("status", String(16), nullable=False, comment="ATS word of how the task ended"),
+    _time("settled_at", nullable=False),
+    Column("state", String(16), nullable=False, comment="waiting, delivered, failed or empty"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("token", BigInteger, nullable=False, server_default="0", comment="+1 with every take"),
+    Column("due_at", BigInteger, nullable=False, comment="when it may be taken (again)"),
+    _time("taken_until"),
+    _time("ended_at"),
+    Column("last_error", String(200), nullable=True),
+    Index("ix_deliveries_due", "state", "due_at"),
+    Index(None, "task_id"),
+)
+
+steering: Final = Table(
+    "steering",
+    metadata,
+    Column("kind", String(8), primary_key=True, comment="channel, queue or host"),
+    Column("name", String(255), primary_key=True),
+    Column("note", Text, nullable=False, server_default=text("''")),
+    _time("until"),
+    Column("by", String(255), nullable=False),
+    _time("at", nullable=False),
 )
 
 api_keys: Final = Table(

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import uvicorn
 import uvloop
 
-from dispatch import log
+from dispatch import log, metrics
 from dispatch.errors import ConfigurationError
-from dispatch.service import direct, keys
+from dispatch.service import direct, keys, measures
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
@@ -137,6 +137,10 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
     store = open_store(settings.database_url, Clock())
     try:
         await store.start()
+        if settings.metrics.service_port:
+            metrics.begin(metrics.SERVICE)
+            measures.watch(store)
+            metrics.serve(settings.metrics.bind, settings.metrics.service_port, _log)
         app = create_app(
             store,
             default_lease_ms=round(settings.service.default_lease_s * 1000),

@@ -23,6 +23,7 @@ DEPTH_MAX: Final = 32
 INTEGER_MAX: Final = 2**63 - 1
 
 Parser = "Callable[[str, Any], Any]"
+_HEX: Final = re.compile(r"[0-9a-f]+", re.ASCII)
 _SLUG: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE | re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -241,6 +242,17 @@ def slug(name: str, value: Any) -> str:
             f"{name} must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit."
         )
     return value
+
+
+def lower_hex(digits: int) -> Callable[[str, Any], str]:
+    """Accept exactly so many hexadecimal digits, small letters only: a digest has one spelling."""
+
+    def parse(name: str, value: Any) -> str:
+        if not isinstance(value, str) or len(value) != digits or not _HEX.fullmatch(value):
+            raise InvalidInputError(f"{name} must be {digits} hexadecimal digits in small letters.")
+        return value
+
+    return parse
 
 
 def one_of(words: Mapping[str, Any]) -> Callable[[str, Any], Any]:

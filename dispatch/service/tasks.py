@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import uuid
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
-from dispatch.service import dependencies, moves, tenants, wire
+from dispatch.core.routing import traits_of
+from dispatch.service import dependencies, moves, seals, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.readiness import waits
 from dispatch.service.rows import ALL, Ref, Scope, fetch, lock
@@ -33,6 +35,8 @@ _NEW: Final = (
     "status",
     "needs_review",
     "payload",
+    "sealed",
+    "traits",
     "parent_id",
     "run_id",
     "order_index",
@@ -141,8 +145,9 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
             "channel": new.channel,
             "priority": new.priority,
             "status": new.status.value,
-            "needs_review": new.needs_review,
+            "needs_review": new.needs_review or _asks_for_review(new.payload),
             "payload": new.payload,
+            **_of_payload(new.payload),
             "parent_id": new.parent_id,
             "run_id": new.run_id,
             "order_index": new.order_index,
@@ -162,6 +167,21 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
     if found is not None:
         dependencies.connect(tx, row.id, found)
     return row
+
+
+def _of_payload(payload: str | None) -> dict[str, Any]:
+    """Return the columns that repeat what the fleet needs to see of a payload, given as JSON text."""
+    sealed = seals.is_sealed_text(payload)
+    traits = {} if sealed or payload is None else traits_of(json.loads(payload))
+    return {"sealed": sealed, "traits": wire.dumps(traits) if traits else None}
+
+
+def _asks_for_review(payload: str | None) -> bool:
+    """Say whether a payload has ``review: true`` at its top."""
+    if payload is None or '"review"' not in payload:
+        return False
+    said = json.loads(payload)
+    return isinstance(said, dict) and said.get("review") is True
 
 
 def position_of(order_index: float | None) -> float:
@@ -195,6 +215,8 @@ def patch(
     named = sorted({*fields, *(("depends_on",) if wish is not None else ())})
     if wish is not None:
         row = dependencies.replace(tx, ref, row, wish)
+    if "payload" in fields:
+        fields = {**fields, **_of_payload(fields["payload"])}
     if fields:
         row = tx.one(update(tasks).where(tasks.c.id == row.id).values(**fields, updated_at=tx.now_ms).returning(*ALL))
     if status is not None:

@@ -36,9 +36,10 @@ _PLAIN: Final = (
     "lease_losses",
     "runner",
     "reason",
+    "sealed",
 )
 _TIMES: Final = ("not_before", "created_at", "updated_at", "started_at", "completed_at")
-_RAW: Final = {"payload": "null", "outputs": "null", "depends_on": "[]"}
+_RAW: Final = {"payload": "null", "outputs": "null", "depends_on": "[]", "traits": "{}"}
 """Fields that are stored as JSON, and what stands for nothing."""
 _HOLDER: Final = {"assignee_type": "holder_type", "assignee_id": "holder_id", "assignee_name": "holder_name"}
 
@@ -115,10 +116,19 @@ def task_json(row: Any, now_ms: int) -> str:
         "not_before": iso(row.not_before),
         "runner": row.runner,
         "reason": row.reason,
+        "sealed": row.sealed,
     }
     if row.lease_expires_at is not None:
         fields["lease_ttl_ms"] = max(0, row.lease_expires_at - now_ms)
-    return _splice(fields, (("payload", row.payload), ("outputs", row.outputs), ("depends_on", row.depends_on or "[]")))
+    return _splice(
+        fields,
+        (
+            ("payload", row.payload),
+            ("outputs", row.outputs),
+            ("depends_on", row.depends_on or "[]"),
+            ("traits", row.traits or "{}"),
+        ),
+    )
 
 
 def thin_task_json(row: Any) -> str:
@@ -127,18 +137,21 @@ def thin_task_json(row: Any) -> str:
         {
             "id": row.id,
             "uuid": row.uuid,
+            "title": row.title,
             "channel": row.channel,
             "type": row.type,
             "priority": row.priority,
             "status": _WORDS[row.status],
+            "updated_at": iso(row.updated_at),
             "fencing_token": row.fencing_token,
             "attempts": row.attempts,
             "lease_losses": row.lease_losses,
             "not_before": iso(row.not_before),
             "runner": row.runner,
             "assignee_id": row.holder_id,
+            "sealed": row.sealed,
         },
-        (("depends_on", row.depends_on or "[]"),),
+        (("depends_on", row.depends_on or "[]"), ("traits", row.traits or "{}")),
     )
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from dispatch.errors import DispatchError, OverloadedError
 from dispatch.log import get_logger
+from dispatch.service import deliveries
 from dispatch.service.events import Bus, Event
 from dispatch.service.store import Tx
 
@@ -245,6 +246,7 @@ class GroupCommit(ABC):
         tx = Tx(connection, self.clock.now_ms())
         try:
             job.result = job.work(tx)
+            deliveries.open_for(tx)
             job.events, job.lines = tx.events, tx.lines
             job.expires_ms = tx.first_expiry_ms
         except DispatchError as exc:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import redis
@@ -11,13 +14,23 @@ from redis.retry import Retry
 from structlog.testing import capture_logs
 
 from dispatch.ats import fences, protocol
+from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import connect_gateway
 from dispatch.ats.client import Client
 from dispatch.ats.fenced import FencedGateway, read_grant
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
-from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError, UnknownTaskError
+from dispatch.broker import connect_async
+from dispatch.errors import (
+    GatewayRejectedError,
+    GatewayUnavailableError,
+    LeaseLostError,
+    SealReplayedError,
+    UnknownTaskError,
+)
+from dispatch.ingress.plain_claims import PlainClaims
+from dispatch.settings import Broker
 from tests.support.fake_ats import FakeAts
 from tests.support.redis import RedisServer
 
@@ -163,6 +176,29 @@ def test_fenced_release_carries_count_and_pause(ats, client, fenced):
     assert (task["status"], task["attempts"], task["_delay_ms"], task["reason"]) == ("pending", 1, 2500, "exit 1")
 
 
+def test_fenced_register_of_sealed_messages(ats, client, fenced):
+    """The digest goes with the token; a message of another task is an error of its own, a stale token a lost lease."""
+    ref = claimed(ats, client)
+    for code, error in (("SEAL_REPLAYED", SealReplayedError), ("STALE_LEASE", LeaseLostError)):
+        ats.fault("answer", "seal", status=409, body=json.dumps({"error": "No.", "code": code}).encode())
+        with pytest.raises(error):
+            fenced.seen(ref, "ab")
+    assert ats.calls[-1][3] == {"fencing_token": 1, "digest": "ab"}
+
+
+def test_fenced_log_and_reading(ats, client, fenced):
+    """What an attempt says carries its token and kind; another task is read without its payload and thread."""
+    ref = claimed(ats, client)
+    fenced.say(ref, "why")
+    parts = [{"type": "text", "content": "why"}]
+    assert ats.calls[-1][3] == {"parts": parts, "kind": "log", "fencing_token": 1}
+    assert fenced.read("100").status == "in_progress"
+    assert "outputs" in ats.calls[-1][1]
+    assert "payload" not in ats.calls[-1][1]
+    with pytest.raises(UnknownTaskError):
+        fenced.read("999")
+
+
 def test_unknown_task_is_its_own_error(fenced):
     """A task that is gone is neither a lost lease nor a reason to try again."""
     with pytest.raises(UnknownTaskError):
@@ -194,8 +230,21 @@ def test_plain_attempt_from_start_to_completion(ats, client, redis_client, gatew
     gateway.complete(ref, [{"response": "ok"}])
     task = ats.tasks[100]
     assert (task["status"], task["outputs"]) == ("completed", [{"response": "ok"}])
-    assert task["messages"][0]["parts"] == [{"type": "text", "content": "Agent processing started"}]
+    assert [part["content"] for part in task["messages"][0]["parts"]] == [
+        "Agent processing started",
+        f"Begun by w1, token {ref.token}.",
+    ]
     assert redis_client.get(fences.attempts_key(ats.url, "100")) is None
+
+
+def test_plain_completes_what_should_be_reviewed(ats, client, redis_client, gateway):
+    """A foreign service has no review: the task is completed at once, and the log says so."""
+    ref = claimed(ats, client, redis_client)
+    gateway.start(ref, runner="w1", message="")
+    with capture_logs() as lines:
+        gateway.complete(ref, [{"response": "ok"}], review=True)
+    assert ats.tasks[100]["status"] == "completed"
+    assert [line["event"] for line in lines] == ["review_not_possible"]
 
 
 def test_plain_start_reads_the_results_of_dependencies(ats, client, redis_client, gateway):
@@ -230,6 +279,59 @@ def test_plain_start_succeeds_once_per_token(ats, client, redis_client, gateway)
     assert gateway.start(ref, runner="w1", message="").task.attempts == 1
     with pytest.raises(LeaseLostError, match="another worker"):
         gateway.start(ref, runner="w2", message="")
+
+
+@pytest.mark.parametrize("embed", [True, False], ids=["embedded", "asked for"])
+def test_plain_start_succeeds_once_though_redis_forgets(ats, client, redis_client, gateway, store, embed):
+    """B9: after a loss of Redis the thread says who began; another is refused, and Redis knows again who it was."""
+    ats.switches.embed_messages = embed
+    ref = claimed(ats, client, redis_client)
+    gateway.start(ref, runner="host/1/a", message="Agent processing started")
+    store.flush()
+    for _ in range(2):
+        with pytest.raises(LeaseLostError, match="another worker"):
+            gateway.start(ref, runner="host/2/b", message="Agent processing started")
+    assert redis_client.get(fences.start_key(ats.url, ref.task_id, ref.token)) == b"host/1/a"
+    assert gateway.start(ref, runner="host/1/a", message="").task.attempts == 1
+    assert gateway.renew(ref).ttl_s > 0
+    gateway.release(ref, counted=True, delay_s=0, reason="")
+    client.send(protocol.claim(ref.task_id, lease_s=LEASE_S))
+    later = AttemptRef(ref.task_id, attempt=2, token=ref.token + 1, actor_id=ME.id)
+    assert gateway.start(later, runner="host/2/b", message="").task.status == "in_progress"
+
+
+@pytest.mark.parametrize("kind", ["hang_up", "answer"])
+def test_plain_start_goes_on_without_the_thread(ats, client, redis_client, gateway, kind):
+    """A thread that can be neither read nor written keeps no attempt from starting: Redis alone decides then."""
+    ats.switches.embed_messages = False
+    ref = claimed(ats, client, redis_client)
+    ats.fault(kind, "/messages", times=4)
+    assert gateway.start(ref, runner="w1", message="Agent processing started").task.attempts == 1
+    assert ats.tasks[100]["messages"] == []
+    with pytest.raises(LeaseLostError, match="another worker"):
+        gateway.start(ref, runner="w2", message="")
+
+
+def test_plain_claims_after_a_loss_of_redis_have_higher_tokens(ats, redis_client, store):
+    """Tokens grow from claim to claim, and go on growing where the count was lost."""
+
+    async def tokens() -> list[int]:
+        async with (
+            AsyncClient(protocol.endpoint(ats.url), ME) as client,
+            connect_async(Broker(url=store.url)) as counts,
+        ):
+            claims = PlainClaims(client, counts, ME, LEASE_S)
+            given = []
+            for is_lost in (False, True, True, False, False):
+                (claim,) = await claims.claim(["100"])
+                given.append(claim.ref.token)
+                if is_lost:
+                    store.flush()
+            return given
+
+    ats.add()
+    given = asyncio.run(tokens())
+    assert given == sorted(set(given))
 
 
 @pytest.mark.parametrize("call", ["start", "renew", "complete", "fail", "release"])
@@ -372,6 +474,37 @@ def test_redis_may_be_away_while_an_attempt_runs(ats, client, redis_client):
     gateway.release(other, counted=False, delay_s=1, reason="")
     assert ats.tasks[101]["status"] == "pending"
     away.close()
+
+
+def test_plain_register_of_sealed_messages(ats, client, redis_client, gateway):
+    """In Redis, for good, one task per digest: again for a later attempt, refused for another task or service."""
+    first, second = (claimed(ats, client, redis_client) for _ in range(2))
+    for _ in range(2):
+        gateway.seen(first, "ab")
+    gateway.seen(replace(first, token=first.token + 1), "ab")
+    with pytest.raises(SealReplayedError):
+        gateway.seen(second, "ab")
+    gateway.seen(second, "cd")
+    assert redis_client.ttl(fences.sealed_key("ab")) == -1
+    redis_client.incr(fences.token_key(ats.url, second.task_id))
+    with pytest.raises(LeaseLostError):
+        gateway.seen(second, "ef")
+    with FakeAts() as other, closing(Client(protocol.endpoint(other.url), ME)) as far, pytest.raises(SealReplayedError):
+        PlainGateway(far, redis_client, lease_s=LEASE_S).seen(first, "ab")
+    away = redis.Redis(host="127.0.0.1", port=1, retry=Retry(NoBackoff(), 0))
+    with closing(away), pytest.raises(GatewayUnavailableError, match="Redis"):
+        PlainGateway(client, away, lease_s=LEASE_S).seen(first, "ab")
+
+
+def test_plain_log_and_reading(ats, client, redis_client, gateway):
+    """What an attempt says is an ordinary message, said only while the task is ours; other tasks can be read."""
+    ref = claimed(ats, client, redis_client)
+    gateway.say(ref, "why")
+    assert gateway.read("100").status == "in_progress"
+    ats.tasks[100]["assignee_id"] = "somebody else"
+    with pytest.raises(LeaseLostError):
+        gateway.say(ref, "because")
+    assert [said["parts"][0]["content"] for said in ats.tasks[100]["messages"]] == ["why"]
 
 
 def test_two_services_do_not_share_counts():

@@ -75,6 +75,18 @@ def test_results_of_dependencies_reach_the_child(start: Start) -> None:
     ]
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_defect_of_ours_tells_nothing_of_a_sealed_task(start: Start, *, sealed: bool) -> None:
+    """What an exception says may be content: of a sealed task its type and place are told, of another one all."""
+    worker = start(["true"], broken_keys=True, task={"title": "t", "payload": {"encrypted": sealed}})
+    assert worker.result()["reason"] == "worker_lost"
+    (report,) = worker.reports()
+    (line,) = worker.events("attempt_crashed")
+    assert report["reason"] == "the worker failed: RuntimeError" + ("" if sealed else ": canary")
+    assert line["exception"].startswith("RuntimeError at _run_guarded:" if sealed else "Traceback")
+    assert ("canary" in worker.log()) is not sealed
+
+
 ENDS: list[tuple[list[str], str, int | None, int | None, str, bool]] = [
     (["sh", "-c", "echo why >&2; exit 1"], "exit", 1, None, "exit code 1: why", True),
     (["sh", "-c", "exit 125"], "exit", 125, None, "exit code 125", True),

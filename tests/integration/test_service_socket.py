@@ -136,16 +136,19 @@ def test_extended_and_thin_frames(client: Client, listen: Any) -> None:
     assert set(frames[2]["data"]["task"]) == {
         "id",
         "uuid",
+        "title",
         "channel",
         "type",
         "priority",
         "status",
+        "updated_at",
         "fencing_token",
         "attempts",
         "lease_losses",
         "not_before",
         "runner",
         "assignee_id",
+        "sealed",
         "depends_on",
     }
     assert frames[2]["data"]["task"]["runner"] == "r"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -196,3 +197,34 @@ def test_many_are_claimed_in_one_call(service: ServiceProcess, client: Client) -
         assert [claim["id"] for claim in claims] == body["ids"]
         assert [claim.get("code") for claim in claims] == ["LEASE_HELD", None, "ILLEGAL_MOVE", "NOT_FOUND"]
         assert (claims[1]["task"]["status"], claims[1]["lease"]["fencing_token"]) == ("in_progress", 1)
+
+
+def test_a_sealed_message_belongs_to_one_task(client: Client) -> None:
+    """The same digest of the same task is 200 again, of another task 409, with a stale token STALE_LEASE."""
+    first, second = (client.create(payload={"encrypted": True})["id"] for _ in range(2))
+    body = {"fencing_token": 1, "digest": secrets.token_hex(32)}
+    for ident in (first, second):
+        client.post(f"/tasks/{ident}/claim", {})
+    for _ in range(2):
+        assert client.post(f"/tasks/{first}/seal", body)["task"]["sealed"] is True
+    before = client.get(f"/tasks/{second}")
+    status, answer = client.refused("POST", f"/tasks/{second}/seal", body)
+    assert (status, answer["code"], answer["first_id"]) == (409, "SEAL_REPLAYED", first)
+    assert client.refused("POST", f"/tasks/{second}/seal", {**body, "fencing_token": 2})[1]["code"] == "STALE_LEASE"
+    after = client.get(f"/tasks/{second}")
+    for shown in (before, after):
+        del shown["task"]["lease_ttl_ms"]
+    assert before == after
+    assert client.get(f"/tasks?ids={first}&fields=id,sealed")["tasks"] == [{"id": first, "sealed": True}]
+
+
+def test_a_message_under_a_token_is_fenced(client: Client) -> None:
+    """With the current token it is appended, with its kind; with another it is refused and nothing is said."""
+    path = f"/tasks/{client.create()['id']}"
+    client.post(f"{path}/claim", {})
+    body = {"parts": [{"type": "text", "content": "why"}], "kind": "log", "fencing_token": 1}
+    assert client.post(f"{path}/messages", body)["message"]["kind"] == "log"
+    assert client.refused("POST", f"{path}/messages", {**body, "fencing_token": 2})[1]["code"] == "STALE_LEASE"
+    client.post(f"{path}/complete", {"fencing_token": 1})
+    assert client.refused("POST", f"{path}/messages", body)[1]["code"] == "STALE_LEASE"
+    assert len(client.get(f"{path}/messages")["messages"]) == 1

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tests.support.service import ServiceProcess
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "14"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))
 """For all tests of this file together."""
 SHARES = {"calls": 0.7, "bytes": 0.15, "frames": 0.15}
 
@@ -157,6 +157,8 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "claim_id": words,
     "ids": st.lists(known_ids, max_size=5),
     "fencing_token": st.integers(0, 4),
+    "digest": st.sampled_from(["0" * 64, "ab" * 32]),
+    "kind": st.sampled_from(["message", "note", "log"]),
     "runner": words,
     "message": st.text(max_size=10),
     "counted": st.booleans(),
@@ -178,6 +180,7 @@ BODIES: dict[tuple[str, ...], tuple[Mapping[str, Any], tuple[str, ...]]] = {
     ("tasks", "*", "start"): (fields.START, ("fencing_token", "runner")),
     ("tasks", "*", "renew"): (fields.RENEW, ("fencing_token",)),
     ("tasks", "*", "release"): (fields.RELEASE, ("fencing_token",)),
+    ("tasks", "*", "seal"): (fields.SEAL, ("fencing_token", "digest")),
     ("tasks", "*", "complete"): (fields.COMPLETE, ()),
     ("tasks", "*", "fail"): (fields.FAIL, ()),
     ("tasks", "*", "messages"): (fields.POST_MESSAGE, ("parts",)),

@@ -1,7 +1,9 @@
-"""Runs ``python -m dispatch`` as people and scripts do: with pipes, or on a terminal."""
+"""Runs ``python -m dispatch`` as people and scripts do: with pipes, or on a terminal; or its commands right here."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -13,9 +15,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from dispatch.cli.main import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +39,33 @@ class Ended:
     def json(self) -> Any:
         """Standard output as JSON."""
         return json.loads(self.out)
+
+
+class CliHere:
+    """Runs commands in this process, which is quicker; ``env`` is all they see of DISPATCH_*."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], home: Path) -> None:
+        self._monkeypatch, self._capfd = monkeypatch, capfd
+        for name in [name for name in os.environ if name.startswith("DISPATCH_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.chdir(home)
+        self.env(HOME=str(home), XDG_CONFIG_HOME=str(home / ".config"), DISPATCH_DATA_DIR=str(home / "data"))
+
+    def env(self, **values: str) -> None:
+        """Set variables for all commands that follow."""
+        for name, value in values.items():
+            self._monkeypatch.setenv(name, value)
+
+    def __call__(self, *args: str, stdin: str | None = None) -> Ended:
+        """Run a command to its end."""
+        self._capfd.readouterr()
+        if stdin is not None:
+            self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        try:
+            code = run(args)
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else 1
+        return Ended(code, *self._capfd.readouterr())
 
 
 class Cli:
@@ -80,6 +114,25 @@ class Cli:
         process = self.start(*args, env=env, **options)
         out, err = process.communicate(stdin, timeout=30)
         return Ended(process.returncode, out, err)
+
+    def here(self, *args: str, env: Mapping[str, str] | None = None) -> Ended:
+        """Run a command to its end in this process: for what neither waits nor reads stdin, where many are run.
+
+        What only a process shows (exit codes, pipes, signals) is shown by the tests that start one.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        mask = os.umask(0o022)
+        try:
+            with (
+                mock.patch.dict(os.environ, {**self.env, **(env or {})}, clear=True),
+                contextlib.chdir(self.home),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                code = run(args)
+        finally:
+            os.umask(mask)
+        return Ended(code, out.getvalue(), err.getvalue())
 
     def on_terminal(self, *args: str, interrupt_at: str = "", timeout_s: float = 20.0) -> Ended:
         """Run a command on a terminal of its own, stderr included in ``out``.

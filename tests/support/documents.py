@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch import errors
 from dispatch.core.lifecycle import ATS_WORD, MOVES, Status, Verb, path
+from dispatch.metrics import METRICS
 from dispatch.service.tools.registry import TOOLS
 from dispatch.settings import ENV_PREFIX, SETTINGS
 from tests.support.processes import ROOT
@@ -25,6 +26,10 @@ TABLES = {
     "broker": "Redis.",
     "ingress": "Admission and reconciling.",
     "service": "The task service of our own.",
+    "trust": "Keys, and whose tasks are accepted.",
+    "notify": "Who is told that something happened to a task.",
+    "flower": "Flower, the page that shows workers, queues and attempts.",
+    "metrics": "Prometheus metrics.",
     "local": "This host.",
 }
 
@@ -33,6 +38,11 @@ EXAMPLE_HEAD = """\
 # Put this file where DISPATCH_CONFIG points, or at ./dispatch.toml, or at ~/.config/dispatch/dispatch.toml.
 # The environment wins over this file: lease_ms here is DISPATCH_LEASE_MS there.
 # A secret can stand in a file of its own: ats_token_file = "/run/secrets/ats-token".
+"""
+
+ROUTING_HEAD = """
+# Executors, routes and classes (docs/executors.md); none of these is a default.
+#
 """
 
 PAGE_HEAD = """\
@@ -78,6 +88,12 @@ EXITS = """
 """
 
 
+def routing_example() -> str:
+    """Return the executors, routes and classes of docs/executors.md."""
+    page = (ROOT / "docs/executors.md").read_text("utf-8")
+    return page.partition("```toml\n")[2].partition("```")[0]
+
+
 def shown_default(name: str, item: Field[Any]) -> str | int | float | None:
     """Return a setting's default as people are told it."""
     default = item.metadata["default"]
@@ -94,7 +110,8 @@ def example_toml() -> str:
             value = '""' if default is None else json.dumps(default)
             parts.append(f"# {item.metadata['meaning']}{' (default: not set)' if default is None else ''}")
             parts.append(f"#{name} = {value}\n")
-    return "\n".join(parts).rstrip() + "\n"
+    lines = [f"# {line}".rstrip() for line in routing_example().splitlines()]
+    return "\n".join(parts).rstrip() + "\n" + ROUTING_HEAD + "\n".join(lines) + "\n"
 
 
 def settings_page() -> str:
@@ -104,7 +121,10 @@ def settings_page() -> str:
         lines += [f"## `[{table}]`", "", about, "", "| environment | TOML | default | meaning |", "|---|---|---|---|"]
         for name, item in settings_of(table):
             default = shown_default(name, item)
-            shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
+            shown = "none" if default is None else f"`{str(default).lower()}`" if default is False else f"`{default}`"
+            shown = "empty" if default == "" else shown
+            written = json.dumps(default) if isinstance(default, bool) else default
+            shown = "none" if default is None else f"`{written}`" if default != "" else "empty"
             secret = f"; secret, also `{ENV_PREFIX}{name.upper()}_FILE`" if item.metadata["secret"] else ""
             lines.append(f"| `{ENV_PREFIX}{name.upper()}` | `{name}` | {shown} | {item.metadata['meaning']}{secret} |")
         lines.append("")
@@ -212,7 +232,39 @@ def tools_page() -> str:
     return TOOLS_HEAD + "\n".join(lines) + "\n"
 
 
+METRICS_HEAD = """\
+# Metrics
+
+Service, ingress and worker serve [Prometheus](https://prometheus.io) metrics at `/metrics` when a port is set:
+`DISPATCH_SERVICE_METRICS_PORT`, `DISPATCH_INGRESS_METRICS_PORT`, `DISPATCH_WORKER_METRICS_PORT`. They are 0 by default,
+which means none: nothing listens and nothing is counted. No key guards them, so they stay on loopback unless
+`DISPATCH_METRICS_BIND` names another address. They show names of channels, and nothing else of tasks.
+
+Two processes of one kind on one host need two ports; the second one that wants a port which is taken logs
+`metrics_not_served` and goes on without. A worker shows the sums of all its pool children, dead ones included: they
+count into files in `metrics/` of the data directory, which the worker removes. Counters begin at 0 with each process.
+
+[config/grafana-dashboard.json](../config/grafana-dashboard.json) shows them; import it into Grafana and choose the data
+source.
+
+This page is written by `make docs` from `dispatch/metrics.py`.
+
+| metric | kind | process | labels | meaning |
+|---|---|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """Return docs/metrics.md."""
+    lines = []
+    for one in METRICS:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        lines.append(f"| `{one.name}` | {one.kind} | {one.process} | {labels} | {one.meaning} |")
+    return METRICS_HEAD + "\n".join(lines) + "\n"
+
+
 DOCUMENTS = {
+    "docs/metrics.md": metrics_page,
     "docs/lifecycle.md": lifecycle_page,
     "docs/tools.md": tools_page,
     "config/dispatch.example.toml": example_toml,

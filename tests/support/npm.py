@@ -45,7 +45,7 @@ def _install() -> None:
         _STAMP.write_text(wanted)
 
 
-def run_node(script: str, *args: str, env: Mapping[str, str] | None = None) -> str:
+def run_node(script: str, *args: str, env: Mapping[str, str] | None = None, stdin: str | None = None) -> str:
     """Run ``tests/npm/<script>`` and return what it printed; it must succeed."""
     node = _require_node()
     _install()
@@ -53,8 +53,9 @@ def run_node(script: str, *args: str, env: Mapping[str, str] | None = None) -> s
         [node, script, *args],
         cwd=HOME,
         env={"PATH": os.environ["PATH"], **(env or {})},
+        input=stdin,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         check=False,
     )

@@ -157,3 +157,58 @@ def test_data_directory_that_others_may_read(env, tmp_path):
     missing = {**env, "DISPATCH_DATA_DIR": str(tmp_path / "a" / "b")}
     assert [check.state for check in preflight.check_data_dir(settings.load(missing))] == ["ok"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "words"),
+    [
+        ({}, "warning", "unsigned"),
+        ({"DISPATCH_CALLBACK_SECRET": "whsec_" + "A" * 32}, "ok", "People are told nowhere"),
+        (
+            {"DISPATCH_TELEGRAM_TOKEN": "1:canary", "DISPATCH_TELEGRAM_CHAT_ID": "1"},
+            "warning",
+            "People are told in: telegram",
+        ),
+        ({"DISPATCH_TELEGRAM_TOKEN": "1:canary"}, "error", "set both or neither"),
+        ({"DISPATCH_CALLBACK_SECRET": "canary"}, "error", "must be whsec_"),
+        ({"DISPATCH_CALLBACK_ALLOW_PRIVATE": "10.0.0.0/99"}, "error", "neither a network"),
+    ],
+)
+def test_callbacks_and_chats_are_judged(env, change, state, words):
+    """Unsigned callbacks are a warning; what cannot be is an error, which shows no secret."""
+    (check,) = preflight.check_callbacks(settings.load({**env, **change}))
+    assert check.state == state
+    assert words in check.sentence
+    assert "canary" not in check.sentence
+
+
+EXECUTORS = """
+[executors.default]
+command = "sh -c true"
+[executors.gone]
+command = "no-such-program {payload.x}"
+[executors.post]
+kind = "http"
+url = "https://h.example/run?secret=1"
+headers = { A = "env:NOT_SET_HERE" }
+[executors.call]
+kind = "python"
+function = "json:dumps"
+[executors.lost]
+kind = "python"
+function = "no_such_module.inner:run"
+"""
+
+
+def test_each_executor_is_looked_at(tmp_path):
+    """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
+    (tmp_path / "d.toml").write_text(EXECUTORS)
+    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    assert [check.state for check in found] == ["ok", "warning", "warning", "ok", "warning"]
+    said = " ".join(f"{check.sentence} {check.advice}" for check in found)
+    for piece in ("no-such-program was not found on PATH", "NOT_SET_HERE", "is json:dumps", "no_such_module"):
+        assert piece in said
+    assert "secret" not in said
+    (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
+    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    assert found[0].state == "error"

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, insert, inspect
+from sqlalchemy import create_engine, insert, inspect, text
 from sqlalchemy.pool import NullPool
 
 from dispatch.service import migrations
@@ -23,7 +23,7 @@ from dispatch.service.schema import metadata
 from tests.support.postgres import shared_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -49,6 +49,11 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
     """A connection to an empty database."""
     with request.param() as connection:
         yield connection
+
+
+def test_the_newest_is_what_alembic_takes_for_it() -> None:
+    """There is one line of migrations, and the number in the name of its last file is the head."""
+    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [migrations.newest()]
 
 
 def test_migrations_build_exactly_the_schema(connection: Connection) -> None:
@@ -78,22 +83,41 @@ def test_migrating_twice_changes_nothing(connection: Connection) -> None:
     assert _described(connection) == before
 
 
+def _add_tasks(connection: Connection, payloads: Mapping[int, str | None]) -> None:
+    """Add tasks, number -> payload, to a database of whatever version."""
+    connection.execute(insert(metadata.tables["organizations"]).values(id=9, slug="o", name="O", **_TIMES))
+    connection.execute(
+        insert(metadata.tables["projects"]).values(id=9, organization_id=9, slug="p", name="P", **_TIMES)
+    )
+    rows = text(
+        "INSERT INTO tasks (id, uuid, project_id, title, type, channel, priority, status, payload,"
+        " source_type, source_id, source_name, created_at, updated_at)"
+        " VALUES (:id, :uuid, 9, 't', 't', 'c', 5, 'todo', :payload, 'agent', 'a', 'a', 0, 0)"
+    )
+    for ident, payload in payloads.items():
+        connection.execute(rows, {"id": ident, "uuid": f"u{ident}", "payload": payload})
+
+
+def test_sealed_tasks_from_before_are_marked(connection: Connection) -> None:
+    """A database from before the mark: what says that it is sealed has it afterwards, and nothing else."""
+    migrate(connection)
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    payloads = ['{"encrypted":true}', '{"encrypted":false}', '{"a":{"encrypted":true}}', '["encrypted"]', None]
+    with Operations.context(MigrationContext.configure(connection)):
+        scripts.get_revision("0006").module.downgrade()
+        _add_tasks(connection, dict(enumerate(payloads, 1)))
+        scripts.get_revision("0006").module.upgrade()
+    marks = connection.exec_driver_sql("SELECT sealed FROM tasks ORDER BY id").all()
+    assert [bool(row[0]) for row in marks] == [True, False, False, False, False]
+
+
 def test_what_tasks_depended_on_before_is_shown(connection: Connection) -> None:
     """A database from before the column shows the edges that it has, and nothing for tasks without any."""
     migrate(connection)
     scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
     with Operations.context(MigrationContext.configure(connection)):
         scripts.get_revision("0004").module.downgrade()
-        connection.execute(insert(metadata.tables["organizations"]).values(id=9, slug="o", name="O", **_TIMES))
-        connection.execute(
-            insert(metadata.tables["projects"]).values(id=9, organization_id=9, slug="p", name="P", **_TIMES)
-        )
-        for ident in (1, 2, 3):
-            connection.exec_driver_sql(
-                "INSERT INTO tasks (id, uuid, project_id, title, type, channel, priority, status,"
-                " source_type, source_id, source_name, created_at, updated_at)"
-                f" VALUES ({ident}, 'u{ident}', 9, 't', 't', 'c', 5, 'todo', 'agent', 'a', 'a', 0, 0)"
-            )
+        _add_tasks(connection, {1: None, 2: None, 3: None})
         edges = insert(metadata.tables["task_dependencies"])
         connection.execute(edges, [{"task_id": 3, "depends_on_id": ident} for ident in (1, 2)])
         scripts.get_revision("0004").module.upgrade()

@@ -31,12 +31,17 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "drain_s": ("3", 3.0),
     "env": ("HTTP_PROXY,LANG", ("HTTP_PROXY", "LANG")),
     "output_bytes_max": ("2048", 2048),
+    "attempt_log_bytes_max": ("4096", 4096),
+    "attempt_log_keep_s": ("3600", 3600.0),
     "redis_url": ("rediss://r.example:6380/1", "rediss://r.example:6380/1"),
     "redis_password": ("pw", Secret("pw")),
     "queue": ("other", "other"),
     "credit": ("0", 0),
     "reconcile_s": ("1.5", 1.5),
     "sweep_s": ("0.25", 0.25),
+    "database_password": ("pw", Secret("pw")),
+    "flower_auth": ("ops:pw", Secret("ops:pw")),
+    "flower_open": ("True", True),
     "bind": ("127.0.0.1:9999", "127.0.0.1:9999"),
     "allowed_origins": (
         "https://Tasks.example, http://x.example:3000/",
@@ -46,6 +51,22 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
     "lock_ms": ("1000", 1.0),
+    "keys_dir": ("/var/lib/keys", Path("/var/lib/keys")),
+    "require_encryption": ("True", True),
+    "seal_versions": ("2", frozenset({2})),
+    "callback_secret": ("whsec_a,whsec_b", Secret("whsec_a,whsec_b")),
+    "callback_allow_http": ("true", True),
+    "callback_allow_private": ("10.1.0.0/16, hooks.internal", ("10.1.0.0/16", "hooks.internal")),
+    "callback_ports": ("443, 8443", frozenset({443, 8443})),
+    "telegram_chat_id": ("-100123", "-100123"),
+    "telegram_token": ("123:abc", Secret("123:abc")),
+    "telegram_api_url": ("http://127.0.0.1:9/", "http://127.0.0.1:9"),
+    "notify_urls": ("slack://a/b/c json://x", Secret("slack://a/b/c json://x")),
+    "notify_on": ("failed, in_review", frozenset({"failed", "in_review"})),
+    "metrics_bind": ("localhost", "localhost"),
+    "service_metrics_port": ("9101", 9101),
+    "ingress_metrics_port": ("9102", 9102),
+    "worker_metrics_port": ("9103", 9103),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
     "log_level": ("debug", "debug"),
 }
@@ -160,6 +181,9 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_ATS_URL": "ats.example"}, "DISPATCH_ATS_URL must start with http:// or https://"),
         ({"DISPATCH_REDIS_URL": "http://x"}, "DISPATCH_REDIS_URL must start with redis:// or rediss://"),
         ({"DISPATCH_LOG_LEVEL": "loud"}, "DISPATCH_LOG_LEVEL must be one of debug, info, warning, error"),
+        ({"DISPATCH_REQUIRE_ENCRYPTION": "yes"}, "DISPATCH_REQUIRE_ENCRYPTION must be true or false"),
+        ({"DISPATCH_SEAL_VERSIONS": "1,3"}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
+        ({"DISPATCH_SEAL_VERSIONS": ""}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
         ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND No closing quotation"),
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
@@ -186,6 +210,7 @@ def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> N
         ("[execution]\nlease_ms = [1]\n", "must be a number"),
         ("[ats]\nchannel = 1\n", "must be a comma-separated list"),
         ("[ats]\nchannel = [1]\n", "must be a comma-separated list"),
+        ("[trust]\nrequire_encryption = 1\n", "must be true or false"),
         ("[ats]\nactor_id = 1\n", "must be a string"),
         ("[ats\n", "cannot be read as TOML"),
         ("[execution]\nmax_attempts_file = 'x'\n", "max_attempts_file in [execution] is not a setting."),
@@ -252,6 +277,37 @@ def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
     assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+
+
+def test_keys_lie_in_the_data_directory_by_default() -> None:
+    """Keys move with the data directory, unless they have a place of their own."""
+    assert load({"DISPATCH_DATA_DIR": "/var/lib/dispatch"}).keys_dir == Path("/var/lib/dispatch/keys")
+    assert load({"DISPATCH_KEYS_DIR": "/etc/dispatch/keys"}).keys_dir == Path("/etc/dispatch/keys")
+    assert load({"DISPATCH_SEAL_VERSIONS": " 2, 1"}).trust.seal_versions == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("url", "whole"),
+    [
+        ("postgresql://ann@db.example/tasks", "postgresql://ann@db.example/tasks?password=a%2F%40%3F%26b"),
+        ("postgres:///tasks?host=/run/pg", "postgres:///tasks?host=/run/pg&password=a%2F%40%3F%26b"),
+        ("sqlite:////srv/tasks.db", "sqlite:////srv/tasks.db"),
+    ],
+)
+def test_the_password_of_the_database_may_stand_apart(url: str, whole: str, nowhere: Path) -> None:
+    """It is put into a URL of PostgreSQL as libpq reads it, whatever is in it, and is shown as stars."""
+    (nowhere / "word").write_text("a/@?&b\n")
+    found = load({"DISPATCH_DATABASE_URL": url, "DISPATCH_DATABASE_PASSWORD_FILE": str(nowhere / "word")})
+    assert found.database_url == whole
+    assert "a%2F" not in masked_url(found.database_url)
+    assert "a/@" not in repr(found)
+
+
+@pytest.mark.parametrize("wrong", ["", "yes", "1", "truth"])
+def test_a_flag_is_true_or_false(wrong: str) -> None:
+    """Nothing else opens a door."""
+    with pytest.raises(ConfigurationError, match="DISPATCH_FLOWER_OPEN must be true or false"):
+        load({"DISPATCH_FLOWER_OPEN": wrong})
 
 
 @pytest.mark.parametrize("value", ["tasks.example", "https://tasks.example/path", "ftp://x", "https://", "*"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.errors import NotFoundError
 from dispatch.service import idempotency, locks, messages
 from dispatch.service.access import Access, agent_uuid
+from dispatch.service.fields import MESSAGE_KINDS
 from dispatch.service.leases import digest_of
 from dispatch.service.rows import fetch, lock
 from dispatch.service.tools import params as p
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 TAGS_MAX: Final = 32
 TAG_CHARS_MAX: Final = 128
 LIST_MAX: Final = 200
-KINDS: Final = {word: word for word in ("message", "note", "log")}
 
 
 def _check_project(tx: Tx, call: Call, row: Any) -> None:
@@ -99,7 +99,7 @@ TOOLS: Final = (
             **_WHERE,
             "agent_id": p.UUID,
             "body": p.text(p.BODY_CHARS_MAX, chars_min=1),
-            "kind": p.one_of(KINDS),
+            "kind": p.one_of(MESSAGE_KINDS),
             "tags": p.each(_TAG, TAGS_MAX),
             "meta": p.META,
             "lease_token": TOKEN,
@@ -118,7 +118,7 @@ TOOLS: Final = (
             **_WHERE,
             "limit": p.whole(1, LIST_MAX, 50),
             "since": p.whole(0, 2**63 - 1),
-            "kind": p.each(p.one_of(KINDS), 3),
+            "kind": p.each(p.one_of(MESSAGE_KINDS), 3),
             "tag": _TAG,
         },
         required=("project_key", "task_id"),

@@ -1,0 +1,166 @@
+"""Which executor does a task, from which queue, within which limits. Pure.
+
+An operator writes executors, routes and classes into the settings. The first
+route whose conditions all hold decides; what it leaves open is the default's.
+Conditions look at the task's channel, type and sender and at its *traits*: the
+short plain values at the top of its payload, which is all of a payload that
+the fleet needs to see to decide where a task goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
+
+from dispatch.core.prompt import INTERNAL_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT: Final = "default"
+"""The executor of tasks that no route names one for."""
+GPU: Final = "gpu"
+"""The class that existing payloads ask for with ``gpu: true``."""
+TRAITS_MAX: Final = 16
+TRAIT_CHARS_MAX: Final = 64
+
+Trait = bool | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """How a task is done. Which fields count depends on ``kind``: command, http or python."""
+
+    name: str = DEFAULT
+    kind: str = "command"
+    command: tuple[str, ...] = ()
+    """The argv; ``{id} {channel} {type} {attempt} {payload.NAME}`` in it stand for the task's. Never a shell."""
+    stdin: str = "prompt"
+    """What a command reads: ``prompt``, ``task`` (the task as JSON) or ``nothing``."""
+    env: tuple[str, ...] = ()
+    """Further variables of the worker's environment that this executor may see."""
+    url: str = ""
+    """Where kind http posts the task."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers of that request; a value ``env:NAME`` is taken from the worker's environment."""
+    function: str = ""
+    """``module:function`` of kind python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Conditions, and what follows where all of them hold; None leaves a condition or a consequence out.
+
+    ``channel`` and ``type`` are patterns with ``*`` and ``?``. ``sender`` is the
+    name of a trusted sender of sealed tasks, ``*`` for any. ``payload`` maps
+    traits to values.
+    """
+
+    channel: str | None = None
+    type: str | None = None
+    sender: str | None = None
+    payload: Mapping[str, Trait] = field(default_factory=dict)
+
+    executor: str | None = None
+    queue: str | None = None
+    timeout_s: float | None = None
+    max_attempts: int | None = None
+    classes: tuple[str, ...] | None = None
+    review: bool | None = None
+    notify: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """All that decides about where tasks go."""
+
+    executors: Mapping[str, Executor] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
+    classes: Mapping[str, int] = field(default_factory=lambda: {GPU: 1})
+    """Class -> how many of its tasks run at once in the whole fleet."""
+    queue: str = "dispatch"
+    timeout_s: float = 3600.0
+    max_attempts: int = 3
+
+    def queues(self) -> tuple[str, ...]:
+        """Return every queue that a task may be put in, the default first."""
+        return tuple(dict.fromkeys([self.queue, *(route.queue for route in self.routes if route.queue)]))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTraits:
+    """What a decision looks at. ``sender`` is None for a task in the open, "" for a sealed one not yet opened."""
+
+    channel: str
+    type: str = "task"
+    sender: str | None = None
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was decided about one task."""
+
+    executor: str
+    queue: str
+    timeout_s: float
+    max_attempts: int
+    classes: tuple[str, ...] = ()
+    """In the order in which they must be taken: sorted, so that two tasks never wait for each other."""
+    review: bool = False
+    notify: bool = True
+
+
+def traits_of(payload: Any) -> dict[str, Trait]:
+    """Return the short plain values at the top of a payload, without those that steer dispatch.
+
+    At most TRAITS_MAX, in the order of their names.
+    """
+    if not isinstance(payload, dict):
+        return {}
+    found = {
+        name: value
+        for name, value in payload.items()
+        if isinstance(name, str)
+        and len(name) <= TRAIT_CHARS_MAX
+        and name not in INTERNAL_FIELDS
+        and (isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= TRAIT_CHARS_MAX))
+        and not (isinstance(value, int) and abs(value) >= 2**53)
+    }
+    return {name: found[name] for name in sorted(found)[:TRAITS_MAX]}
+
+
+def choose(routing: Routing, task: TaskTraits) -> Choice:
+    """Decide about a task. Total: there is always an answer."""
+    route = next((route for route in routing.routes if _holds(route, task)), Route())
+    classes = set(route.classes or ())
+    for name in routing.classes:
+        said = task.traits.get(name)
+        if said is True:
+            classes.add(name)
+        elif said is False:
+            classes.discard(name)
+    return Choice(
+        executor=route.executor or DEFAULT,
+        queue=route.queue or routing.queue,
+        timeout_s=routing.timeout_s if route.timeout_s is None else route.timeout_s,
+        max_attempts=routing.max_attempts if route.max_attempts is None else route.max_attempts,
+        classes=tuple(sorted(classes)),
+        review=bool(route.review),
+        notify=route.notify is not False,
+    )
+
+
+def _holds(route: Route, task: TaskTraits) -> bool:
+    return (
+        (route.channel is None or fnmatchcase(task.channel, route.channel))
+        and (route.type is None or fnmatchcase(task.type, route.type))
+        and (route.sender is None or (bool(task.sender) and route.sender in ("*", task.sender)))
+        and all(_same(task.traits.get(name), wanted) for name, wanted in route.payload.items())
+    )
+
+
+def _same(found: Trait | None, wanted: Trait) -> bool:
+    # In Python True equals 1.
+    return type(found) is type(wanted) and found == wanted

@@ -1,0 +1,1 @@
+"""Telling others that a task has ended: callbacks, and messages for people."""

@@ -1,0 +1,47 @@
+"""``dispatch top`` on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.service import service_on
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.redis import RedisServer
+
+
+@pytest.fixture
+def cli(tmp_path: Path, redis_server: RedisServer) -> Iterator[Cli]:
+    """The command line, on a service where two tasks run, one of them sealed."""
+    with service_on("sqlite") as service:
+        worker = service.client()
+        for title, payload in (("draw a map", {}), ("canary", {"encrypted": True, "content": "x"})):
+            task = worker.create(title=title, payload=payload)["id"]
+            token = worker.post(f"/tasks/{task}/claim", {"claim_id": "c"})["lease"]["fencing_token"]
+            start = {"fencing_token": token, "runner": "host-7", "message": "Agent processing started"}
+            worker.post(f"/tasks/{task}/start", start)
+        made = Cli(tmp_path, {"DISPATCH_ATS_URL": service.url, "DISPATCH_REDIS_URL": redis_server.url})
+        yield made
+        made.close()
+
+
+def test_top_is_live_on_a_terminal_and_plain_elsewhere(cli: Cli) -> None:
+    """Id, host, attempt, title unless sealed, newest message; Ctrl-C ends it and gives the terminal back."""
+    ended = cli("top")
+    assert ended.code == 0, ended.err
+    rows = [line.split("\t") for line in ended.out.splitlines() if "\thost-7\t" in line]
+    assert [(row[1], row[2], row[5], row[6]) for row in rows] == [
+        ("host-7", "1", "draw a map", "Agent processing started"),
+        ("host-7", "1", "(sealed)", ""),
+    ]
+    assert "canary" not in ended.out
+    live = cli.on_terminal("top", interrupt_at="in progress; q ends")
+    assert live.code == 130
+    assert "draw a map" in live.out
+    assert live.out.endswith(("\x1b[?1049l\x1b[?25h", "\x1b[?25h\x1b[?1049l", "\x1b[?25h"))

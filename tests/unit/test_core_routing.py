@@ -1,0 +1,170 @@
+"""Routing: which executor, queue, limits and classes a task gets, and how they are written."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatch.core.routing import DEFAULT, Executor, Route, Routing, TaskTraits, choose, traits_of
+from dispatch.errors import ConfigurationError
+from dispatch.routing_settings import read
+from dispatch.settings import load
+
+FULL = """
+[executors.gpu]
+command = ["render", "{payload.file}"]
+stdin = "task"
+env = ["CUDA_HOME"]
+[executors.api]
+kind = "http"
+url = "https://agents.example/run"
+headers = { Authorization = "env:AGENT_KEY" }
+[executors.thumb]
+kind = "python"
+function = "media.thumbs:make"
+[classes.gpu]
+limit = 2
+[classes.claude]
+limit = 5
+[[routes]]
+channel = "media-*"
+payload = { gpu = true, size = 3 }
+executor = "gpu"
+queue = "gpu"
+timeout_ms = 60000
+max_attempts = 1
+classes = ["claude"]
+review = true
+notify = false
+[[routes]]
+type = "thumb"
+executor = "thumb"
+[[routes]]
+sender = "alice"
+executor = "api"
+"""
+
+
+def routing_of(text: str) -> Routing:
+    """Read a TOML text with the usual defaults."""
+    return read(tomllib.loads(text), command=("claude", "-p"), queue="dispatch", timeout_s=3600.0, max_attempts=3)
+
+
+def test_every_key_of_executors_routes_and_classes_is_read() -> None:
+    """What an operator writes is what decisions are made from."""
+    routing = routing_of(FULL)
+    assert routing.executors["gpu"] == Executor(
+        name="gpu", command=("render", "{payload.file}"), stdin="task", env=("CUDA_HOME",)
+    )
+    assert routing.executors["api"].headers == {"Authorization": "env:AGENT_KEY"}
+    assert routing.executors["thumb"].function == "media.thumbs:make"
+    assert routing.executors[DEFAULT].command == ("claude", "-p")
+    assert routing.classes == {"gpu": 2, "claude": 5}
+    assert routing.queues() == ("dispatch", "gpu")
+    assert routing.routes[0] == Route(
+        channel="media-*",
+        payload={"gpu": True, "size": 3},
+        executor="gpu",
+        queue="gpu",
+        timeout_s=60.0,
+        max_attempts=1,
+        classes=("claude",),
+        review=True,
+        notify=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "executor", "queue", "classes"),
+    [
+        (TaskTraits("media-1", traits={"gpu": True, "size": 3}), "gpu", "gpu", ("claude", "gpu")),
+        (TaskTraits("media-1", traits={"gpu": 1, "size": 3}), DEFAULT, "dispatch", ()),
+        (TaskTraits("other", traits={"gpu": True, "size": 3}), DEFAULT, "dispatch", ("gpu",)),
+        (TaskTraits("media-1", "thumb", None, {"gpu": False}), "thumb", "dispatch", ()),
+        (TaskTraits("x", sender="alice"), "api", "dispatch", ()),
+        (TaskTraits("x", sender=""), DEFAULT, "dispatch", ()),
+        (TaskTraits("x"), DEFAULT, "dispatch", ()),
+    ],
+)
+def test_the_first_route_that_holds_decides(task: TaskTraits, executor: str, queue: str, classes: Any) -> None:
+    """All conditions of a route must hold; True is not 1; a switch in the payload takes part in its class."""
+    choice = choose(routing_of(FULL), task)
+    assert (choice.executor, choice.queue, choice.classes) == (executor, queue, classes)
+
+
+def test_a_switch_takes_a_task_out_of_a_class() -> None:
+    """``gpu: false`` wins over the class of a route."""
+    routing = routing_of('[[routes]]\nchannel = "*"\nclasses = ["gpu"]')
+    assert choose(routing, TaskTraits("x")).classes == ("gpu",)
+    assert choose(routing, TaskTraits("x", traits={"gpu": False})).classes == ()
+
+
+def test_what_a_route_leaves_open_is_the_default() -> None:
+    """No consequence is invented."""
+    choice = choose(routing_of(""), TaskTraits("x"))
+    assert (choice.timeout_s, choice.max_attempts, choice.review, choice.notify) == (3600.0, 3, False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[executors.a]\ncomand = 'x'", r"\[executors.a\]: comand is not known. Did you mean command\?"),
+        ("[executors.a]", "kind command needs command"),
+        ("[executors.a]\nkind = 'http'\nurl = 'ftp://x'", "url must be an http"),
+        ("[executors.a]\nkind = 'http'\nurl = 'https://u:p@x'", "without a user"),
+        ("[executors.a]\nkind = 'http'\nurl = 'https://x'\ncommand = 'x'", "command does not go with kind http"),
+        ("[executors.a]\nkind = 'http'\nurl = 'https://x'\nheaders = {a = \"x\\ny\"}", "line ends"),
+        ("[executors.a]\nkind = 'python'\nfunction = 'os.system'", "module:function"),
+        ("[executors.'a b']\ncommand = 'x'", "must be a name"),
+        ("[classes.gpu]\nlimit = 0", "limit must be a whole number between 1"),
+        ("[[routes]]\nexecutor = 'none'", "there is no executor none"),
+        ("[[routes]]\nclasses = ['none']", "there is no class none"),
+        ("[[routes]]\ntimeout_ms = 1", "timeout_ms must be"),
+        ("[[routes]]\nmax_attempts = true", "max_attempts must be"),
+        ("[[routes]]\nchanel = 'x'", "Did you mean channel"),
+        ("[routes]\nexecutor = 'x'", "routes must be written as"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, sentence: str, tmp_path: Any) -> None:
+    """A wrong table stops the start, with its name and what would be right."""
+    path = tmp_path / "dispatch.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=sentence):
+        load({"DISPATCH_CONFIG": str(path)})
+
+
+def test_the_default_executor_is_the_command_setting(tmp_path: Any) -> None:
+    """Whoever sets only DISPATCH_COMMAND needs no table."""
+    settings = load({"DISPATCH_COMMAND": "bash run.sh", "DISPATCH_QUEUE": "q", "DISPATCH_CONFIG": ""})
+    assert settings.routing.executors[DEFAULT].command == ("bash", "run.sh")
+    assert settings.routing.queue == "q"
+    assert settings.routing.classes == {"gpu": 1}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=80), inner, max_size=20),
+)
+
+
+@given(JSON)
+def test_traits_are_few_short_and_plain(payload: Any) -> None:
+    """Whatever a payload holds, its traits are at most sixteen short values, and none that steers dispatch."""
+    traits = traits_of(payload)
+    assert len(traits) <= 16
+    assert all(isinstance(value, bool | int) or len(value) <= 64 for value in traits.values())
+    assert not traits.keys() & {"callback_url", "ciphertext", "depends_on", "encrypted", "nonce"}
+    if isinstance(payload, dict):
+        assert all(payload[name] is value for name, value in traits.items())
+
+
+@given(JSON)
+def test_every_task_is_routed(payload: Any) -> None:
+    """There is an answer for any payload, and its executor exists."""
+    routing = routing_of(FULL)
+    choice = choose(routing, TaskTraits("c", traits=traits_of(payload)))
+    assert choice.executor in routing.executors
