@@ -17,11 +17,13 @@ ADMINS = {
     ("PATCH", ("orgs", "*")),
     ("POST", ("orgs", "*", "projects")),
     ("PATCH", ("orgs", "*", "projects", "*")),
+    ("PUT", ("steering", "*", "*")),
+    ("DELETE", ("steering", "*", "*")),
 }
 
 
 def test_every_route_has_the_access_that_is_written_down() -> None:
-    """Reading needs read, organisations and projects need admin to change, all else write; tools ask for themselves."""
+    """Reading needs read, organisations, projects and steering need admin to change, all else write; tools ask for themselves."""
     for shape, methods in ROUTES.items():
         for method in methods:
             looks = method == "GET" or shape == ("tools", "*")

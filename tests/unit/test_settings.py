@@ -59,6 +59,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "notify_urls": ("slack://a/b/c json://x", Secret("slack://a/b/c json://x")),
     "notify_on": ("failed, in_review", frozenset({"failed", "in_review"})),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
+    "metrics_bind": ("::1", "::1"),
+    "service_metrics_port": ("9701", 9701),
+    "ingress_metrics_port": ("9702", 9702),
+    "worker_metrics_port": ("9703", 9703),
     "log_level": ("debug", "debug"),
 }
 PAIRED = {"DISPATCH_ATS_ORG": "acme", "DISPATCH_ATS_PROJECT": "web"}
