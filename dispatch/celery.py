@@ -17,6 +17,7 @@ import kombu.transport.redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.platforms import SecurityWarning
+from celery.utils.nodenames import NODENAME_DEFAULT, default_nodename, nodename, nodesplit
 
 from dispatch import log
 from dispatch import settings as settings_module
@@ -67,7 +68,7 @@ kombu.transport.redis.Transport.Channel = Channel
 
 
 class Dispatch(Celery):
-    """Celery whose workers run without gossip, mingle and banner, so that nobody has to type it."""
+    """Celery whose workers run without gossip, mingle and banner and are called dispatch@HOST unless named."""
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  Celery names it so.
@@ -79,6 +80,9 @@ class Dispatch(Celery):
                 kwargs["without_gossip"] = True
                 kwargs["without_mingle"] = True
                 kwargs["quiet"] = True
+                name, host = nodesplit(kwargs.get("hostname") or default_nodename(None))
+                if name == NODENAME_DEFAULT:
+                    kwargs["hostname"] = nodename("dispatch", host)
                 super().__init__(*args, **kwargs)
 
         return Worker

@@ -7,12 +7,14 @@ sentence before anything is claimed. ``dispatch doctor`` shows all checks.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import redis
 
@@ -21,6 +23,7 @@ from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.broker import WORKER_KEY, connect, shown_url
 from dispatch.core.presence import WorkerPresence, parse_worker
+from dispatch.core.routing import DEFAULT
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
@@ -33,11 +36,11 @@ from dispatch.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dispatch.core.routing import Executor
     from dispatch.settings import Broker, Settings
 
 REDIS_VERSION_MIN: Final = (6, 2)
 DISK_BYTES_MIN: Final = 100 * 1024 * 1024
-_REDIS_CONFIG: Final = ("maxmemory", "maxmemory-policy", "appendonly", "bind", "protected-mode")
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
@@ -187,17 +190,21 @@ def _redis_state(client: redis.Redis, url: str) -> list[Check]:
         wanted = ".".join(map(str, REDIS_VERSION_MIN))
         return [Check("redis", "error", f"Redis at {url} is version {shown}.", f"Install Redis {wanted} or newer.")]
     checks = [Check("redis", "ok", f"Redis {shown} at {url} answers and takes writes.")]
-    try:
-        found = {name: str(client.config_get(name).get(name, "")) for name in _REDIS_CONFIG}
+    found = {
+        "maxmemory": str(info.get("maxmemory", 0)),
+        "maxmemory-policy": str(info.get("maxmemory_policy", "noeviction")),
+        "appendonly": "yes" if info.get("aof_enabled", 1) else "no",
+    }
+    has_password = True
+    # A user of config/redis-users.conf may not read the configuration, and a Redis with users asks who comes.
+    with contextlib.suppress(redis.RedisError):
+        found |= {name: str(client.config_get(name).get(name, "")) for name in ("bind", "protected-mode")}
         has_password = bool(client.config_get("requirepass").get("requirepass"))
-    except redis.RedisError:
-        sentence = "Redis does not let us see its configuration."
-        return [*checks, Check("redis", "warning", sentence, "See to it that it has noeviction and appendonly yes.")]
     return checks + redis_warnings(found, has_password=has_password)
 
 
 def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
-    """Judge the configuration of a Redis, as ``CONFIG GET`` tells it."""
+    """Judge the configuration of a Redis, under the names of redis.conf; what is not known is not judged."""
     checks = []
     if (policy := found.get("maxmemory-policy", "noeviction")) != "noeviction":
         is_limited = found.get("maxmemory", "0") not in ("", "0")
@@ -207,7 +214,7 @@ def redis_warnings(found: dict[str, str], *, has_password: bool) -> list[Check]:
     if found.get("appendonly", "yes") != "yes":
         sentence = "Redis has appendonly no: after a crash the queues are rebuilt from the task service."
         checks.append(Check("redis", "warning", sentence, "Set appendonly yes to lose less time."))
-    addresses = {address.removeprefix("-") for address in found.get("bind", "").split()}
+    addresses = {address.removeprefix("-") for address in found.get("bind", "127.0.0.1").split()}
     is_open = not addresses <= {"127.0.0.1", "::1", "localhost"} or not addresses
     if is_open and not has_password and found.get("protected-mode") == "no":
         sentence = (
@@ -241,21 +248,66 @@ def check_workers(settings: Settings) -> list[Check]:
 
 
 def check_executor(settings: Settings) -> list[Check]:
-    """Is the executor's program there, and may we run it?"""
-    program = settings.execution.command[0]
+    """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
+    return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+
+
+def _executor(executor: Executor) -> list[Check]:
+    if executor.kind == "http":
+        unset = sorted(
+            value.removeprefix("env:")
+            for value in executor.headers.values()
+            if value.startswith("env:") and not os.environ.get(value.removeprefix("env:"))
+        )
+        if unset:
+            sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
+            return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
+        return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
+    if executor.kind == "python":
+        return [_function(executor)]
+    return [_program(executor)]
+
+
+def _severity(executor: Executor) -> Literal["warning", "error"]:
+    return "error" if executor.name == DEFAULT else "warning"
+
+
+def _function(executor: Executor) -> Check:
+    """Look for the module without running it; what its parent packages do when imported happens."""
+    module = executor.function.partition(":")[0]
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except Exception as exc:  # noqa: BLE001 - a parent package may raise anything
+        sentence = f"The executor {executor.name}: {module} cannot be imported: {exc}."
+        return Check("executor", _severity(executor), sentence)
+    if is_there:
+        return Check("executor", "ok", f"The executor {executor.name} is {executor.function}.")
+    sentence = f"The executor {executor.name}: there is no module {module}."
+    return Check(
+        "executor",
+        _severity(executor),
+        sentence,
+        "Install it where the worker runs, or add its directory to PYTHONPATH.",
+    )
+
+
+def _program(executor: Executor) -> Check:
+    program = executor.command[0]
+    called = "" if executor.name == DEFAULT else f" {executor.name}"
     place = shutil.which(program)
     if place is not None:
-        return [Check("executor", "ok", f"The executor is {place}.")]
+        return Check("executor", "ok", f"The executor{called} is {place}.")
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
+    if called:
+        advice = f"Install it on this host, or change [executors.{executor.name}]."
     path = Path(program).expanduser()
     if path.is_dir():
-        return [Check("executor", "error", f"The executor {program} is a directory.", advice)]
+        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
     if path.exists() and "/" in program:
-        return [
-            Check("executor", "error", f"The executor {program} may not be executed.", f"Try 'chmod +x {program}'.")
-        ]
+        sentence = f"The executor{called} {program} may not be executed."
+        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
     where = "" if "/" in program else " on PATH"
-    return [Check("executor", "error", f"The executor {program} was not found{where}.", advice)]
+    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
 
 
 def check_user(_settings: Settings) -> list[Check]:

@@ -12,6 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from dispatch.core import template
 from dispatch.core.routing import DEFAULT, Executor, Route, Routing
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _argv(value: Any) -> tuple[str, ...]:
     argv = shlex.split(value) if isinstance(value, str) else value
     if not isinstance(argv, list) or not argv or not all(isinstance(one, str) and "\0" not in one for one in argv):
         raise ValueError("must name a command, as text or as a list of texts")
+    if not template.names_program(argv):
+        raise ValueError("must name the program itself; values of the task may stand in its arguments")
     return tuple(argv)
 
 

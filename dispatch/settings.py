@@ -21,7 +21,7 @@ import tomllib
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import platformdirs
 
@@ -266,6 +266,18 @@ class Execution:
         _whole(1024, 4_194_304),
         "how much of stdout is kept, bytes (a quarter head, the rest tail)",
     )
+    attempt_log_bytes_max: int = setting(
+        "attempt_log_bytes_max",
+        67_108_864,
+        _whole(0, 1 << 40),
+        "how much of an attempt's output its log on the worker's host holds, bytes; 0: no logs",
+    )
+    attempt_log_keep_s: float = setting(
+        "attempt_log_keep_s",
+        604_800,
+        _seconds(60, 315_360_000),
+        "how long those logs are kept after their last line, seconds",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +330,9 @@ class Service:
         None,
         _url(),
         "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
+    )
+    database_password: Secret | None = setting(
+        "database_password", None, _secret, "password of the PostgreSQL user, if not in the URL", secret=True
     )
     regrant_delay_s: float = setting(
         "regrant_delay_s",
@@ -402,6 +417,18 @@ class Notify:
 
 
 @dataclass(frozen=True, slots=True)
+class Flower:
+    """Flower, the page that shows workers, queues and attempts."""
+
+    auth: Secret | None = setting(
+        "flower_auth", None, _secret, "who may see Flower's pages: user:password, comma-separated", secret=True
+    )
+    open: bool = setting(
+        "flower_open", False, _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Prometheus metrics (docs/metrics.md)."""
 
@@ -443,6 +470,7 @@ class Settings:
     service: Service = field(default_factory=Service)
     trust: Trust = field(default_factory=Trust)
     notify: Notify = field(default_factory=Notify)
+    flower: Flower = field(default_factory=Flower)
     metrics: Metrics = field(default_factory=Metrics)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
@@ -450,8 +478,13 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        """The store's URL, the default resolved."""
-        return self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        """The store's URL, the default resolved, with the password that stands in a setting of its own."""
+        url = self.service.database_url or f"sqlite:///{self.local.data_dir / 'tasks.db'}"
+        if self.service.database_password is None or not url.startswith("postgres"):
+            return url
+        # libpq takes every parameter in the query, where it does not matter how many hosts the URL names.
+        secret = quote(self.service.database_password.reveal(), safe="")
+        return f"{url}{'&' if '?' in url else '?'}password={secret}"
 
     @property
     def keys_dir(self) -> Path:
@@ -599,6 +632,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         service=Service(**tables.get("service", {})),
         trust=Trust(**tables.get("trust", {})),
         notify=Notify(**tables.get("notify", {})),
+        flower=Flower(**tables.get("flower", {})),
         metrics=Metrics(**tables.get("metrics", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),

@@ -11,6 +11,7 @@ import pytest
 from tests.support.postgres import stop_shared_server
 from tests.support.redis import RedisServer
 from tests.support.stack import Stack
+from tests.support.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,7 +69,20 @@ def make_stack(request: pytest.FixtureRequest) -> Iterator[Callable[..., Stack]]
             stack.abort()
 
 
+@pytest.fixture(scope="module")
+def standing(request: pytest.FixtureRequest) -> Iterator[Standing]:
+    """The fleet of a file, with the settings that the file names in STANDING, if any."""
+    made = Standing(getattr(request.module, "STANDING", {}))
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def stack(make_stack: Callable[..., Stack]) -> Stack:
-    """A running stack: Redis, service, ingress, and a worker with two slots."""
-    return make_stack().start()
+def fleet(request: pytest.FixtureRequest, standing: Standing) -> Iterator[Callable[..., Stack]]:
+    """Give the file's fleet, running and idle, with as many slots as asked for; a test may kill all of it."""
+    yield standing.take
+    call = request.node.stash.get(_report, {}).get("call")
+    if call is None or call.failed:
+        standing.discard()
+    else:
+        standing.give_back()

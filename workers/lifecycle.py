@@ -16,9 +16,10 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import signals
+from celery.worker import state as celery_state
 
 from dispatch import __version__, metrics
 from dispatch import log as logging_setup
@@ -33,8 +34,9 @@ from dispatch.core.presence import WorkerPresence
 from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
-from dispatch.runner import janitor, spool, tree
+from dispatch.runner import attempt_log, janitor, spool, tree
 from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.redaction import secrets_of
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import load
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from dispatch.settings import Settings
 
 log = logging_setup.get_logger("worker")
+_TIDY_EVERY_S: Final = 3_600.0
 
 
 @dataclass(slots=True)
@@ -171,8 +174,18 @@ def _start_slot(**_: Any) -> None:
             wake=RedisWakes(settings.broker),
             stop_fd=_main.stop_r,
             keys=key_files(settings),
+            routing=settings.routing,
+            # On a foreign service every line would be a message among people's, and twice the calls.
+            stream_s=1.0 if _main.fenced else 10.0,
+            secrets=secrets_of(settings),
         )
     )
+
+
+def _running() -> tuple[str, ...]:
+    """Return what this worker runs now, each as ``<task id>.<fencing token>``."""
+    # A copy made by C code in one step: the worker's own thread changes the set.
+    return tuple(sorted(str(request.id) for request in tuple(celery_state.active_requests)))
 
 
 @signals.worker_ready.connect
@@ -190,7 +203,11 @@ def _show(sender: Any, **_: Any) -> None:
         version=__version__,
     )
     _main.presence = PresenceThread(
-        _main.settings.broker, presence, log, lambda wanted: _consume(sender, presence.queues, wanted=wanted)
+        _main.settings.broker,
+        presence,
+        log,
+        running=_running,
+        consume=lambda wanted: _consume(sender, presence.queues, wanted=wanted),
     )
     _main.presence.start()
     _serve_metrics(_main, presence.slots)
@@ -219,6 +236,10 @@ def _tidy(main: Main) -> None:
     janitor.clear_directories(main.settings.local.data_dir / "work")
     gateway = _gateway(main.settings, fenced=main.fenced)
     spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
+    logs, keep_s = main.settings.local.data_dir / attempt_log.DIRECTORY, main.settings.execution.attempt_log_keep_s
+    while not main.draining:
+        janitor.clear_logs(logs, keep_s)
+        time.sleep(min(keep_s, _TIDY_EVERY_S))
 
 
 @signals.worker_shutting_down.connect

@@ -29,12 +29,20 @@ class PresenceThread:
     """Writes one worker's presence until ``leave`` is called.
 
     ``consume(False)`` is called from the thread when an operator drains the host
-    (DRAIN_KEY), ``consume(True)`` when that was taken back.
+    (DRAIN_KEY), ``consume(True)`` when that was taken back. ``running`` returns the
+    Celery ids of what the worker runs now.
     """
 
     def __init__(
-        self, broker: Broker, presence: WorkerPresence, log: Any, consume: Callable[[bool], None] = lambda _: None
+        self,
+        broker: Broker,
+        presence: WorkerPresence,
+        log: Any,
+        *,
+        running: Callable[[], tuple[str, ...]] = tuple,
+        consume: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        self._running = running
         self._client = connect(broker)
         self._presence = presence
         self._key = f"{WORKER_KEY}{presence.node}:{presence.pid}"
@@ -107,7 +115,7 @@ class PresenceThread:
             if self._leaving:
                 self._client.delete(self._key)
             else:
-                self._client.set(self._key, dump(self._presence), ex=PRESENCE_TTL_S)
+                self._client.set(self._key, dump(replace(self._presence, running=self._running())), ex=PRESENCE_TTL_S)
                 self._shown_at = time.monotonic()
             if is_news:
                 self._client.publish(PRESENCE_CHANNEL, self._presence.node)

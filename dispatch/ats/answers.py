@@ -7,7 +7,7 @@ import os
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats.model import Task, parse_task
+from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.errors import (
     AuthenticationError,
     GatewayError,
@@ -19,7 +19,7 @@ from dispatch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 RETRY_AFTER_MAX_S: Final = 3_600.0
 """A longer ``Retry-After`` is cut to this."""
@@ -120,6 +120,24 @@ def messages_of(answer: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
         raise GatewayUnavailableError("The task service answered something that is not a list of messages.")
     return [row for row in rows if isinstance(row, dict)]
+
+
+def progress_of(messages: Iterable[Any], task: Task) -> tuple[int, str] | None:
+    """Return how far the running attempt of a task is, percent and words, from its thread; None when it did not say."""
+    newest = None
+    for message in messages:
+        if not isinstance(message, dict) or message.get("kind") != "log":
+            continue
+        meta = message.get("meta")
+        percent = meta.get("progress") if isinstance(meta, dict) else None
+        if isinstance(percent, int) and not isinstance(percent, bool):
+            newest = message, percent, _text(meta.get("text") if isinstance(meta, dict) else None)
+    if newest is None or task.status != "in_progress":
+        return None
+    said_at, started_at = parse_time(newest[0].get("created_at")), parse_time((task.raw or {}).get("started_at"))
+    if said_at is not None and started_at is not None and said_at < started_at:
+        return None
+    return newest[1], newest[2]
 
 
 def extensions_of(answer: Any) -> frozenset[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.ats import protocol
 from dispatch.ats.model import Actor, Grant, parse_task
 from dispatch.core import results
+from dispatch.core.review import Review, bounded
 
 if TYPE_CHECKING:
     from dispatch.ats.client import Client
@@ -40,9 +41,9 @@ class FencedGateway:
         request = protocol.renew(ref.task_id, token=ref.token, lease_s=self._lease_s, message=message)
         return self._grant(self._send(ref, request))
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success."""
-        self._send(ref, protocol.complete(ref.task_id, outputs, token=ref.token))
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success, or hand the result to review."""
+        self._send(ref, protocol.complete(ref.task_id, outputs, token=ref.token, review=review))
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
         """Report the final failure."""
@@ -61,9 +62,9 @@ class FencedGateway:
         """Return a task as it is now, without its thread."""
         return parse_task(self._client.send(protocol.get(task_id, fields=_READ)))
 
-    def say(self, ref: AttemptRef, text: str) -> None:
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
         """Append a text to the task's thread."""
-        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token))
+        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token, meta=meta))
 
     def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
         return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))
@@ -86,7 +87,18 @@ def read_grant(answer: Any, *, default_ttl_s: float) -> Grant:
         fencing_token=token if isinstance(token, int) and not isinstance(token, bool) else task.fencing_token,
         ttl_s=ttl_ms / 1000.0 if isinstance(ttl_ms, int | float) and not isinstance(ttl_ms, bool) else default_ttl_s,
         dependencies=_results(answer),
+        review=_review(answer),
     )
+
+
+def _review(answer: Any) -> Review | None:
+    """Read why a task came back; its earlier outputs stand in the task itself."""
+    found = answer.get("review") if isinstance(answer, dict) else None
+    if not isinstance(found, dict):
+        return None
+    said = found.get("messages")
+    talk = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+    return bounded(found.get("note"), "", talk)
 
 
 def _results(answer: Any) -> tuple[dict[str, Any], ...]:

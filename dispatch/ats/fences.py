@@ -3,12 +3,14 @@
 The claimer of such a task takes the next token with ``INCR token_key``, puts
 it into the message, and reads ``attempts_key`` for the number of the attempt
 and ``not_before_key``, whose existence means "do not claim yet". Losing Redis
-loses these counts, never a task.
+loses these counts, never a task; a counter of tokens that was lost begins again
+at ``first_token``, above all that it gave before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from functools import lru_cache
 from typing import Final
 
@@ -20,6 +22,11 @@ KEEP_S: Final = 30 * 24 * 3600
 def service_key(base_url: str) -> str:
     """Return a short word that stands for one service: several may share one Redis."""
     return hashlib.sha256(base_url.encode()).hexdigest()[:12]
+
+
+def first_token() -> int:
+    """Return where a counter of claims begins: milliseconds since 1970, faster than any task can be claimed."""
+    return time.time_ns() // 1_000_000
 
 
 def token_key(base_url: str, task_id: str) -> str:

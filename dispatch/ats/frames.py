@@ -91,6 +91,7 @@ def parse_event(body: Mapping[str, Any], *, keep_raw: bool = False) -> Event | N
         seq=seq if isinstance(seq, int) and not isinstance(seq, bool) else None,
         actor_id=_word(body.get("actor_id")) or None,
         actor_name=_word(body.get("actor_name")) or None,
+        message=data["message"] if isinstance(data.get("message"), dict) else None,
     )
 
 

@@ -42,8 +42,11 @@ class TaskGateway(Protocol):
         """Extend the lease from now."""
         ...
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success. Repeating it with the same outputs is answered as the first time."""
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success. Repeating it with the same outputs is answered as the first time.
+
+        With ``review`` the task waits for somebody's approval, where the service knows that.
+        """
         ...
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
@@ -61,8 +64,11 @@ class TaskGateway(Protocol):
         """Return a task as it is now: another one than the attempt's."""
         ...
 
-    def say(self, ref: AttemptRef, text: str) -> None:
-        """Append a text of kind ``log`` to the task's thread. Repeated, it stands there twice."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+        """Append a text of kind ``log`` to the task's thread, with facts for programs. Repeated, it stands there twice.
+
+        May be called by a third thread, beside reports and renewals.
+        """
         ...
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:

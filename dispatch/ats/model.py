@@ -6,13 +6,19 @@ ATS may not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dispatch.core.dependencies import named_in
+from dispatch.core.routing import Trait, traits_of
 from dispatch.core.sealed import is_sealed
 from dispatch.errors import GatewayUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dispatch.core.review import Review
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Task:
     """By the service's clock."""
     updated_at: datetime | None = None
     """By the service's clock."""
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+    """What decides where the task goes: short plain values of its payload (core.routing)."""
     sealed: bool = False
     """It says that it is sealed; thin events of our service say so without the payload."""
     raw: dict[str, Any] | None = None
@@ -68,6 +76,8 @@ class Grant:
     ttl_s: float
     dependencies: tuple[dict[str, Any], ...] = ()
     """The results of what the task depends on, after a start: ``id title status outputs`` (core.results)."""
+    review: Review | None = None
+    """Why it was sent back, after a start; ``task.outputs`` are then those of the attempt before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,8 @@ class Event:
     """The event's number; None without the extension."""
     actor_id: str | None
     actor_name: str | None = None
+    message: dict[str, Any] | None = None
+    """What was said, when it is about a message."""
 
 
 def parse_time(value: Any) -> datetime | None:
@@ -147,6 +159,7 @@ def parse_task(body: Any, *, keep_raw: bool = True) -> Task:
         depends_on=_depends_on(body),
         created_at=parse_time(body.get("created_at")),
         updated_at=parse_time(body.get("updated_at")),
+        traits=traits_of(body["traits"] if isinstance(body.get("traits"), dict) else body.get("payload")),
         sealed=body.get("sealed") is True or is_sealed(body.get("payload")),
         raw=body if keep_raw else None,
     )

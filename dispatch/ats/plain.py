@@ -3,7 +3,9 @@
 What stands in for fencing: a token counted in Redis, a start that succeeds
 once per token, and a look at the task (still in progress, ours, lease in the
 future) before everything that changes it. Between that look and the change a
-window remains; only a service with fencing tokens can close it.
+window remains; only a service with fencing tokens can close it. Redis may lose
+who started what, so each start leaves a mark on the task's thread and looks for
+such marks first.
 
 Renewing means claiming again. Some services extend the lease, others refuse
 and leave it as it is; both are handled. What the task looks like decides, not
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
-from dispatch.ats import fences, protocol
+from dispatch.ats import answers, fences, marks, protocol
 from dispatch.ats.model import Actor, Grant, Task, parse_task
 from dispatch.core import results
 from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, LeaseLostError, SealReplayedError
@@ -60,9 +62,14 @@ class PlainGateway:
         key = fences.start_key(self._url, ref.task_id, ref.token)
         attempts_key = fences.attempts_key(self._url, ref.task_id)
         task = self._held(ref)
+        marked = self._marked(ref, task)
+        first = runner if runner in marked else next(iter(marked), runner)
         try:
             self._check_token(ref)
-            if self._redis.set(key, runner, nx=True, ex=_START_KEEP_S):
+            is_new = self._redis.set(key, first, nx=True, ex=_START_KEEP_S)
+            if first != runner:
+                raise _lost(f"Task {ref.task_id} was started by another worker already, says its thread.", task.status)
+            if is_new:
                 attempts = int(self._redis.incr(attempts_key))
                 self._redis.expire(attempts_key, fences.KEEP_S)
             elif _word(self._redis.get(key)) == runner:
@@ -71,9 +78,18 @@ class PlainGateway:
                 raise _lost(f"Task {ref.task_id} was started by another worker already.", task.status)
         except RedisError as exc:
             raise _away(exc) from exc
-        if message:
-            self._post(ref, message)
+        self._post(ref, *([message] if message else []), marks.mark_of(ref.token, runner))
         return replace(self._grant(replace(task, attempts=attempts)), dependencies=self._results(ref, task))
+
+    def _marked(self, ref: AttemptRef, task: Task) -> list[str]:
+        """Return who has begun this attempt by the task's thread; a thread that cannot be read shows nobody."""
+        thread = (task.raw or {}).get("messages")
+        if not isinstance(thread, list):
+            try:
+                thread = answers.messages_of(self._send(ref, protocol.list_messages(ref.task_id)))
+            except (GatewayRejectedError, GatewayUnavailableError):
+                return []
+        return marks.runners_in(thread, ref.token)
 
     def _results(self, ref: AttemptRef, task: Task) -> tuple[dict[str, Any], ...]:
         """Read what the task depends on; what cannot be read now is left out, because the attempt is worth more."""
@@ -102,8 +118,12 @@ class PlainGateway:
             self._post(ref, message)
         return self._grant(task)
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
-        """Report success, after a look at the task."""
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
+        """Report success, after a look at the task. There is no review here: it completes at once."""
+        if review:
+            _log.warning(
+                "review_not_possible", task=ref.task_id, advice="This service has no review: the task is completed now."
+            )
         if self._is_done(ref, "completed", outputs):
             return
         self._finish(ref, protocol.complete(ref.task_id, outputs), "completed", outputs)
@@ -132,8 +152,8 @@ class PlainGateway:
         """Return a task as it is now."""
         return parse_task(self._client.send(protocol.get(task_id)))
 
-    def say(self, ref: AttemptRef, text: str) -> None:
-        """Append a text to the task's thread, after a look at the task."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Append a text to the task's thread, after a look at the task; there is no place for facts."""
         self._held(ref)
         self._send(ref, protocol.post_message(ref.task_id, text))
 
@@ -230,10 +250,10 @@ class PlainGateway:
                 advice="This service does not extend leases; set DISPATCH_LEASE_MS above DISPATCH_TIMEOUT_MS.",
             )
 
-    def _post(self, ref: AttemptRef, text: str) -> None:
+    def _post(self, ref: AttemptRef, *texts: str) -> None:
         # A message on the thread is worth less than the attempt: nothing that happens to it ends the attempt.
         with contextlib.suppress(GatewayRejectedError, GatewayUnavailableError):
-            self._send(ref, protocol.post_message(ref.task_id, text))
+            self._send(ref, protocol.post_message(ref.task_id, *texts))
 
     def _read(self, ref: AttemptRef) -> Task:
         return parse_task(self._send(ref, protocol.get(ref.task_id)))

@@ -187,9 +187,11 @@ def claim_many(task_ids: Sequence[int], *, lease_s: float, claim_id: str) -> Req
     return Request("POST", "/tasks/claim", body=body, scoped=True)
 
 
-def complete(task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None) -> Request:
-    """Report success. ``outputs`` is always sent as a list."""
-    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token)
+def complete(
+    task_id: str, outputs: Sequence[Any] | None = None, *, token: int | None = None, review: bool = False
+) -> Request:
+    """Report success. ``outputs`` is always sent as a list; ``review`` (extension): it waits for approval."""
+    body = _present(outputs=None if outputs is None else list(outputs), fencing_token=token, review=review or None)
     return Request("POST", _task(task_id, "complete"), body=body, scoped=True, leased=token is not None)
 
 
@@ -220,16 +222,17 @@ def hurry(task_id: str, reason: str | None = None) -> Request:
     return Request("POST", _task(task_id, "hurry"), body=_present(reason=reason), scoped=True)
 
 
-def post_message(task_id: str, text: str, data: Any = None) -> Request:
-    """Append a text to the task's thread; ``data`` is the same for programs."""
-    parts = [{"type": "text", "content": text}] + ([] if data is None else [{"type": "data", "data": data}])
-    body = {"parts": parts}
+def post_message(task_id: str, *texts: str, data: Any = None) -> Request:
+    """Append one message, of one or more texts, to the task's thread; ``data`` is the same for programs."""
+    parts: list[dict[str, Any]] = [{"type": "text", "content": text} for text in texts]
+    body = {"parts": parts if data is None else [*parts, {"type": "data", "data": data}]}
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False)
 
 
-def list_messages(task_id: str) -> Request:
-    """Ask for the task's thread."""
-    return Request("GET", _task(task_id, "messages"), scoped=True)
+def list_messages(task_id: str, *, limit: int | None = None) -> Request:
+    """Ask for the task's thread; ``limit``: for the newest of it."""
+    query = () if limit is None else (("limit", str(limit)),)
+    return Request("GET", _task(task_id, "messages"), query=query, scoped=True)
 
 
 def list_orgs() -> Request:
@@ -311,10 +314,15 @@ def seal(task_id: str, digest: str, *, token: int) -> Request:
     return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=True)
 
 
-def post_log(task_id: str, text: str, *, token: int) -> Request:
+def post_log(task_id: str, text: str, *, token: int, meta: Mapping[str, Any] | None = None) -> Request:
     """Append a text of kind ``log`` to the task's thread as the attempt that ``token`` names (``messages.fenced``)."""
-    body = {"parts": [{"type": "text", "content": text}], "kind": "log", "fencing_token": token}
+    body = _present(parts=[{"type": "text", "content": text}], kind="log", fencing_token=token, meta=meta)
     return Request("POST", _task(task_id, "messages"), body=body, scoped=True, repeatable=False, leased=True)
+
+
+def bounce(task_id: str, note: str) -> Request:
+    """Send a task in review back to pending with a note for its next attempt (``review``)."""
+    return Request("POST", _task(task_id, "bounce"), body={"note": note}, scoped=True, repeatable=False)
 
 
 def fail_many(items: Sequence[tuple[int, str]]) -> Request:

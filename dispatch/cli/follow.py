@@ -16,7 +16,7 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import print_messages, print_response
+from dispatch.cli.thread import print_messages, print_response, shown_progress
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
@@ -36,7 +36,8 @@ LOOK_S: Final = 5.0
 def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | None) -> None:
     """Show what happens to tasks, as it happens.
 
-    On all channels, unless --channel names some. Ctrl-C ends it.
+    On all channels, unless --channel names some. Ctrl-C ends it. Of what running
+    tasks write only their progress is shown; 'dispatch logs -f ID' shows it all.
 
     \b
     Examples:
@@ -47,7 +48,26 @@ def watch(state: State, verbs: Sequence[str], type_: str | None, task_id: str | 
     wanted = {word.strip().removeprefix("task.") for item in verbs for word in item.split(",")}
     # What needs a key, unlike /health: the feed itself would only try again and again.
     state.client.send(protocol.list_tasks(limit=1))
-    asyncio.run(_watch(state, lambda event: _is_wanted(event, wanted, type_, task_id)))
+    steps = _Steps()
+    is_said = (lambda _: True) if state.output.is_json or "message" in wanted else steps.is_news
+    asyncio.run(_watch(state, lambda event: _is_wanted(event, wanted, type_, task_id) and is_said(event)))
+
+
+class _Steps:
+    """Keeps what running attempts write out of what people watch, but for their progress, each step once."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Any] = {}
+
+    def is_news(self, event: Event) -> bool:
+        """Say whether an event is shown."""
+        if event.message is None or event.message.get("kind") != "log":
+            return True
+        meta = event.message.get("meta")
+        if not isinstance(meta, dict) or self._told.get(event.task_id) == meta:
+            return False
+        self._told[event.task_id] = meta
+        return True
 
 
 def _is_wanted(event: Event, verbs: set[str], type_: str | None, task_id: str | None) -> bool:
@@ -85,10 +105,14 @@ def _print_event(state: State, event: Event) -> None:
                 "actor_id": event.actor_id,
                 "actor_name": event.actor_name,
                 "task": task.raw if task else None,
+                **({} if event.message is None else {"message": event.message}),
             }
         )
         return
     title, by = (task.title if task else ""), event.actor_name or event.actor_id or ""
+    progress = answers.progress_of([event.message], task) if task is not None and event.message else None
+    if progress is not None:
+        title = f"{title}  [{shown_progress(progress)}]"
     now = datetime.now().astimezone()
     if not state.output.is_terminal:
         cells = (now.isoformat(timespec="seconds"), event.task_id, event.verb, event.channel, by, title)

@@ -43,6 +43,7 @@ COMMANDS: Final = {
     },
     "Changing tasks": {
         "cancel": "dispatch.cli.moves:cancel",
+        "bounce": "dispatch.cli.moves:bounce",
         "complete": "dispatch.cli.moves:complete",
         "fail": "dispatch.cli.moves:fail",
         "reject": "dispatch.cli.moves:reject",

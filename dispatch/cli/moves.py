@@ -1,4 +1,4 @@
-"""Commands that move a task through its lifecycle: cancel, complete, fail, reject, reopen."""
+"""Commands that move a task through its lifecycle: cancel, complete, fail, reject, reopen, bounce."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cancel(state: State, task_ids: Sequence[str], reason: str | None) -> None:
 @common_options
 @click.pass_obj
 def complete(state: State, task_ids: Sequence[str], response: str | None, outputs: str | None) -> None:
-    """Complete tasks by hand.
+    """Complete tasks by hand, or approve the result of tasks in review.
 
     \b
     Examples:
@@ -137,6 +137,27 @@ def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents
         state.output.json(results[0] if len(task_ids) == 1 else results)
     if last is not None:
         raise last
+
+
+@click.command()
+@click.argument("task_id", metavar="ID", type=TaskId())
+@click.argument("note")
+@common_options
+@click.pass_obj
+def bounce(state: State, task_id: str, note: str) -> None:
+    """Send a task in review back, with a note on what is to be better.
+
+    Its next attempt reads the note, the earlier result and what people said on
+    the thread. It has all its attempts ahead of it again. 'dispatch complete ID'
+    approves instead.
+
+    \b
+    Examples:
+      dispatch bounce 7 "The second table is missing"
+    """  # noqa: D301 - click's mark
+    if "review" not in answers.extensions_of(state.client.send(protocol.health())):
+        raise UsageError("The task service at this URL knows no review; use 'dispatch message' and 'dispatch reopen'.")
+    _each(state, [task_id], "sent back", lambda one: protocol.bounce(one, note))
 
 
 def _reopen_all(state: State, task_id: str, reason: str | None) -> dict[str, Any]:

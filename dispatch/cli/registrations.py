@@ -164,7 +164,7 @@ def _whole(fingerprint: str) -> str:
 def _tell(state: State, asked: Waiting, text: str, data: dict[str, Any]) -> str | None:
     """Put the answer on the thread of the task that asked; return a sentence if that cannot be done."""
     try:
-        state.client.send(protocol.post_message(asked.task_id, text, data))
+        state.client.send(protocol.post_message(asked.task_id, text, data=data))
     except GatewayError as exc:
         return f"Task {asked.task_id} could not be told ({str(exc).rstrip('.')})."
     return None

@@ -10,6 +10,7 @@ import click
 
 from dispatch.ats.answers import FENCING_EXTENSIONS
 from dispatch.ats.model import parse_time
+from dispatch.cli import running as running_tasks
 from dispatch.cli.fleet_view import leases_of, look
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago, duration
@@ -45,10 +46,14 @@ def status(state: State) -> int:
     """  # noqa: D301 - click's mark
     seen = look(state)
     stuck = look_for_stuck(state, seen)
+    running = [] if seen.fleet.service_error else running_tasks.progress_of(state, seen.running)
     if state.output.is_json:
-        state.output.json(as_json(state, seen, stuck))
+        document = as_json(state, seen, stuck)
+        if document["tasks"] is not None:
+            document["tasks"]["running"] = running
+        state.output.json(document)
     else:
-        _print(state, seen, stuck)
+        _print(state, seen, stuck, running)
     return EXIT_UNREACHABLE if seen.fleet.service_error or seen.fleet.redis_error else 0
 
 
@@ -183,7 +188,7 @@ def _totals(seen: Seen) -> str:
     return f"{len(seen.fleet.workers)} with {slots} slots{claimed}"
 
 
-def _print(state: State, seen: Seen, stuck: list[Stuck]) -> None:
+def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str, Any]]) -> None:
     output = state.output
     output.fields(lines(state, seen))
     if not output.is_terminal:
@@ -193,6 +198,9 @@ def _print(state: State, seen: Seen, stuck: list[Stuck]) -> None:
         for one in stuck:
             output.line(f"{one.text}{_names(one.tasks)}")
             output.note(f"  {one.next}")
+    if running:
+        output.heading("Running")
+        output.table(running_tasks.COLUMNS, [running_tasks.row(one) for one in running])
     if seen.fleet.workers:
         output.heading("Workers")
         output.table(WORKER_COLUMNS, worker_rows(seen, people=output.is_terminal), styled=4)

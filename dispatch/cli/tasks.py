@@ -14,7 +14,7 @@ from dispatch.ats import answers, protocol
 from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.cli.options import Priority, State, TaskId, common_options, refuse_constant
 from dispatch.cli.output import ago, duration
-from dispatch.cli.thread import print_messages, print_response
+from dispatch.cli.thread import print_messages, print_response, shown_progress
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import UsageError
 
@@ -236,7 +236,7 @@ def show(state: State, task_id: str) -> None:
     if state.output.is_json:
         state.output.json({**(task.raw or {}), "messages": messages})
         return
-    state.output.fields(_story(task))
+    state.output.fields([*_story(task), ("progress", shown_progress(answers.progress_of(messages, task)))])
     for name, text in (("Description", task.description), ("Payload", _pretty(task.payload))):
         if text:
             state.output.heading(name)

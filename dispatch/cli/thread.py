@@ -38,6 +38,11 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
+def shown_progress(progress: tuple[int, str] | None) -> str:
+    """Return how far an attempt is, for people."""
+    return "" if progress is None else f"{progress[0]} % {clean_line(progress[1])}".rstrip()
+
+
 def response_of(task: Task) -> str:
     """Return a task's outputs as text: responses as they are, artifacts by their parts, the rest as JSON."""
     outputs = task.outputs if isinstance(task.outputs, list) else [] if task.outputs is None else [task.outputs]
@@ -60,17 +65,26 @@ def print_response(output: Output, task: Task) -> None:
 
 
 def print_messages(output: Output, messages: Iterable[Mapping[str, Any]]) -> None:
-    """Print messages: who and how long ago, then the text, on a terminal; time, name and text elsewhere."""
+    """Print messages: who and how long ago, then the text, on a terminal; time, name and text elsewhere.
+
+    What a running attempt writes is printed as it came, line by line.
+    """
     for message in messages:
         who = clean_line(message.get("actor_name") or message.get("actor_type") or "somebody")
         text = clean_text(text_of(message.get("parts")))
         at = parse_time(message.get("created_at"))
         if not output.is_terminal:
-            click.echo(f"{clean_line(message.get('created_at'))}\t{who}\t{clean_line(text)}")
+            at_once = text.rstrip("\n").split("\n") if message.get("kind") == "log" else [text]
+            for line in at_once:
+                click.echo(f"{clean_line(message.get('created_at'))}\t{who}\t{clean_line(line)}")
             continue
         from rich.text import Text
 
         lines = text.rstrip("\n").split("\n")
+        if message.get("kind") == "log":
+            for line in lines:
+                output.console.print(Text(f"  | {line}", "dim"), soft_wrap=True)
+            continue
         head = Text.assemble((who, "bold cyan"), (f"  {ago(at)}" if at else "", "dim"))
         output.console.print(head)
         for line in lines:

@@ -108,15 +108,23 @@ class Backlog:
         self._ready.clear()
         self._waiting.clear()
 
-    def pop(self, now: float) -> tuple[str, int] | None:
-        """Take the best task that is due, as (task id, priority), or None."""
+    def best(self, now: float) -> tuple[int, tuple[int, str]] | None:
+        """Return the rank of the best task that is due, the lower the better, or None."""
         self._promote(now)
         while self._ready:
-            negative, _, task_id = heapq.heappop(self._ready)
+            negative, order, task_id = self._ready[0]
             if self._known.get(task_id) == (-negative, 0.0):
-                del self._known[task_id]
-                return task_id, -negative
+                return negative, order
+            heapq.heappop(self._ready)
         return None
+
+    def pop(self, now: float) -> tuple[str, int] | None:
+        """Take the best task that is due, as (task id, priority), or None."""
+        if self.best(now) is None:
+            return None
+        negative, _, task_id = heapq.heappop(self._ready)
+        del self._known[task_id]
+        return task_id, -negative
 
     def next_due(self) -> float | None:
         """Return when the next waiting task becomes due, or None."""

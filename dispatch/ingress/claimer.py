@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import RedisError
+
 from dispatch import metrics
-from dispatch.core.admission import Backlog, credit_for, free_window
+from dispatch.core.admission import credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
 from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError
 from dispatch.ingress.enqueuer import EnqueueError
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     from dispatch.ats.gateway import AttemptRef
     from dispatch.ats.model import Task
+    from dispatch.core.lanes import Lane, Lanes
     from dispatch.ingress.claims import Claim, Claims
+    from dispatch.ingress.classes import Classes
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.ledger import Ledger
 
@@ -39,10 +43,10 @@ _REASON_CHARS_MAX: Final = 4_000
 
 @dataclass(slots=True)
 class Capacity:
-    """What Redis shows of the fleet. ``redis_ok`` False stops claiming: nothing could be handed on."""
+    """What Redis shows of the fleet, by queue. ``redis_ok`` False stops claiming: nothing could be handed on."""
 
-    slots: int = 0
-    others_in_flight: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+    others_in_flight: dict[str, int] = field(default_factory=dict)
     redis_ok: bool = False
 
 
@@ -51,7 +55,6 @@ class Limits:
     """Counts from the settings."""
 
     credit: int
-    max_attempts: int
     max_lease_losses: int
 
 
@@ -65,6 +68,8 @@ class Hooks:
     """Has the last word on a task as the claim shows it."""
     must_wait: Callable[[str], None] = lambda _: None
     """Hears the id of a task whose claim the service refused because it waits for others."""
+    may_claim: Callable[[Lane], bool] = lambda _: True
+    """Says whether tasks of a lane may be claimed now, room or not."""
 
 
 class Claimer:
@@ -74,8 +79,9 @@ class Claimer:
         self,
         claims: Claims,
         enqueuer: Enqueuer,
-        backlog: Backlog,
+        backlog: Lanes,
         ledger: Ledger,
+        classes: Classes,
         *,
         limits: Limits,
         log: Any,
@@ -86,6 +92,7 @@ class Claimer:
         self._enqueuer = enqueuer
         self._backlog = backlog
         self._ledger = ledger
+        self._classes = classes
         self._limits = limits
         self._log = log
         self._hooks = hooks
@@ -100,23 +107,28 @@ class Claimer:
         """Look again whether something can be claimed."""
         self._wake.set()
 
-    def free(self) -> int:
-        """Return how many tasks may be claimed now."""
+    def free(self) -> dict[str, int]:
+        """Return how many tasks may be claimed now, for each queue that has room."""
         if self._draining or not self.capacity.redis_ok or self._calls >= CLAIM_CALLS_AT_ONCE:
-            return 0
-        window = free_window(
-            slots=self.capacity.slots,
-            credit=credit_for(self._ledger.pace.rate(time.monotonic()), self._limits.credit),
-            own_in_flight=len(self._ledger),
-            others_in_flight=self.capacity.others_in_flight,
-        )
-        return min(window, CLAIMS_A_CALL_MAX)
+            return {}
+        credit = credit_for(self._ledger.pace.rate(time.monotonic()), self._limits.credit)
+        own = self._ledger.in_flight()
+        windows = {
+            queue: free_window(
+                slots=slots,
+                credit=credit,
+                own_in_flight=own.get(queue, 0),
+                others_in_flight=self.capacity.others_in_flight.get(queue, 0),
+            )
+            for queue, slots in self.capacity.slots.items()
+        }
+        return {queue: window for queue, window in windows.items() if window > 0}
 
     async def run(self) -> None:
         """Claim until cancelled."""
         metrics.watch("dispatch_in_flight_tasks", lambda: len(self._ledger))
         metrics.watch("dispatch_backlog_tasks", lambda: len(self._backlog))
-        metrics.watch("dispatch_fleet_slots", lambda: self.capacity.slots)
+        metrics.watch("dispatch_fleet_slots", lambda: sum(self.capacity.slots.values()))
         metrics.watch("dispatch_redis_up", lambda: float(self.capacity.redis_ok))
         while True:
             self._claim_what_fits()
@@ -136,7 +148,7 @@ class Claimer:
 
     def _patience_s(self) -> float | None:
         """Return how long to sleep when nothing happens; None for ever."""
-        moments = [self._backlog.next_due()]
+        moments = [self._backlog.next_due(), self._classes.next_try() if self._backlog.waiting() else None]
         if self._paused_until > time.monotonic():
             moments.append(self._paused_until)
         known = [moment for moment in moments if moment is not None]
@@ -146,16 +158,29 @@ class Claimer:
         now = time.monotonic()
         if now < self._paused_until:
             return
+        rooms = self.free()
+        if not rooms:
+            return
+
+        def is_open(lane: Lane) -> bool:
+            return (
+                rooms.get(lane.queue, 0) > 0
+                and self._classes.may_have_room(lane.classes, now)
+                and self._hooks.may_claim(lane)
+            )
+
         batch: dict[str, int] = {}
-        for _ in range(self.free()):
-            candidate = self._backlog.pop(now)
+        while len(batch) < CLAIMS_A_CALL_MAX:
+            candidate = self._backlog.pop(now, is_open)
             if candidate is None:
                 if self._backlog.truncated:
                     self._hooks.refill()
                 break
             task_id, priority = candidate
             if task_id not in self._ledger:
-                self._ledger.reserve(task_id, priority)
+                choice = self._backlog.choice_of(task_id)
+                rooms[choice.queue] -= 1
+                self._ledger.reserve(task_id, priority, queue=choice.queue)
                 batch[task_id] = priority
         if batch:
             self._calls += 1
@@ -175,11 +200,14 @@ class Claimer:
     async def _claim(self, batch: dict[str, int]) -> None:
         """Claim what was taken from the backlog, in one call; what frees up meanwhile goes into the next one."""
         try:
-            results = await self._claims.claim(list(batch))
+            batch = await self._take_places(batch)
+            results = await self._claims.claim(list(batch)) if batch else []
         except BaseException as exc:
             for task_id, priority in batch.items():
-                self._ledger.drop(task_id)
-                self._backlog.add(task_id, priority)
+                self._put_back(task_id, priority)
+            if isinstance(exc, RedisError | OSError):
+                self.capacity.redis_ok = False
+                return
             if not isinstance(exc, GatewayError):
                 raise
             metrics.count("dispatch_claims_total", len(batch), result="error")
@@ -198,11 +226,28 @@ class Claimer:
                 self._ledger.granted(result.ref, sent_at=result.sent_at, lease_s=result.lease_s)
                 self._spawn(self._admit(result))
 
+    async def _take_places(self, batch: dict[str, int]) -> dict[str, int]:
+        """Return what has got the places that it needs in its classes; the rest goes back and holds nothing."""
+        taken = {}
+        for task_id, priority in batch.items():
+            classes = self._backlog.choice_of(task_id).classes
+            if not classes or await self._classes.take(task_id, classes):
+                self._ledger.hold(task_id, classes)
+                taken[task_id] = priority
+        for task_id, priority in batch.items():
+            if task_id not in taken:
+                self._put_back(task_id, priority)
+        return taken
+
+    def _put_back(self, task_id: str, priority: int) -> None:
+        self._ledger.drop(task_id)
+        self._backlog.add(task_id, priority)
+
     async def _admit(self, claim: Claim) -> None:
         if is_poison(
             claim.task.attempts,
             claim.task.lease_losses,
-            max_attempts=self._limits.max_attempts,
+            max_attempts=self._backlog.choice_of(claim.task.id).max_attempts,
             max_lease_losses=self._limits.max_lease_losses,
         ):
             await self._fail_poison(claim)
@@ -213,8 +258,9 @@ class Claimer:
 
     async def _enqueue(self, claim: Claim) -> None:
         ref = claim.ref
+        choice = self._backlog.choice_of(ref.task_id)
         try:
-            await self._enqueuer.enqueue(ref)
+            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
         except EnqueueError as exc:
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))
@@ -232,7 +278,7 @@ class Claimer:
 
     async def _fail_poison(self, claim: Claim) -> None:
         ref = claim.ref
-        reason = poison_reason(self._limits.max_attempts)
+        reason = poison_reason(self._backlog.choice_of(ref.task_id).max_attempts)
         self._ledger.drop(ref.task_id)
         try:
             if last := await self._claims.last_reason(ref.task_id):

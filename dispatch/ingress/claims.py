@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dispatch.ats.aclient import AsyncClient
 
 LIST_FIELDS = (
-    "id,title,channel,type,priority,status,fencing_token,attempts,lease_losses,not_before,runner,assignee_id,updated_at"
+    "id,title,channel,type,priority,status,fencing_token,attempts,lease_losses,not_before,runner,assignee_id,"
+    "updated_at,traits"
 )
 _CLAIM_TRIES = 2
 

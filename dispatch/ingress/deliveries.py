@@ -53,6 +53,8 @@ DRAIN_S: Final = 2.0
 IDLE_S: Final = 30.0
 """How often the outbox is looked at when nothing is known to be due."""
 _SEEN_WAITING_MAX: Final = 10_000
+SEALED: Final = "(sealed)"
+"""What logs say instead of a URL that a sealed task names inside."""
 _AGAIN_S: Final = 2.0
 _HOSTS_KEPT_MAX: Final = 1_000
 
@@ -185,7 +187,7 @@ class Deliveries:
 
     async def _send(self, delivery: Delivery) -> None:
         try:
-            url, body = await self._read(delivery)
+            url, body, name = await self._read(delivery)
         except UnknownTaskError:
             await self._settle(delivery, "", core.Verdict("failed", error="task_unknown"))
             return
@@ -196,7 +198,8 @@ class Deliveries:
         try:
             host = self._webhooks.check(url).authority
         except BadUrlError as exc:
-            await self._settle(delivery, url, core.Verdict("failed", error=str(exc)))
+            error = "url_refused" if name == SEALED else str(exc)
+            await self._settle(delivery, name, core.Verdict("failed", error=error))
             return
         answer = None
         async with self._turn(host) as is_ours:
@@ -205,13 +208,18 @@ class Deliveries:
         if answer is None:
             await self._put_back(delivery)
         else:
-            await self._settle(delivery, url, core.judge(answer, delivery.tries, random.random()))  # noqa: S311
+            await self._settle(delivery, name, core.judge(answer, delivery.tries, random.random()))  # noqa: S311
 
-    async def _read(self, delivery: Delivery) -> tuple[str | None, bytes]:
-        """Return whom to call and what to say. Of the task, which may be large, nothing else is kept."""
+    async def _read(self, delivery: Delivery) -> tuple[str | None, bytes, str]:
+        """Return whom to call, what to say, and what the log may say of whom.
+
+        Of the task, which may be large, nothing else is kept.
+        """
         async with self._reading:
             task = parse_task(await self._client.send(protocol.get(delivery.task_id)))
-            return self._effective(task).callback_url, core.body(ended_of(delivery, task))
+            url = self._effective(task).callback_url
+            name = SEALED if is_sealed(task.payload) else shown(url or "")
+            return url, core.body(ended_of(delivery, task)), name
 
     async def _put_back(self, delivery: Delivery) -> None:
         """Let somebody else have it, or us a moment later; that is no try."""
@@ -248,9 +256,9 @@ class Deliveries:
             return False
         return True
 
-    async def _settle(self, delivery: Delivery, url: str, verdict: core.Verdict) -> None:
+    async def _settle(self, delivery: Delivery, name: str, verdict: core.Verdict) -> None:
         metrics.count("dispatch_deliveries_total", outcome=verdict.outcome)
-        facts = {"delivery": delivery.id, "task": delivery.task_id, "url": shown(url), "tries": delivery.tries}
+        facts = {"delivery": delivery.id, "task": delivery.task_id, "url": name, "tries": delivery.tries}
         if verdict.outcome == "delivered":
             self._log.info("callback_delivered", **facts)
         elif verdict.outcome == "retry":

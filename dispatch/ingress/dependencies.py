@@ -10,6 +10,7 @@ from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.core.dependencies import UUID
 from dispatch.core.graph import MISSING, is_settled
+from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.errors import GatewayRejectedError
 from dispatch.ingress.intake import PENDING
 
@@ -24,6 +25,7 @@ _READS_AT_ONCE: Final = 8
 _WATCHED_MAX: Final = 200
 _BEHIND_MAX: Final = 10_000
 _FIELDS: Final = "id,channel,status,depends_on,sealed,updated_at"
+_PUT_ASIDE: Final = frozenset({ATS_WORD[Status.BACKLOG], ATS_WORD[Status.BLOCKED]})
 
 
 class Dependencies:
@@ -32,8 +34,9 @@ class Dependencies:
     ``announced`` says that the service knows dependencies itself. A dependency
     that does not exist is believed missing only when it still does not exist
     ``missing_after_s`` later: it may be created after its dependents.
-    ``found(id, ids)`` hears what pending dependencies on other channels need, which ``needs_of`` finds out of a whole
-    task: a circle may lead through several fleets.
+    ``found(id, ids)`` hears what dependencies that are not begun need themselves,
+    where no event tells us: on other channels, and while they are put aside;
+    ``needs_of`` finds it out of a whole task. A circle may lead through several fleets.
     """
 
     def __init__(
@@ -73,17 +76,19 @@ class Dependencies:
         states: dict[str, str] = {}
         for name, task in (await self._tasks(names)).items():
             if task is None:
+                self._found(name, ())
                 if time.monotonic() - self._missing_since.setdefault(name, time.monotonic()) >= self._missing_after_s:
                     states[name] = MISSING
                 continue
             self._missing_since.pop(name, None)
             states[name] = task.status
-            if is_settled(task.status):
-                self._missing_since.pop(name, None)
-            elif task.channel not in self._channels or task.id != name:
+            is_elsewhere = task.channel not in self._channels or task.id != name
+            if is_elsewhere and not is_settled(task.status):
                 self._elsewhere[name] = None
-                if task.status == PENDING:
-                    await self._look_behind(name, task)
+            if (is_elsewhere and task.status == PENDING) or task.status in _PUT_ASIDE:
+                await self._look_behind(name, task)
+            else:
+                self._found(name, ())
         return states
 
     async def _look_behind(self, name: str, task: Task) -> None:
@@ -99,8 +104,7 @@ class Dependencies:
             if len(self._behind) >= _BEHIND_MAX:
                 self._behind.clear()
             self._behind[name] = (whole.updated_at, needs)
-        if needs:
-            self._found(name, needs)
+        self._found(name, needs)
 
     async def _tasks(self, names: Sequence[str]) -> dict[str, Task | None]:
         if not self._announced:

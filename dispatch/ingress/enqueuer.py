@@ -32,9 +32,7 @@ class Enqueuer:
 
     def __init__(self, settings: Settings) -> None:
         self._app = make_app(settings)
-        self._queue_name = settings.broker.queue
-        self._soft_limit_s = settings.execution.timeout_s
-        self._jobs: queue.SimpleQueue[tuple[AttemptRef, asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[AttemptRef, str, float, asyncio.Future[None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="enqueuer", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -48,23 +46,23 @@ class Enqueuer:
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join, 10.0)
 
-    async def enqueue(self, ref: AttemptRef) -> None:
-        """Put one attempt on the queue. Raises EnqueueError when Redis did not confirm it."""
+    async def enqueue(self, ref: AttemptRef, queue_name: str, timeout_s: float) -> None:
+        """Put one attempt, with its soft time limit, on a queue. Raises EnqueueError when Redis did not confirm it."""
         if self._loop is None:
             raise RuntimeError("Enqueuer.start() has not been called")
         done: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.put((ref, done))
+        self._jobs.put((ref, queue_name, timeout_s, done))
         await done
 
     def _run(self) -> None:
         producer: Any = None
         while (job := self._jobs.get()) is not None:
-            ref, done = job
+            ref, queue_name, timeout_s, done = job
             error: Exception | None = None
             try:
                 if producer is None:
                     producer = self._app.amqp.Producer(self._app.connection_for_write())
-                self._send(ref, producer)
+                self._send(ref, queue_name, timeout_s, producer)
             except (OperationalError, RedisError, OSError, AttributeError) as exc:
                 error = EnqueueError(f"Redis did not take task {ref.task_id}: {type(exc).__name__}.")
                 error.__cause__ = exc
@@ -74,13 +72,13 @@ class Enqueuer:
                 self._loop.call_soon_threadsafe(_settle, done, error)
         _close_quietly(producer)
 
-    def _send(self, ref: AttemptRef, producer: Any) -> None:
+    def _send(self, ref: AttemptRef, queue_name: str, timeout_s: float, producer: Any) -> None:
         self._app.send_task(
             EXECUTE,
             args=(ref.task_id, ref.attempt, ref.token, ref.actor_id),
             task_id=f"{ref.task_id}.{ref.token}",
-            queue=self._queue_name,
-            soft_time_limit=self._soft_limit_s,
+            queue=queue_name,
+            soft_time_limit=timeout_s,
             ignore_result=True,
             retry=False,
             producer=producer,

@@ -22,7 +22,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 
 from dispatch import metrics
-from dispatch.core.graph import GRAPH_MAX, cascade, is_settled, opens
+from dispatch.core.graph import GRAPH_MAX, is_settled, opens
 from dispatch.errors import GatewayError
 from dispatch.ingress.registry import SETTLE_AT_ONCE, Armed
 
@@ -139,7 +139,8 @@ class Graphs:
     async def _settle(self) -> None:
         """Open or break the gates of dependencies that have ended."""
         for needed, status in list(self._tasks.to_settle.items()):
-            if not opens(status) and self._fail_crowd(needed):
+            nobody_waits = needed not in self._tasks.dependents
+            if nobody_waits or (not opens(status) and self._fail_crowd(needed)):
                 self._tasks.to_settle.pop(needed, None)
                 continue
             while True:
@@ -158,20 +159,10 @@ class Graphs:
         service, which fails only what is doomed, the whole way down is failed at once; elsewhere level by level, and
         so is a sealed task, of which our service does not know that it is doomed.
         """
-        dependents, hidden = self._tasks.dependents, self._tasks.hidden
-        if len(cascade(dependents, needed, CROWD)) + len(self._blocked) < CROWD:
+        if self._tasks.count_behind(needed, CROWD) + len(self._blocked) < CROWD:
             return False
-        # What is to be failed already, and then all behind it, is passed over: each task is looked at once, and not
-        # again for every one before it.
-        if self._deep:
-            behind = cascade(dependents, needed, ends=hidden, known=self._blocked)
-        else:
-            behind = [one for one in dependents.get(needed, ()) if one not in self._blocked]
-        failing = frozenset(behind) - hidden if self._deep else frozenset()
-        for task_id in behind:
-            sees_ahead = self._deep and task_id not in hidden
-            if reason := self._tasks.reason(task_id, *((failing, self._blocked) if sees_ahead else ())):
-                self._blocked.add(task_id, reason=reason)
+        for task_id, reason in self._tasks.behind(needed, self._blocked, deep=self._deep).items():
+            self._blocked.add(task_id, reason=reason)
         return True
 
     async def _close(self) -> None:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Final
 from dispatch import metrics
 from dispatch.core.graph import is_settled
 from dispatch.core.lifecycle import ATS_WORD, Status
+from dispatch.core.routing import TaskTraits, choose
 from dispatch.ingress.sealed import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dispatch.ats.model import Event, Task
-    from dispatch.core.admission import Backlog
+    from dispatch.core.lanes import Lanes
+    from dispatch.core.routing import Choice, Routing
     from dispatch.ingress.ledger import Ledger
     from dispatch.ingress.sealed import Sealed
     from dispatch.ingress.waiting_tasks import WaitingTasks
@@ -58,8 +60,12 @@ class Errands:
     """News came without all that must be known of a task: somebody should read it."""
     register: Callable[[str], None] = lambda _: None
     """The task asks to trust a key."""
-    is_paused: Callable[[str], bool] = lambda _: False
-    """Whether nothing of a channel may be claimed now."""
+    ended: Callable[[str], None] = lambda _: None
+    """The task is seen to have ended; called any number of times."""
+    places_free: Callable[[str, tuple[str, ...]], None] = lambda _id, _classes: None
+    """The task has ended and needs its places in these classes no longer."""
+    is_paused: Callable[[str, str], bool] = lambda _channel, _queue: False
+    """Whether nothing of a channel may be claimed for a queue now."""
 
 
 class Intake:
@@ -67,24 +73,24 @@ class Intake:
 
     ``waiting`` takes tasks that need others; None where the service alone keeps
     them back. ``sealed`` looks into tasks of which news does not tell all.
-    ``ended(task_id)`` is called for every task that is seen to have ended, any
-    number of times.
+    ``routing`` decides where each goes.
     """
 
     def __init__(
         self,
         *,
         channels: tuple[str, ...],
-        backlog: Backlog,
+        backlog: Lanes,
+        routing: Routing,
         ledger: Ledger,
         clock_offset_s: Callable[[], float],
         errands: Errands,
         waiting: WaitingTasks | None = None,
         sealed: Sealed | None = None,
-        ended: Callable[[str], None] = lambda _task_id: None,
     ) -> None:
         self._channels = frozenset(channels)
         self._backlog = backlog
+        self._routing = routing
         self._ledger = ledger
         self._clock_offset_s = clock_offset_s
         self._wake = errands.wake
@@ -92,7 +98,8 @@ class Intake:
         self._register = errands.register
         self._waiting = waiting
         self._sealed = sealed
-        self.ended = ended
+        self.ended = errands.ended
+        self._places_free = errands.places_free
         self._is_paused = errands.is_paused
 
     def on_event(self, event: Event) -> None:
@@ -126,7 +133,12 @@ class Intake:
         if task.status == PENDING:
             self._on_pending(task, read_now=read_now, claimable=claimable)
             return
-        self._backlog.discard(task.id)
+        if task.status == IN_PROGRESS:
+            self._backlog.discard(task.id)
+        else:
+            if is_settled(task.status):
+                self._places_free(task.id, self.choice_of(task).classes)
+            self._backlog.forget(task.id)
         if self._sealed is not None:
             self._sealed.left(task.id)
         if is_settled(task.status):
@@ -146,6 +158,8 @@ class Intake:
                 return
             self._ledger.ended(task.id, time.monotonic())
         seen = Seen(task) if self._sealed is None else self._sealed.see(task, is_whole=read_now)
+        if seen is not None:
+            self._backlog.route(task.id, choose(self._routing, traits_of_task(seen.task, seen.sender)))
         if seen is None:
             self._backlog.discard(task.id)
             if self._waiting is not None:
@@ -154,10 +168,18 @@ class Intake:
         elif seen.registers:
             self._backlog.discard(task.id)
             self._register(task.id)
-        elif self._must_wait(seen, claimable=claimable) or self._is_paused(task.channel):
+        elif self._must_wait(seen, claimable=claimable) or self._is_paused(
+            task.channel, self._backlog.choice_of(task.id).queue
+        ):
             self._backlog.discard(task.id)
         else:
             self._backlog.add(task.id, task.priority, self._due(task))
+
+    def choice_of(self, task: Task) -> Choice:
+        """Decide about a task of ours that is in progress, of which nothing was known."""
+        if not task.sealed:
+            self._backlog.route(task.id, choose(self._routing, traits_of_task(task, None)))
+        return self._backlog.choice_of(task.id)
 
     def _must_wait(self, seen: Seen, *, claimable: bool) -> bool:
         if self._waiting is None:
@@ -179,3 +201,8 @@ class Intake:
             return True
         flight = self._ledger.get(task.id)
         return flight is not None and flight.ref is not None and event.actor_id != flight.ref.actor_id
+
+
+def traits_of_task(task: Task, sender: str | None) -> TaskTraits:
+    """Return what a decision about where a task goes looks at."""
+    return TaskTraits(task.channel, task.type, sender, task.traits)

@@ -6,13 +6,14 @@ is a hint for admission and for renewing what is queued; the service is the trut
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dispatch.core.admission import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dispatch.ats.gateway import AttemptRef
 
@@ -28,15 +29,18 @@ class Flight:
     lease_s: float = 0.0
     enqueued_at: float | None = None
     """None until Redis took the message."""
+    queue: str = ""
+    classes: tuple[str, ...] = ()
     started: bool = False
     """A worker has started it: from then on the worker renews, not we."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """All flights, by task id; ``pace`` is how fast they end."""
+    """All flights, by task id; ``pace`` is how fast they end. ``gone`` hears of every flight that is forgotten."""
 
     pace: Pace = field(default_factory=Pace)
+    gone: Callable[[str, Flight], None] = lambda _task_id, _flight: None
     _flights: dict[str, Flight] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -45,9 +49,18 @@ class Ledger:
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._flights
 
-    def reserve(self, task_id: str, priority: int) -> None:
-        """Take a place in the window before trying to claim."""
-        self._flights[task_id] = Flight(priority=priority)
+    def in_flight(self) -> dict[str, int]:
+        """Return how many flights each queue has."""
+        return Counter(flight.queue for flight in self._flights.values())
+
+    def reserve(self, task_id: str, priority: int, *, queue: str = "") -> None:
+        """Take a place in the window of a queue before trying to claim."""
+        self._flights[task_id] = Flight(priority=priority, queue=queue)
+
+    def hold(self, task_id: str, classes: tuple[str, ...]) -> None:
+        """Record which places in classes a flight has."""
+        if (flight := self._flights.get(task_id)) is not None:
+            flight.classes = classes
 
     def granted(self, ref: AttemptRef, *, sent_at: float, lease_s: float) -> None:
         """Record a claim that succeeded. Must be called before the message is enqueued."""
@@ -86,7 +99,10 @@ class Ledger:
 
     def drop(self, task_id: str) -> Flight | None:
         """Forget a flight and return it."""
-        return self._flights.pop(task_id, None)
+        flight = self._flights.pop(task_id, None)
+        if flight is not None:
+            self.gone(task_id, flight)
+        return flight
 
     def ended(self, task_id: str, now: float) -> None:
         """Forget a flight whose attempt has ended: its slot is free."""

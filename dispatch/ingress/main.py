@@ -30,14 +30,16 @@ from dispatch.ats.choose import has_fencing
 from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event
 from dispatch.broker import connect_async
-from dispatch.core.admission import Backlog
+from dispatch.core.lanes import Lanes
 from dispatch.core.presence import PRESENCE_EVERY_S, IngressPresence, slots_of
+from dispatch.core.routing import TaskTraits, choose
 from dispatch.core.sealed import is_sealed
 from dispatch.core.standing import KEY_TROUBLE, SERVICE_TROUBLE
 from dispatch.crypto.files import key_files
 from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
+from dispatch.ingress.class_loop import ClassLoop
 from dispatch.ingress.enqueuer import Enqueuer
 from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
 from dispatch.ingress.graph_parts import GraphsOf, graphs_of, make_graphs
@@ -80,29 +82,17 @@ class Ingress:
         self._sweep_now = asyncio.Event()
         self._reconcile_now = asyncio.Event()
         self._redis = connect_async(settings.broker)
-        self._view = RedisView(self._redis, settings.broker.queue)
-        self._client = make_client(settings, actor)
-        self._backlog = Backlog()
-        self._ledger = Ledger()
+        self._view = RedisView(self._redis, settings.routing.queues())
+        self._client = AsyncClient(protocol.endpoint_of(settings.ats), actor)
+        self._backlog = Lanes(choose(settings.routing, TaskTraits("")))
+        self._class_loop = ClassLoop(settings, self._redis, actor.id, changed=self._kick)
+        self._ledger = Ledger(gone=self._class_loop.gone)
         self._enqueuer = Enqueuer(settings)
         fenced = has_fencing(extensions)
         self._claims = self._make_claims(fenced=fenced)
-        self._orders = Orders(
-            self._client,
-            self._redis,
-            extensions=extensions,
-            queue=settings.broker.queue,
-            changed=self._steered,
-            log=self._log,
-        )
+        self._orders = Orders(self._client, self._redis, extensions=extensions, changed=self._steered, log=self._log)
         self._wakes = Wakes(self._view, log=self._log)
-        self._looks = Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
+        self._looks = self._make_looks(fenced=fenced)
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
@@ -130,6 +120,15 @@ class Ingress:
         self._ready_logged = False
         self._trouble = ""
 
+    def _make_looks(self, *, fenced: bool) -> Looks:
+        return Looks(
+            self._client,
+            take=self._look_at,
+            key_is_refused=self._key.refused,
+            log=self._log,
+            fields=LOOK_FIELDS if fenced else (),
+        )
+
     def _make_reconciler(self) -> Reconciler:
         settings = self._settings
         return Reconciler(
@@ -144,7 +143,7 @@ class Ingress:
                 self._waiting,
                 knows_waiting=self._knows_needs,
                 sealed=self._sealed,
-                is_paused=self._orders.holds,
+                is_paused=lambda channel: self._orders.holds(channel, ""),
             ),
             actor_id=self._actor.id,
             channels=settings.ats.channels,
@@ -161,20 +160,26 @@ class Ingress:
     def _make_intake(self) -> Intake:
         return Intake(
             channels=self._settings.ats.channels,
+            routing=self._settings.routing,
             backlog=self._backlog,
             ledger=self._ledger,
             clock_offset_s=self._client.clock_offset_s,
-            errands=Errands(self._wakes.add, self._looks.add, self._registrar.add, self._orders.holds),
+            errands=Errands(
+                wake=self._wakes.add,
+                look=self._looks.add,
+                register=self._registrar.add,
+                ended=self._telling.deliveries.saw_end,
+                places_free=self._class_loop.ended,
+                is_paused=self._orders.holds,
+            ),
             waiting=self._waiting,
             sealed=self._sealed,
-            ended=self._telling.deliveries.saw_end,
         )
 
     def _make_claimer(self) -> Claimer:
         settings = self._settings
         limits = Limits(
             credit=settings.ingress.credit,
-            max_attempts=settings.execution.max_attempts,
             max_lease_losses=settings.execution.max_lease_losses,
         )
         return Claimer(
@@ -182,6 +187,7 @@ class Ingress:
             self._enqueuer,
             self._backlog,
             self._ledger,
+            self._class_loop.classes,
             limits=limits,
             log=self._log,
             hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
@@ -203,6 +209,7 @@ class Ingress:
                 ("wakes", self._wakes.run()),
                 ("looks", self._looks.run()),
                 ("registrations", self._registrar.run()),
+                *self._class_loop.loops(),
                 ("steering", self._orders.run()),
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
@@ -251,7 +258,7 @@ class Ingress:
 
     def _may_run(self, task: Task) -> bool:
         """Have a last look at what a task needs, as far as the service does not look itself."""
-        if self._orders.holds(task.channel):
+        if self._orders.holds(task.channel, self._backlog.choice_of(task.id).queue):
             return False
         seen = self._sealed.at_claim(task)
         if seen is None or seen.registers:
@@ -264,6 +271,9 @@ class Ingress:
         if self._waiting is not None:
             self._waiting.refused(task_id)
             self._looks.add(task_id)
+
+    def _kick(self) -> None:
+        self._claimer.kick()
 
     def _look_at(self, task: Task) -> None:
         self._intake.on_task(task, read_now=True)
@@ -355,12 +365,12 @@ class Ingress:
         capacity = self._claimer.capacity
         workers = await self._view.workers()
         others = [i for i in await self._view.ingresses() if i.actor != self._actor.id]
-        queue = self._settings.broker.queue
-        slots = slots_of(workers, queue)
+        slots = {queue: slots_of(workers, queue) for queue in self._settings.routing.queues()}
         if not capacity.redis_ok or slots != capacity.slots:
             self._log.info("fleet_changed", workers=len(workers), slots=slots)
         capacity.slots = slots
-        capacity.others_in_flight = sum(i.in_flight.get(queue, 0) for i in others)
+        capacity.others_in_flight = {queue: sum(i.in_flight.get(queue, 0) for i in others) for queue in slots}
+        await self._class_loop.keep(self._ledger.items(), workers)
         capacity.redis_ok = True
         await self._orders.relay()
         self._claimer.kick()
@@ -375,7 +385,7 @@ class Ingress:
             actor=self._actor.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            in_flight={self._settings.broker.queue: len(self._ledger)},
+            in_flight=dict(self._ledger.in_flight()),
             channels=self._settings.ats.channels,
             backlog=len(self._backlog),
             trouble=KEY_TROUBLE if self._key.refusals else self._trouble,
@@ -386,8 +396,3 @@ class Ingress:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), patience_s)
         event.clear()
-
-
-def make_client(settings: Settings, actor: Actor) -> AsyncClient:
-    """Return a client for the configured task service."""
-    return AsyncClient(protocol.endpoint_of(settings.ats), actor)

@@ -70,9 +70,7 @@ class PlainClaims:
             task = parse_task(await self._client.send(protocol.claim(task_id, lease_s=self._lease_s)), keep_raw=False)
             if task.assignee_id not in (None, self._actor.id):
                 raise GatewayRejectedError(f"Task {task_id} is held by {task.assignee_id}.", status=409)
-            token = int(await self._redis.incr(fences.token_key(self._url, task_id)))
-            await self._redis.expire(fences.token_key(self._url, task_id), fences.KEEP_S)
-            attempts = int(await self._redis.get(fences.attempts_key(self._url, task_id)) or 0)
+            token, attempts = await self._count(task_id)
         except (RedisError, OSError) as exc:
             # A claim that was granted all the same runs out by its lease.
             raise GatewayUnavailableError(
@@ -80,6 +78,17 @@ class PlainClaims:
             ) from exc
         task = replace(task, id=task_id, fencing_token=token, attempts=attempts)
         return Claim(AttemptRef(task_id, attempts + 1, token, self._actor.id), task, sent_at, self._lease_s)
+
+    async def _count(self, task_id: str) -> tuple[int, int]:
+        """Return the next token, and how many attempts of the task have counted."""
+        key = fences.token_key(self._url, task_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(key, fences.first_token(), nx=True)
+            pipe.incr(key)
+            pipe.expire(key, fences.KEEP_S)
+            pipe.get(fences.attempts_key(self._url, task_id))
+            _, token, _, attempts = await pipe.execute()
+        return int(token), int(attempts or 0)
 
     async def renew(self, ref: AttemptRef) -> float:
         """Claim again; where that is refused, the task itself says whether it is still ours."""

@@ -10,11 +10,12 @@ import uvloop
 
 from dispatch import metrics
 from dispatch.ats import answers, protocol
+from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
 from dispatch.ats.model import Actor
 from dispatch.errors import ConfigurationError
 from dispatch.ingress.identity import Identity
-from dispatch.ingress.main import Ingress, make_client
+from dispatch.ingress.main import Ingress
 from dispatch.log import get_logger
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _check_identity(wanted: str, known_as: str) -> None:
 
 
 async def _serve(settings: Settings, actor: Actor) -> None:
-    async with make_client(settings, actor) as client:
+    async with AsyncClient(protocol.endpoint_of(settings.ats), actor) as client:
         extensions = extensions_of_health(await client.send(protocol.health()))
         if "auth.me" in extensions:
             _check_identity(actor.id, answers.me_of(await client.send(protocol.me()))[0])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
-    from dispatch.core.admission import Backlog
+    from dispatch.core.lanes import Lanes
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.intake import Intake
@@ -54,7 +54,7 @@ class Parts:
     claims: Claims
     enqueuer: Enqueuer
     view: RedisView
-    backlog: Backlog
+    backlog: Lanes
     ledger: Ledger
     intake: Intake
     waiting: WaitingTasks | None = None
@@ -155,7 +155,7 @@ class Reconciler:
             if not tasks:
                 return
             is_known = not is_news and len(tasks) >= PAGE
-            if is_known or len(self._backlog) >= self._backlog.capacity * 9 // 10:
+            if is_known or self._backlog.is_full():
                 self._backlog.truncated = True
                 return
             offset += len(tasks)
@@ -201,7 +201,9 @@ class Reconciler:
             with contextlib.suppress(GatewayRejectedError):
                 await self._claims.release(ref, reason="The ingress was restarted before it had answered.")
             return
-        self._ledger.reserve(task.id, task.priority)
+        choice = self._intake.choice_of(task)
+        self._ledger.reserve(task.id, task.priority, queue=choice.queue)
+        self._ledger.hold(task.id, choice.classes)
         # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
         self._ledger.granted(ref, sent_at=0.0, lease_s=self._lease_s)
         self._ledger.enqueued(ref, 0.0)
@@ -273,7 +275,8 @@ class Reconciler:
     async def _enqueue_again(self, ref: AttemptRef) -> None:
         try:
             await self._claims.renew(ref)
-            await self._enqueuer.enqueue(ref)
+            choice = self._backlog.choice_of(ref.task_id)
+            await self._enqueuer.enqueue(ref, choice.queue, choice.timeout_s)
         except GatewayRejectedError:
             self._ledger.drop(ref.task_id)
         except (GatewayError, EnqueueError) as exc:

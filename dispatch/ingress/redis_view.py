@@ -20,7 +20,7 @@ from dispatch.core.presence import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     import redis.asyncio
 
@@ -42,9 +42,9 @@ def message_id(text: str) -> str | None:
 class RedisView:
     """Presence of workers and other ingresses, messages in the queue, wake-ups."""
 
-    def __init__(self, client: redis.asyncio.Redis, queue: str) -> None:
+    def __init__(self, client: redis.asyncio.Redis, queues: Sequence[str]) -> None:
         self._redis = client
-        self._queue = queue
+        self._queues = tuple(queues)
 
     async def _values(self, prefix: str) -> list[Any]:
         keys = [key async for key in self._redis.scan_iter(match=prefix + "*", count=500)]
@@ -69,13 +69,14 @@ class RedisView:
         await self._redis.delete(INGRESS_KEY + actor)
 
     async def messages(self) -> tuple[set[str], dict[str, str]]:
-        """Return the Celery ids of the messages in the queue, and of those popped but not accepted, by delivery."""
+        """Return the Celery ids of the messages in the queues, and of those popped but not accepted, by delivery."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.lrange(KEY_PREFIX + self._queue, 0, -1)
+            for queue in self._queues:
+                pipe.lrange(KEY_PREFIX + queue, 0, -1)
             pipe.hgetall(KEY_PREFIX + "unacked")
-            queued, unacked = await pipe.execute()
+            *queued, unacked = await pipe.execute()
         return (
-            {ident for text in queued if (ident := message_id(text))},
+            {ident for texts in queued for text in texts if (ident := message_id(text))},
             {delivery: ident for delivery, text in unacked.items() if (ident := message_id(text))},
         )
 

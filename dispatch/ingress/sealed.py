@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.dependencies import UUID, ident_of
 from dispatch.core.graph import GRAPH_MAX
+from dispatch.core.routing import traits_of
 from dispatch.crypto.opening import Outside, is_sealed, open_task
 from dispatch.crypto.refusal import Refusal, SealError
 from dispatch.crypto.trust import Trust
 from dispatch.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from dispatch.ats.model import Task
-    from dispatch.crypto.content import Content
+    from dispatch.core.routing import Trait
+    from dispatch.crypto.opening import Opened
 
 _ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 """An id of a foreign ATS."""
@@ -47,6 +49,8 @@ class Seen:
     """The service does not know of all that it needs, offers it although it must wait, and fails it after a claim."""
     registers: bool = False
     """It asks to trust a key: the ingress answers it, no worker."""
+    sender: str | None = None
+    """Who sealed it; None for a task in the open, "" where it does not open."""
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class _Inside:
     needs: tuple[str, ...]
     """What the sealed part names; nothing when it does not open."""
     registers: bool
+    sender: str
+    traits: Mapping[str, Trait]
     updated_at: datetime | None
     seen_at: float
     is_stale: bool = False
@@ -155,8 +161,8 @@ class Sealed:
         named = task.depends_on if self._knows_needs else ()
         needs = tuple(dict.fromkeys((*named, *known.needs)))
         hidden = self._knows_needs and len(needs) > len(set(named))
-        shown = task if needs == task.depends_on else replace(task, depends_on=needs)
-        return Seen(shown, hidden=hidden, registers=known.registers)
+        shown = replace(task, depends_on=needs, traits=known.traits)
+        return Seen(shown, hidden=hidden, registers=known.registers, sender=known.sender)
 
     def _look_into(self, task: Task, known: _Inside | None) -> _Inside | None:
         """Return what a whole task has inside; None for one that is neither sealed nor titled like a registration."""
@@ -167,12 +173,15 @@ class Sealed:
         if known is not None and known.mark == mark:
             known.is_stale, known.updated_at = False, task.updated_at
             return known
-        content = self._open(task) if sealed else None
+        opened = self._open(task) if sealed else None
+        content = None if opened is None else opened.content
         return _Inside(
             mark=mark,
             is_sealed=sealed,
             needs=() if content is None or not self._are_ids(content.depends_on) else content.depends_on,
             registers=is_registration(task),
+            sender="" if opened is None else opened.sender.name,
+            traits={} if content is None else traits_of(content.payload),
             updated_at=task.updated_at,
             seen_at=time.monotonic(),
         )
@@ -194,18 +203,18 @@ class Sealed:
         Nothing outside the box counts; of a task that does not open nobody is called.
         """
         self._current_trust()
-        content = self._open(task)
-        return (None, False) if content is None else (content.callback_url, content.quiet)
+        opened = self._open(task)
+        return (None, False) if opened is None else (opened.content.callback_url, opened.content.quiet)
 
     # --- keys -------------------------------------------------------------------------------------------------------
 
-    def _open(self, task: Task) -> Content | None:
+    def _open(self, task: Task) -> Opened | None:
         if not self._trust.ring.keys:
             return None
         created_at_s = task.created_at.timestamp() if task.created_at else None
         outside = Outside(task.id, task.title, task.channel, task.payload, created_at_s)
         try:
-            return open_task(outside, self._trust, now_s=self._now_s()).content
+            return open_task(outside, self._trust, now_s=self._now_s())
         except (SealError, RecursionError) as exc:
             # The worker says so for the operator when it refuses the task.
             refusal = exc.refusal if isinstance(exc, SealError) else Refusal.MALFORMED

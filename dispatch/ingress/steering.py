@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import redis.asyncio
 
     from dispatch.ats.aclient import AsyncClient
-    from dispatch.core.steering import Order
 
 _PAUSE_S: Final = 0.5
 _PATIENCE_S: Final = 3.0
@@ -40,14 +39,12 @@ class Orders:
         redis_client: redis.asyncio.Redis,
         *,
         extensions: frozenset[str],
-        queue: str,
         changed: Callable[[], None],
         log: Any,
     ) -> None:
         self._client = client
         self._redis = redis_client
         self._in_service = EXTENSION in extensions
-        self._queue = queue
         self._changed = changed
         self._log = log
         self._known: Steering | None = None
@@ -55,15 +52,9 @@ class Orders:
         self._ends = asyncio.Event()
         """Set when another moment is the next at which an order ends."""
 
-    def pause_of(self, channel: str, queue: str | None = None) -> Order | None:
-        """Return the order that keeps a task of ``channel`` from being claimed for ``queue`` (ours if None)."""
-        if self._known is None:
-            return None
-        return self._known.pause_of(channel, queue or self._queue, time.monotonic())
-
-    def holds(self, channel: str, queue: str | None = None) -> bool:
-        """Say whether nothing of ``channel`` may be claimed now."""
-        return self._known is None or self.pause_of(channel, queue) is not None
+    def holds(self, channel: str, queue: str) -> bool:
+        """Say whether nothing of ``channel`` may be claimed for ``queue`` now."""
+        return self._known is None or self._known.pause_of(channel, queue, time.monotonic()) is not None
 
     def any_pause(self) -> bool:
         """Say whether anything at all is paused, or nothing is known yet."""

@@ -12,6 +12,7 @@ from dispatch.core.graph import (
     GRAPH_MAX,
     Verdict,
     blocked_reason,
+    cascade,
     circle_reason,
     find_cycle,
     is_settled,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FAILED: Final = ATS_WORD[Status.FAILED]
 READY_MAX: Final = GRAPH_MAX
 _CIRCLES_AT_ONCE: Final = 100
+_SUSPECTED_MAX: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -60,11 +62,14 @@ class WaitingTasks:
         self._elsewhere: dict[str, tuple[str, ...]] = {}
         """What dependencies need that are not ours: for finding circles only."""
         self._may_have_circles = False
+        self._suspected: set[frozenset[str]] = set()
+        """Circles through tasks that are not ours, which are read again before anything is failed."""
         self._ready: dict[str, tuple[str, ...]] = {}
         """What was needed by tasks that have been released and have not ended."""
         self.hidden: set[str] = set()
         """Waiting tasks of which the service does not know all that they need: it stands in their sealed part."""
-        self.dependents: dict[str, set[str]] = {}
+        self.dependents: dict[str, dict[str, None]] = {}
+        """In the order of their arrival: a database writes neighbours faster than tasks from anywhere."""
         self.to_arm: dict[str, None] = {}
         self.to_close: set[str] = set()
         self.to_read: dict[str, None] = {}
@@ -147,12 +152,15 @@ class WaitingTasks:
                 self.settle(name, task.status)
 
     def found_elsewhere(self, name: str, needs: tuple[str, ...]) -> None:
-        """Take what a dependency that is not among ours needs itself."""
-        if name in self._waiting or self._elsewhere.get(name) == needs or len(self._elsewhere) >= GRAPH_MAX:
+        """Take what a dependency that is not among ours needs itself; () when it waits for nothing, or not any more."""
+        if name in self._waiting or self._elsewhere.get(name, ()) == needs:
             return
-        self._elsewhere[name] = needs
-        self._may_have_circles = True
-        self.read_soon(other for other in needs if other not in self._waiting and other not in self._elsewhere)
+        if not needs:
+            del self._elsewhere[name]
+        elif len(self._elsewhere) < GRAPH_MAX:
+            self._elsewhere[name] = needs
+            self._may_have_circles = True
+            self.read_soon(other for other in needs if other not in self._waiting and other not in self._elsewhere)
 
     def _wait(self, task: Task, *, hidden: bool) -> None:
         known = self._waiting.get(task.id)
@@ -168,7 +176,7 @@ class WaitingTasks:
         self._waiting[task.id] = Waiting(task.depends_on, task.priority, time.monotonic(), task.uuid)
         self._note_hidden(task.id, hidden=hidden)
         for name in task.depends_on:
-            self.dependents.setdefault(name, set()).add(task.id)
+            self.dependents.setdefault(name, {})[task.id] = None
         # Only a task that somebody waits for can close a circle.
         self._may_have_circles |= task.id in self.dependents or task.uuid in self.dependents
         self.to_arm[task.id] = None
@@ -183,8 +191,9 @@ class WaitingTasks:
     def fail_circles(self) -> None:
         """Fail our tasks that wait for each other in a circle. Costs time in proportion to all that waits.
 
-        A service that knows needs refuses to fail a task for a circle that it cannot see: then those are
-        failed that hide it, and the others follow.
+        What is not ours may have changed unheard, so a circle through it must be found twice. A service that
+        knows needs refuses to fail a task for a circle that it cannot see: then those are failed that hide it,
+        and the others follow.
         """
         if not self._may_have_circles:
             return
@@ -198,12 +207,26 @@ class WaitingTasks:
             circle = find_cycle(edges)
             if not circle:
                 return
+            others = [name for name in circle[1:] if name not in self._waiting]
             ours = [name for name in circle[1:] if name in self._waiting]
-            for name in [name for name in ours if name in self.hidden] or ours:
-                self._fail(name, circle_reason(circle))
-            for name in circle:
+            if others and frozenset(circle) not in self._suspected:
+                self._suspect(circle, others)
+            else:
+                for name in [name for name in ours if name in self.hidden] or ours:
+                    self._fail(name, circle_reason(circle))
+            for name in circle[1:]:
                 edges.pop(name, None)
         self._may_have_circles = True
+
+    def _suspect(self, circle: list[str], others: list[str]) -> None:
+        if len(self._suspected) >= _SUSPECTED_MAX:
+            self._suspected.clear()
+        self._suspected.add(frozenset(circle))
+        for name in others:
+            self._elsewhere.pop(name, None)
+        self.read_soon(others)
+        self._may_have_circles = True
+        self._kick()
 
     # --- what follows -----------------------------------------------------------------------------------------------
 
@@ -227,14 +250,36 @@ class WaitingTasks:
         self.to_settle[name] = self.ended[name] = status
         self._kick()
 
-    def reason(self, task_id: str, *failing: Container[str]) -> str:
-        """Return why a waiting task fails, "" if nothing is known; ``failing`` are about to be failed themselves."""
-        task = self._waiting.get(task_id)
-        states = {
-            name: FAILED if any(name in some for some in failing) else self.ended.get(name, "")
-            for name in (task.needs if task else ())
-        }
-        return blocked_reason(states) if verdict(states.values()) is Verdict.FAIL else ""
+    def count_behind(self, needed: str, limit: int) -> int:
+        """Return how many tasks wait for a dependency in the end, ``limit`` at most."""
+        return len(cascade(self.dependents, needed, limit))
+
+    def behind(self, needed: str, failing: Container[str], *, deep: bool) -> dict[str, str]:
+        """Return why tasks behind a dependency that ended badly must fail, the nearest first: all of them if ``deep``.
+
+        ``failing`` are about to be failed already, and so is all behind them: these are left out, and none of them is
+        looked at again for every one before it.
+        """
+        hidden = self.hidden
+        if deep:
+            found = cascade(self.dependents, needed, ends=hidden, known=failing)
+        else:
+            found = [task_id for task_id in self.dependents.get(needed, ()) if task_id not in failing]
+        together = frozenset(found) - hidden
+
+        def state(name: str, *, looks_ahead: bool) -> str:
+            is_doomed = looks_ahead and (name in together or name in failing)
+            return FAILED if is_doomed else self.ended.get(name, "")
+
+        reasons: dict[str, str] = {}
+        for task_id in found:
+            task = self._waiting.get(task_id)
+            # Our service does not know that a sealed task is doomed, so it fails only after what it needs has.
+            ahead = deep and task_id not in hidden
+            states = {name: state(name, looks_ahead=ahead) for name in task.needs} if task else {}
+            if verdict(states.values()) is Verdict.FAIL:
+                reasons[task_id] = blocked_reason(states)
+        return reasons
 
     def forget(self, task_id: str) -> None:
         """Note that a task does not wait, or not any more."""
@@ -268,7 +313,7 @@ class WaitingTasks:
         for name in task.needs:
             behind = self.dependents.get(name)
             if behind is not None:
-                behind.discard(task_id)
+                behind.pop(task_id, None)
                 if not behind:
                     del self.dependents[name]
         return True

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dispatch.ats.model import Actor
-from dispatch.core import results, retry
-from dispatch.core.prompt import build_prompt
+from dispatch.core import retry
 from dispatch.core.retry import Action, EndReason
 from dispatch.crypto import opening
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
-from dispatch.runner import attempt, pool_child, process, spool, telling, tree
+from dispatch.runner import attempt, attempt_log, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.lease_keeper import Lease
+from dispatch.runner.live import LiveBuffer
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
+from dispatch.runner.preparing import Prepared, Preparing
+from dispatch.runner.redaction import Redactor, secrets_in
+from dispatch.runner.streams import Streams
 from dispatch.runner.unsealing import NotAcceptedError, NotNowError, Unsealing
 
 if TYPE_CHECKING:
@@ -31,11 +34,12 @@ if TYPE_CHECKING:
 
     from dispatch.ats.gateway import AttemptRef, TaskGateway
     from dispatch.ats.model import Grant
+    from dispatch.core.routing import Choice, Routing
     from dispatch.crypto.opening import Opened
     from dispatch.runner.lease_keeper import WakeSource
     from dispatch.runner.pool_child import PoolChild
     from dispatch.runner.telling import Told
-    from dispatch.runner.unsealing import TrustSource, Work
+    from dispatch.runner.unsealing import TrustSource
     from dispatch.runner.warden_client import WardenClient
     from dispatch.settings import Execution
 
@@ -74,7 +78,12 @@ class RunnerContext:
     wake: WakeSource | None = None
     stop_fd: int | None = None
     keys: TrustSource | None = None
-    executor: str = "default"
+    routing: Routing | None = None
+    """Which executor does what; without it the command of the settings does everything."""
+    stream_s: float = 1.0
+    """Least time between two messages with what a running attempt writes; 0: it is not shown."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What is not shown in them."""
     rand: Callable[[], float] = field(default=random.random)
 
 
@@ -96,13 +105,17 @@ class _Execution:
         self._lease: Lease | None = None
         self._kept = False
         self._opened: Opened | None = None
+        self._routing = executors.routing_of(ctx.routing, ctx.execution)
+        self._choice: Choice | None = None
+        self._review = False
+        self._buffer: LiveBuffer | None = None
         self._ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
 
     def run(self) -> AttemptEnd | None:
         """Make all steps; None when nothing was run."""
-        if self._ref.attempt > self._ctx.execution.max_attempts:
-            self._ctx.log.warning("attempt_poison", **self._ids)
-            self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(self._ctx.execution.max_attempts))
+        most = executors.attempts_max(self._routing)
+        if self._ref.attempt > most:
+            self._poison(most)
             return None
         if self._child.stopping(self._ctx.stop_fd):
             self._ctx.log.info("attempt_returned", **self._ids)
@@ -121,6 +134,10 @@ class _Execution:
             self._child.stop_watching()
         self._end_ward()
         return end
+
+    def _poison(self, max_attempts: int) -> None:
+        self._ctx.log.warning("attempt_poison", **self._ids)
+        self._deliver(spool.Kind.FAIL, reason=retry.poison_reason(max_attempts))
 
     # Start
 
@@ -188,11 +205,11 @@ class _Execution:
 
     def _run_guarded(self, grant: Grant) -> AttemptEnd | None:
         try:
-            work = self._prepare(grant)
-            if work is None:
+            prepared = self._prepare(grant)
+            if prepared is None:
                 return None
             with self._child.work_directory() as directory:
-                return self._run(grant, work, directory)
+                return self._run(grant, prepared, directory)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
@@ -209,12 +226,19 @@ class _Execution:
         self._ctx.log.error("attempt_crashed", exception=f"{what} at {' > '.join(frames)}", **self._ids)
         return AttemptEnd(EndReason.WORKER_LOST, detail=f"the worker failed: {what}")
 
-    def _prepare(self, grant: Grant) -> Work | None:
-        """Return what the attempt is told; None when it must not run, which is reported then."""
+    def _prepare(self, grant: Grant) -> Prepared | None:
+        """Return what the attempt is told and what runs it; None when it must not run, which is reported then."""
         ctx = self._ctx
-        unsealing = Unsealing(ctx.gateway, ctx.keys, ctx.executor, ctx.log, self._insist, self._before_reading)
+        preparing = Preparing(self._routing, ctx.execution.env, ctx.log)
+        unsealing = Unsealing(
+            ctx.gateway, ctx.keys, preparing.executor_of_sealed, ctx.log, self._insist, self._before_reading
+        )
         try:
-            work = unsealing.prepare(self._ref, grant)
+            work, self._choice = preparing.prepare(self._ref, grant, unsealing)
+            if self._ref.attempt > self._choice.max_attempts:
+                self._poison(self._choice.max_attempts)
+                return None
+            prepared = preparing.assign(self._ref, grant.task, work, self._choice)
         except NotAcceptedError as exc:
             self._deliver(spool.Kind.FAIL, reason=str(exc))
         except NotNowError as exc:
@@ -224,8 +248,8 @@ class _Execution:
         except LeaseLostError as exc:
             ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
         else:
-            self._opened = work.opened
-            return work
+            self._opened, self._review = work.opened, prepared.review
+            return prepared
         return None
 
     def _before_reading(self) -> None:
@@ -234,12 +258,12 @@ class _Execution:
         if self._child.stopping(self._ctx.stop_fd) or lease is None or lease.over(tree.boottime()) or lease.cancelled:
             raise NotNowError("There was no time left to read its dependencies.")
 
-    def _environment(self, grant: Grant, work: Work) -> dict[str, str]:
-        ref, ctx = self._ref, self._ctx
+    def _environment(self, grant: Grant, prepared: Prepared) -> dict[str, str]:
+        ref, ctx, work = self._ref, self._ctx, prepared.work
         handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
         return process.child_environment(
             os.environ,
-            ctx.execution.env,
+            prepared.start.env,
             {
                 "ATS_TASK_ID": ref.task_id,
                 "ATS_URL": ctx.ats_url,
@@ -251,30 +275,51 @@ class _Execution:
             },
         )
 
-    def _run(self, grant: Grant, work: Work, directory: str) -> AttemptEnd:
-        ctx, lease = self._ctx, self._lease
+    def _run(self, grant: Grant, prepared: Prepared, directory: str) -> AttemptEnd:
+        ctx, lease, start = self._ctx, self._lease, prepared.start
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
         if lease.over(tree.boottime()):
             return AttemptEnd(EndReason.LEASE_LOST, detail="the lease was lost")
-        boundaries = iter(lambda: secrets.token_hex(8), None)
-        extra = results.blocks(work.dependencies)
-        prompt = build_prompt(work.title, work.description, work.payload, boundaries, extra).encode("utf-8", "replace")
-        env = self._environment(grant, work)
-        running = process.spawn(ctx.execution.command, prompt=prompt, cwd=directory, env=env)
-        ctx.log.info("attempt_started", pid=running.pid, **self._ids)
+        env = self._environment(grant, prepared)
+        running = process.spawn(start.argv, prompt=start.stdin, cwd=directory, env=env)
+        ctx.log.info("attempt_started", pid=running.pid, executor=prepared.choice.executor, **self._ids)
         limits = Limits(
-            ctx.execution.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
+            prepared.choice.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
         )
+        streams = self._streams(prepared)
         wiring = Wiring(
             inbox=self._child.inbox,
             lease=lease,
             stop_fd=ctx.stop_fd,
             warden=ctx.warden,
-            start_keeper=self._start_keeper,
+            start_keeper=self._on_long,
             baseline=self._child.baseline,
+            streams=streams,
         )
-        return AttemptLoop(running, limits, wiring).run()
+        try:
+            return AttemptLoop(running, limits, wiring).run()
+        finally:
+            streams.close()
+
+    def _streams(self, prepared: Prepared) -> Streams:
+        """Return where output goes. Of a sealed task nothing is shown and nothing is kept."""
+        ctx, start = self._ctx, prepared.start
+        if prepared.work.opened is not None:
+            return Streams(progress=start.streams)
+        path = attempt_log.path_of(ctx.data_dir, self._ref.task_id, self._ref.attempt)
+        log = attempt_log.AttemptLog(path, ctx.execution.attempt_log_bytes_max, ctx.log)
+        if start.streams and ctx.stream_s > 0:
+            live = self._child.live(ctx.gateway, ctx.stream_s, ctx.log)
+            redactor = Redactor([*ctx.secrets, *secrets_in(os.environ, start.env)])
+            self._buffer = LiveBuffer(redactor, where=f"{ctx.runner}:{path}", changed=live.changed)
+        return Streams(progress=start.streams, log=log, live=self._buffer)
+
+    def _on_long(self) -> None:
+        """When the attempt has lived for more than a moment: keep its lease, and show what it writes."""
+        self._start_keeper()
+        if self._buffer is not None:
+            self._child.live(self._ctx.gateway, self._ctx.stream_s, self._ctx.log).watch(self._ref, self._buffer)
 
     def _start_keeper(self) -> None:
         ctx, lease = self._ctx, self._lease
@@ -294,7 +339,8 @@ class _Execution:
 
     def _report(self, end: AttemptEnd) -> None:
         ctx = self._ctx
-        policy = retry.RetryPolicy(ctx.execution.max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
+        max_attempts = self._routing.max_attempts if self._choice is None else self._choice.max_attempts
+        policy = retry.RetryPolicy(max_attempts, ctx.execution.retry_backoff_s, ctx.execution.cooldown_s)
         decision = retry.decide(end.reason, self._ref.attempt, policy, ctx.rand())
         ctx.log.info(
             "attempt_ended",
@@ -311,9 +357,9 @@ class _Execution:
             return
         told = self._told(end)
         if decision.action is Action.COMPLETE:
-            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller)
+            self._deliver(spool.Kind.COMPLETE, outputs=told.outputs, smaller=told.smaller, review=self._review)
         elif decision.action is Action.FAIL:
-            poison = retry.poison_reason(ctx.execution.max_attempts)
+            poison = retry.poison_reason(max_attempts)
             reason = attempt.cut(f"{poison}: {told.reason}" if told.reason else poison)
             self._deliver(spool.Kind.FAIL, reason=reason, note=told.note)
         else:
@@ -328,7 +374,7 @@ class _Execution:
     def _told(self, end: AttemptEnd) -> Told:
         if self._opened is None:
             return telling.in_the_open(end)
-        ref, timeout_s = self._ref, self._ctx.execution.timeout_s
+        ref, timeout_s = self._ref, self._routing.timeout_s if self._choice is None else self._choice.timeout_s
         return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:

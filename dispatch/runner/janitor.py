@@ -61,6 +61,17 @@ def clear_directories(work_root: Path) -> int:
     return len(stale)
 
 
+def clear_logs(log_root: Path, keep_s: float) -> int:
+    """Remove logs of attempts that nothing was written to for so long; return how many."""
+    count = 0
+    for path in log_root.glob("*-*.log"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > keep_s:
+                path.unlink()
+                count += 1
+    return count
+
+
 def remove_tree(path: str) -> None:
     """Remove a directory with all that is in it; what cannot be removed is left to the next start of a worker."""
     try:

@@ -18,6 +18,7 @@ from dispatch.core.retry import EndReason
 from dispatch.runner import attempt, tree
 from dispatch.runner.output import HeadTail
 from dispatch.runner.process import Child, widen
+from dispatch.runner.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ class Wiring:
     warden: WardenClient | None = None
     start_keeper: Callable[[], None] = lambda: None
     baseline: frozenset[int] = field(default_factory=frozenset)
+    streams: Streams = field(default_factory=lambda: Streams(progress=False))
 
 
 class AttemptLoop:
@@ -101,6 +103,8 @@ class AttemptLoop:
             raise
         finally:
             self._child.close()
+        for name, sink in (("stdout", self._stdout), ("stderr", self._stderr)):
+            sink.feed(self._wiring.streams.rest(name))
         stdout, stderr = self._stdout.result(), self._stderr.result()
         code = self._returncode
         return attempt.AttemptEnd(
@@ -164,7 +168,7 @@ class AttemptLoop:
         if chunk:
             if sink.total_bytes == 0 and len(chunk) == READ_BYTES:
                 widen(fd)
-            sink.feed(chunk)
+            sink.feed(self._wiring.streams.take(name, chunk))
             return
         self._ignore(fd)
         os.close(fd)

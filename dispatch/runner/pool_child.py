@@ -1,4 +1,4 @@
-"""What one pool child keeps between its attempts: marks, self-pipe, lease keeper, work directories."""
+"""What one pool child keeps between its attempts: marks, self-pipe, lease keeper, live output, work directories."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatch.runner import janitor, tree
 from dispatch.runner.lease_keeper import LeaseKeeper
+from dispatch.runner.live import LiveOutput
 from dispatch.runner.owner import Owner
 from dispatch.runner.process import SpawnError
 from dispatch.runner.signals import Inbox
@@ -32,6 +33,7 @@ class PoolChild:
     baseline: frozenset[int] = field(default_factory=lambda: frozenset(tree.children(os.getpid())))
     """Children that were here before the first attempt: never touched."""
     _keeper: LeaseKeeper | None = None
+    _live: LiveOutput | None = None
     _directories: int = 0
 
     def prepare(self) -> None:
@@ -46,8 +48,16 @@ class PoolChild:
             self._keeper = LeaseKeeper(gateway, wake=wake, rand=rand, log=log)
         return self._keeper
 
+    def live(self, gateway: TaskGateway, every_s: float, log: Any) -> LiveOutput:
+        """Return what shows output while an attempt runs, made at the first need."""
+        if self._live is None:
+            self._live = LiveOutput(gateway, every_s=every_s, log=log)
+        return self._live
+
     def stop_watching(self) -> None:
-        """Let the keeper, if there is one, forget the attempt."""
+        """Let the keeper and the live output, if there are any, forget the attempt."""
+        if self._live is not None:
+            self._live.unwatch()
         if self._keeper is not None:
             self._keeper.unwatch()
 

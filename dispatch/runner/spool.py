@@ -47,7 +47,7 @@ class Report:
     """One report; which fields count depends on the kind.
 
     ``smaller`` are outputs for a service that finds the first too large. ``note``
-    is said on the thread before the report is made.
+    is said on the thread before the report is made. ``review``: a result waits for approval.
     """
 
     kind: Kind
@@ -58,11 +58,12 @@ class Report:
     delay_s: float = 0.0
     smaller: list[Any] | None = None
     note: str = ""
+    review: bool = False
 
     def send(self, gateway: TaskGateway) -> None:
         """Make the call. Raises what the gateway raises."""
         if self.kind is Kind.COMPLETE:
-            gateway.complete(self.ref, self.outputs or [])
+            gateway.complete(self.ref, self.outputs or [], review=self.review)
         elif self.kind is Kind.FAIL:
             gateway.fail(self.ref, self.reason)
         else:
@@ -81,6 +82,7 @@ class Report:
             "delay_s": self.delay_s,
             "smaller": self.smaller,
             "note": self.note,
+            "review": self.review,
         }
 
     @classmethod
@@ -95,6 +97,7 @@ class Report:
             delay_s=float(body["delay_s"]),
             smaller=body.get("smaller"),
             note=str(body.get("note", "")),
+            review=bool(body.get("review", False)),
         )
 
 

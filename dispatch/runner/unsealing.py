@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from dispatch.core import graph, results
+from dispatch.core.review import Review, bounded
 from dispatch.core.sealed import RESULT_NOTE
 from dispatch.crypto import encoding, keys, opening, sending
 from dispatch.crypto.refusal import SENTENCE, Refusal, SealError
@@ -73,6 +74,8 @@ class Work:
     dependencies: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     """Results of what the task depends on (core.results), those that only its sender may read opened."""
     opened: Opened | None = None
+    review: Review | None = None
+    """Why it was sent back, with the result of the attempt before."""
 
     def environment_value(self) -> str:
         """Return ``ATS_DEPENDENCIES``. Environments can be read: for a sealed task it holds ids and states only."""
@@ -85,14 +88,15 @@ class Work:
 class Unsealing:
     """Prepares attempts of one process.
 
-    ``ask`` makes a call to the service and repeats it for a while when no answer
-    comes; ``before_reading`` is called before each of the calls that together
-    may take long, and raises NotNowError when there is no time for them.
+    ``executor_of`` names the executor that a sealed task is for. ``ask`` makes a
+    call to the service and repeats it for a while when no answer comes;
+    ``before_reading`` is called before each of the calls that together may take
+    long, and raises NotNowError when there is no time for them.
     """
 
     gateway: TaskGateway
     keys: TrustSource | None
-    executor: str
+    executor_of: Callable[[Task, Opened], str]
     log: Any
     ask: Callable[[Callable[[], Any]], Any]
     before_reading: Callable[[], None]
@@ -111,11 +115,15 @@ class Unsealing:
                 opening.check_open(outside, trust)
             except SealError as exc:
                 self._refuse(ref, exc.refusal, str(exc), OPEN_SENTENCE)
-            return Work(task.title, task.description, task.payload, grant.dependencies)
-        opened = self._opened(ref, outside, trust)
+            review = _reviewed(grant, results.text_of(task.outputs))
+            return Work(task.title, task.description, task.payload, grant.dependencies, review=review)
+        opened = self._opened(ref, task, outside, trust)
         self._register(ref, opened)
         said = opened.content
-        return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened)
+        sealed = sending.sealed_in(task.outputs)
+        earlier = None if sealed is None else _opened_answer(sealed, task.id, opened, trust)
+        review = _reviewed(grant, RESULT_NOTE if earlier is None else earlier)
+        return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened, review)
 
     def _trust(self, ref: AttemptRef) -> Trust:
         try:
@@ -136,7 +144,7 @@ class Unsealing:
         )
         raise NotAcceptedError(sentence) from None
 
-    def _opened(self, ref: AttemptRef, outside: opening.Outside, trust: Trust) -> Opened:
+    def _opened(self, ref: AttemptRef, task: Task, outside: opening.Outside, trust: Trust) -> Opened:
         if not trust.ring.keys:
             self.log.error(
                 "keys_missing",
@@ -148,7 +156,7 @@ class Unsealing:
             raise NotNowError("This worker has no key for sealed tasks; another one may have it.")
         try:
             opened = opening.open_task(outside, trust, now_s=time.time())
-            opening.check_permitted(opened.sender, self.executor)
+            opening.check_permitted(opened.sender, self.executor_of(task, opened))
         except SealError as exc:
             self._refuse(ref, exc.refusal, str(exc))
         return opened
@@ -204,6 +212,12 @@ class Unsealing:
         except (GatewayUnavailableError, AuthenticationError):
             raise NotNowError(_NOT_TOLD) from None
         return one
+
+
+def _reviewed(grant: Grant, result: str) -> Review | None:
+    if grant.review is None:
+        return None
+    return bounded(grant.review.note, result, grant.review.messages)
 
 
 def _result(one: Task, opened: Opened, trust: Trust) -> list[dict[str, Any]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import and_, bindparam, select
 
+from dispatch.core.graph import cascade as everything_behind
+from dispatch.core.graph import dependents_of
 from dispatch.core.lifecycle import Status
 from dispatch.errors import TooLargeError
-from dispatch.service import dependents, moves
+from dispatch.service import dependents, moves, walks
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.schema import missing_dependencies, task_dependencies, tasks
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
-CASCADED: Final = "Blocked: dependency"
+REASON_BEGINS: Final = "Blocked: dependency"
 """How the reason of a task begins that failed because of what it depends on."""
 REOPENED_MAX: Final = 1_000
 """How many are reopened in one transaction: the writer has others to serve."""
@@ -27,15 +29,12 @@ BEHIND_MAX: Final = 100_000
 _PAGE: Final = 500
 
 _needed: Final = tasks.alias("needed")
-_CASCADED: Final = (
-    select(tasks.c.id)
-    .join(task_dependencies, task_dependencies.c.task_id == tasks.c.id)
-    .where(
-        task_dependencies.c.depends_on_id.in_(bindparam("p_ids", expanding=True)),
-        dependents.unindexed(tasks.c.status) == Status.FAILED.value,
-        tasks.c.reason.startswith(CASCADED),
-    )
-    .distinct()
+_CASCADED: Final = walks.behind(
+    and_(dependents.unindexed(walks.met.c.status) == Status.FAILED.value, walks.met.c.reason.startswith(REASON_BEGINS)),
+    BEHIND_MAX + 2,
+)
+_NEEDED: Final = select(task_dependencies.c.task_id, task_dependencies.c.depends_on_id).where(
+    task_dependencies.c.task_id.in_(bindparam("p_ids", expanding=True))
 )
 _BAD: Final = (
     select(task_dependencies.c.task_id, task_dependencies.c.depends_on_id)
@@ -91,16 +90,16 @@ def _pages(ids: Iterable[int]) -> Iterator[dict[str, list[int]]]:
 
 def _behind(tx: Tx, task_id: int) -> list[int]:
     """Return every task behind this one that a cascade failed, however deep, the nearest first."""
-    found: dict[int, None] = {}
-    level = {task_id}
-    while level:
-        level = {row.id for page in _pages(level) for row in tx.all(_CASCADED, page)} - found.keys() - {task_id}
-        found |= dict.fromkeys(sorted(level))
-        if len(found) > BEHIND_MAX:
-            raise TooLargeError(
-                f"More than {BEHIND_MAX} tasks behind task {task_id} were failed with it; reopen some of them first."
-            )
-    return list(found)
+    found = {row.id for row in tx.all(_CASCADED, {"p_ids": [task_id]})}
+    if len(found) > BEHIND_MAX + 1:
+        raise TooLargeError(
+            f"More than {BEHIND_MAX} tasks behind task {task_id} were failed with it; reopen some of them first."
+        )
+    needs: dict[int, list[int]] = {ident: [] for ident in sorted(found)}
+    for page in _pages(found):
+        for one, other in tx.all(_NEEDED, page):
+            needs[one].append(other)
+    return everything_behind(dependents_of(needs), task_id)
 
 
 def _kept(tx: Tx, found: set[int], *, root: int) -> set[int]:

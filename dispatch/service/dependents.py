@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, false, func, literal, select
 
 from dispatch.core.lifecycle import FINISHED, Status
-from dispatch.service import readiness
+from dispatch.service import readiness, walks
 from dispatch.service.rows import ALL
 from dispatch.service.schema import task_dependencies, tasks
 
@@ -52,6 +52,9 @@ _OPEN: Final = (
 )
 
 
+_ALL_BEHIND: Final = walks.behind(walks.met.c.status.not_in(sorted(FINISHED)), BEHIND_MAX + 1)
+
+
 def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
     """Return the unfinished tasks that wait for this one alone, how many stand behind it in all, and if it was cut.
 
@@ -63,16 +66,8 @@ def behind(tx: Tx, task_id: int) -> tuple[Sequence[Any], int, bool]:
         ids = [row.id for row in direct[start : start + _PAGE]]
         waiting |= {row[0]: row[1] for row in tx.all(_OPEN, {"p_ids": ids})}
     freed = [row for row in direct if waiting.get(row.id, 0) <= 1]
-    seen = {row.id for row in direct}
-    level = sorted(seen)
-    while level and len(seen) < BEHIND_MAX:
-        found: set[int] = set()
-        for start in range(0, len(level), _PAGE):
-            rows = tx.all(_BEHIND, {"p_ids": level[start : start + _PAGE]})
-            found |= {row.id for row in rows if Status(row.status) not in FINISHED}
-        level = sorted(found - seen - {task_id})
-        seen |= set(level)
-    return freed, min(len(seen), BEHIND_MAX), len(seen) >= BEHIND_MAX
+    count = len({row.id for row in tx.all(_ALL_BEHIND, {"p_ids": [task_id]})} - {task_id})
+    return freed, count, count >= BEHIND_MAX
 
 
 _READY: Final = (

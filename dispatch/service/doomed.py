@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import BindParameter, bindparam, select
+from sqlalchemy import bindparam, select
 
 from dispatch.core.graph import find_cycle, reaching_cycle
 from dispatch.core.lifecycle import Status
+from dispatch.service import walks
 from dispatch.service.dependents import ENDED_BADLY, unindexed
 from dispatch.service.schema import missing_dependencies, task_dependencies, tasks
+from dispatch.service.walks import IDS
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -23,41 +25,23 @@ _PAGE: Final = 500
 _edges: Final = task_dependencies.c
 
 _needed: Final = tasks.alias("needed")
-_ids: Final[BindParameter[Any]] = bindparam("p_ids", expanding=True)
 _ENDS: Final = (
     select(_edges.task_id, _needed.c.status)
     .join(_needed, _needed.c.id == _edges.depends_on_id)
-    .where(_edges.task_id.in_(_ids))
+    .where(_edges.task_id.in_(IDS))
     .distinct()
 )
-_MISSING: Final = select(missing_dependencies.c.task_id).where(missing_dependencies.c.task_id.in_(_ids)).distinct()
+_MISSING: Final = select(missing_dependencies.c.task_id).where(missing_dependencies.c.task_id.in_(IDS)).distinct()
 _AMONG: Final = select(_edges.task_id, _edges.depends_on_id).where(
-    _edges.task_id.in_(_ids), unindexed(_edges.depends_on_id).in_(bindparam("p_others", expanding=True))
+    _edges.task_id.in_(IDS), unindexed(_edges.depends_on_id).in_(bindparam("p_others", expanding=True))
 )
 
 
-def _before() -> Any:
-    """Return the statement for the numbers of tasks and of all that they need in the end, in one walk however deep.
-
-    The joins are ranges of one number. For an equation PostgreSQL may choose to read whole tables, on every level of
-    the walk anew; a range it can only look up.
-    """
-    start = select(tasks.c.id).where(tasks.c.id.in_(_ids)).cte("before", recursive=True)
-    further = (
-        select(_edges.depends_on_id)
-        .select_from(start)
-        .join(task_dependencies, _edges.task_id.between(start.c.id, start.c.id))
-        .join(_needed, _needed.c.id.between(_edges.depends_on_id, _edges.depends_on_id))
-        .where(_needed.c.status != bindparam("p_passed"))
-    )
-    return select(start.union(further).c.id).limit(CIRCLE_TASKS_MAX)
-
-
-_BEFORE: Final = _before()
+_BEFORE: Final = walks.before(walks.met.c.status != bindparam("p_passed"), CIRCLE_TASKS_MAX)
 _NEEDS: Final = (
     select(_edges.task_id, _edges.depends_on_id)
     .join(_needed, _needed.c.id == _edges.depends_on_id)
-    .where(_edges.task_id.in_(_ids), _needed.c.status != bindparam("p_passed"))
+    .where(_edges.task_id.in_(IDS), _needed.c.status != bindparam("p_passed"))
     .order_by(_edges.task_id, _edges.depends_on_id)
 )
 

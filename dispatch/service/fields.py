@@ -18,6 +18,7 @@ NAME_CHARS_MAX: Final = 128
 REASON_CHARS_MAX: Final = 4_000
 MESSAGE_CHARS_MAX: Final = 8_000
 PARTS_MAX: Final = 32
+META_BYTES_MAX: Final = 2_048
 PAYLOAD_BYTES_MAX: Final = 262_144
 OUTPUTS_BYTES_MAX: Final = 4_194_304
 LEASE_MS_MAX: Final = 86_400_000
@@ -85,7 +86,8 @@ RELEASE: Final = {
     "delay_ms": strict.whole(0, DELAY_MS_MAX),
     "reason": _reason,
 }
-COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence}
+COMPLETE: Final = {"outputs": strict.array, "fencing_token": _fence, "review": strict.flag}
+BOUNCE: Final = {"note": strict.text(MESSAGE_CHARS_MAX, chars_min=1)}
 FAIL: Final = {"reason": _reason, "fencing_token": _fence}
 WITH_REASON: Final = {"reason": _reason}
 REOPEN: Final = {"reason": _reason, "dependents": strict.flag}
@@ -100,7 +102,23 @@ def _failures(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 FAIL_MANY: Final = {"items": _failures}
-POST_MESSAGE: Final = {"parts": strict.array, "kind": strict.one_of(MESSAGE_KINDS), "fencing_token": _fence}
+
+
+def _facts(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidInputError(f"{name} must be a JSON object.")
+    size = len(wire.dumps(value).encode())
+    if size > META_BYTES_MAX:
+        raise InvalidInputError(f"{name} has {size} bytes of JSON; at most {META_BYTES_MAX} are allowed.")
+    return value
+
+
+POST_MESSAGE: Final = {
+    "parts": strict.array,
+    "kind": strict.one_of(MESSAGE_KINDS),
+    "fencing_token": _fence,
+    "meta": _facts,
+}
 SEAL: Final = {"fencing_token": _fence, "digest": strict.lower_hex(64)}
 ORGANIZATION: Final = {"slug": strict.slug, "name": strict.text(200, chars_min=1)}
 PROJECT: Final = {**ORGANIZATION, "description": strict.text(4_000, nullable=True)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dispatch
 from dispatch import metrics
-from dispatch.errors import InvalidInputError, NotFoundError, TaskError, TooLargeError
+from dispatch.errors import InvalidInputError, NotFoundError, TaskError
 from dispatch.service import (
     delivery_handlers,
     dependencies,
@@ -21,6 +21,8 @@ from dispatch.service import (
     messages,
     moves,
     results,
+    review,
+    review_handlers,
     steering_handlers,
     strict,
     tasks,
@@ -61,6 +63,7 @@ EXTENSIONS: Final = (
     "deliveries",
     "steering",
     "hurry",
+    "review",
 )
 
 
@@ -121,9 +124,15 @@ def _envelope(row: Any, now_ms: int) -> str:
     return f'{{"task":{wire.task_json(row, now_ms)}}}'
 
 
-def _granted(granted: leases.Granted, now_ms: int, results: list[dict[str, Any]] | None = None) -> Answer:
+def _granted(
+    granted: leases.Granted,
+    now_ms: int,
+    results: list[dict[str, Any]] | None = None,
+    said: dict[str, Any] | None = None,
+) -> Answer:
     lease = f'{{"fencing_token":{granted.task.fencing_token},"ttl_ms":{granted.ttl_ms}}}'
     more = f',"dependencies":{wire.dumps(results)}' if results else ""
+    more += f',"review":{wire.dumps(said)}' if said else ""
     return 200, f'{{"task":{wire.task_json(granted.task, now_ms)},"lease":{lease}{more}}}'
 
 
@@ -260,11 +269,14 @@ async def start(call: Call) -> Answer:
     )
     if granted.task.attempts == 1:
         metrics.observe("dispatch_pickup_seconds", (call.store.clock.now_ms() - granted.task.created_at) / 1000)
-    handed = None
+    handed = said = None
     if granted.task.depends_on is not None:
         # Outputs may be large: they are read beside the writer, and a repeated start is answered alike.
         handed = await call.store.read(lambda tx: results.of_dependencies(tx, granted.task.id))
-    return _granted(granted, call.store.clock.now_ms(), handed)
+    if granted.task.outputs is not None:
+        # Only a task that was in review and came back has outputs before it is done.
+        said = await call.store.read(lambda tx: review.of_task(tx, granted.task.id))
+    return _granted(granted, call.store.clock.now_ms(), handed, said)
 
 
 async def renew(call: Call) -> Answer:
@@ -290,19 +302,6 @@ async def release(call: Call) -> Answer:
     ref = call.report_ref(found["fencing_token"])
     token = found.pop("fencing_token")
     row = await call.store.write(lambda tx: leases.release(tx, ref, call.actor, token=token, **found))
-    return 200, _envelope(row, call.store.clock.now_ms())
-
-
-async def complete(call: Call) -> Answer:
-    """POST T/{id}/complete."""
-    found = strict.parse_object(call.body, fields.COMPLETE)
-    ref = call.report_ref(found.get("fencing_token"))
-    outputs = found.get("outputs")
-    bytes_max = fields.OUTPUTS_BYTES_MAX
-    if outputs is not None and len(wire.dumps(outputs).encode()) > bytes_max:
-        raise TooLargeError(f"outputs has more than {bytes_max} bytes of JSON; keep large results elsewhere.")
-    token = found.get("fencing_token")
-    row = await call.store.write(lambda tx: moves.complete(tx, ref, call.actor, outputs=outputs, token=token))
     return 200, _envelope(row, call.store.clock.now_ms())
 
 
@@ -361,8 +360,9 @@ ROUTES: Final[Mapping[tuple[str, ...], dict[str, tuple[Callable[[Call], Awaitabl
     ("tasks", "*", "renew"): _post(renew),
     ("tasks", "*", "release"): _post(release),
     ("tasks", "*", "seal"): _post(thread_handlers.seal),
-    ("tasks", "*", "complete"): _post(complete, fields.OUTPUTS_BODY_BYTES_MAX),
+    ("tasks", "*", "complete"): _post(review_handlers.complete, fields.OUTPUTS_BODY_BYTES_MAX),
     ("tasks", "*", "fail"): _post(fail),
+    ("tasks", "*", "bounce"): _post(review_handlers.bounce),
     ("tasks", "*", "cancel"): _post(_with_reason(moves.cancel)),
     ("tasks", "*", "reject"): _post(_with_reason(moves.reject)),
     ("tasks", "*", "reopen"): _post(graph_handlers.reopen),

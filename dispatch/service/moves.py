@@ -87,8 +87,16 @@ def _is_repeat(row: Any, actor: Actor, token: int | None, digest: str, ended: fr
     return bool(token == row.fencing_token) if token is not None else leases.is_holder(row, actor)
 
 
-def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None, token: int | None = None) -> Any:
-    """End the task well, or hand it to review when it asks for that; from review, approve it.
+def complete(
+    tx: Tx,
+    ref: Ref,
+    actor: Actor,
+    *,
+    outputs: list[Any] | None = None,
+    token: int | None = None,
+    review: bool = False,
+) -> Any:
+    """End the task well, or hand it to review when it or ``review`` asks for that; from review, approve it.
 
     Raises StaleLeaseError, LeaseHeldError, IllegalMoveError, NotFoundError.
     """
@@ -97,7 +105,7 @@ def complete(tx: Tx, ref: Ref, actor: Actor, *, outputs: list[Any] | None = None
     if _is_repeat(row, actor, token, digest, frozenset({Status.COMPLETED, Status.IN_REVIEW})):
         return row
     leases.check_right(tx, ref, row, actor, token)
-    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review, words=ref.words)
+    steps = path(Verb.COMPLETE, Status(row.status), needs_review=row.needs_review or review, words=ref.words)
     changes: dict[str, Any] = {"reason": None}
     if outputs is not None:
         changes["outputs"] = wire.dumps(outputs)

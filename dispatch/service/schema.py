@@ -98,6 +98,7 @@ tasks: Final = Table(
     Column("needs_review", Boolean, nullable=False, server_default=false()),
     Column("payload", Text, nullable=True, comment="JSON"),
     Column("sealed", Boolean, nullable=False, server_default=false(), comment="the payload says that it is sealed"),
+    Column("traits", Text, comment="short plain values of the payload"),
     Column("outputs", Text, nullable=True, comment="JSON"),
     Column("meta_json", Text, nullable=True, comment="JSON"),
     Column("depends_on", Text, nullable=True, comment="JSON: what it depends on, as clients see it"),

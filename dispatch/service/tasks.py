@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import uuid
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BigInteger, bindparam, false, func, insert, literal, or_, select, true, update
 
 from dispatch.core.lifecycle import ATS_WORD, FINISHED, Status
+from dispatch.core.routing import traits_of
 from dispatch.service import dependencies, moves, seals, tenants, wire
 from dispatch.service.collation import bytewise, fold, folded
 from dispatch.service.readiness import waits
@@ -34,6 +36,7 @@ _NEW: Final = (
     "needs_review",
     "payload",
     "sealed",
+    "traits",
     "parent_id",
     "run_id",
     "order_index",
@@ -142,9 +145,9 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
             "channel": new.channel,
             "priority": new.priority,
             "status": new.status.value,
-            "needs_review": new.needs_review,
+            "needs_review": new.needs_review or _asks_for_review(new.payload),
             "payload": new.payload,
-            "sealed": seals.is_sealed_text(new.payload),
+            **_of_payload(new.payload),
             "parent_id": new.parent_id,
             "run_id": new.run_id,
             "order_index": new.order_index,
@@ -164,6 +167,21 @@ def insert_row(tx: Tx, project_id: int, actor: Actor, new: NewTask, found: depen
     if found is not None:
         dependencies.connect(tx, row.id, found)
     return row
+
+
+def _of_payload(payload: str | None) -> dict[str, Any]:
+    """Return the columns that repeat what the fleet needs to see of a payload, given as JSON text."""
+    sealed = seals.is_sealed_text(payload)
+    traits = {} if sealed or payload is None else traits_of(json.loads(payload))
+    return {"sealed": sealed, "traits": wire.dumps(traits) if traits else None}
+
+
+def _asks_for_review(payload: str | None) -> bool:
+    """Say whether a payload has ``review: true`` at its top."""
+    if payload is None or '"review"' not in payload:
+        return False
+    said = json.loads(payload)
+    return isinstance(said, dict) and said.get("review") is True
 
 
 def position_of(order_index: float | None) -> float:
@@ -198,7 +216,7 @@ def patch(
     if wish is not None:
         row = dependencies.replace(tx, ref, row, wish)
     if "payload" in fields:
-        fields = {**fields, "sealed": seals.is_sealed_text(fields["payload"])}
+        fields = {**fields, **_of_payload(fields["payload"])}
     if fields:
         row = tx.one(update(tasks).where(tasks.c.id == row.id).values(**fields, updated_at=tx.now_ms).returning(*ALL))
     if status is not None:

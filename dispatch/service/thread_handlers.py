@@ -25,7 +25,7 @@ async def post_message(call: Call) -> Answer:
         task = fetch(tx, ref) if token is None else lock(tx, ref)
         if token is not None:
             check_right(tx, ref, task, call.actor, token)
-        return messages.append(tx, task, call.actor, parts, kind=kind)
+        return messages.append(tx, task, call.actor, parts, kind=kind, meta=found.get("meta"))
 
     return 201, f'{{"message":{wire.message_json(await call.store.write(work))}}}'
 

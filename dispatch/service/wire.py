@@ -39,7 +39,7 @@ _PLAIN: Final = (
     "sealed",
 )
 _TIMES: Final = ("not_before", "created_at", "updated_at", "started_at", "completed_at")
-_RAW: Final = {"payload": "null", "outputs": "null", "depends_on": "[]"}
+_RAW: Final = {"payload": "null", "outputs": "null", "depends_on": "[]", "traits": "{}"}
 """Fields that are stored as JSON, and what stands for nothing."""
 _HOLDER: Final = {"assignee_type": "holder_type", "assignee_id": "holder_id", "assignee_name": "holder_name"}
 
@@ -120,7 +120,15 @@ def task_json(row: Any, now_ms: int) -> str:
     }
     if row.lease_expires_at is not None:
         fields["lease_ttl_ms"] = max(0, row.lease_expires_at - now_ms)
-    return _splice(fields, (("payload", row.payload), ("outputs", row.outputs), ("depends_on", row.depends_on or "[]")))
+    return _splice(
+        fields,
+        (
+            ("payload", row.payload),
+            ("outputs", row.outputs),
+            ("depends_on", row.depends_on or "[]"),
+            ("traits", row.traits or "{}"),
+        ),
+    )
 
 
 def thin_task_json(row: Any) -> str:
@@ -143,7 +151,7 @@ def thin_task_json(row: Any) -> str:
             "assignee_id": row.holder_id,
             "sealed": row.sealed,
         },
-        (("depends_on", row.depends_on or "[]"),),
+        (("depends_on", row.depends_on or "[]"), ("traits", row.traits or "{}")),
     )
 
 

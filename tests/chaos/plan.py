@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.chaos.history import FaultKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 TASKS_PER_S: Final = 8.5
 FIRST_FAULT_S: Final = 1.5
@@ -36,6 +36,9 @@ FAULTS: Final = (
     FaultKind.WORKER,
 )
 """Twelve kills; fewer are taken from the front, more begin again."""
+
+GRAPH_FAULTS: Final = (FaultKind.WORKER, FaultKind.REDIS, FaultKind.INGRESS)
+"""Those of a run in a hurry, one of each."""
 
 NEEDS: Final = (0, 1, 1, 1, 2, 2, 3, 5)
 """How many dependencies the tasks of a graph have, each as often as it stands here."""
@@ -125,8 +128,24 @@ def make_graph_plan(seed: int, tasks: int, faults: int) -> Plan:
     return replace(plan, tasks=tuple(planned))
 
 
-def _faults(rand: random.Random, count: int, span_s: float) -> Iterator[PlannedFault]:
-    kinds = [FAULTS[n % len(FAULTS)] for n in range(count)]
+def in_a_hurry(plan: Plan, span_s: float) -> Plan:
+    """Return the same graph with brief lives, created within half of ``span_s``, and GRAPH_FAULTS within ``span_s``."""
+    rand = random.Random(f"hurry {plan.seed}")
+    by_s = 0.5 * span_s / max(plan.tasks[-1].at, 0.1)
+    tasks = [
+        replace(
+            task, at=round(task.at * by_s, 3), orders={**task.orders, "duration_s": task.orders["duration_s"] * part}
+        )
+        for task in plan.tasks
+        for part in [1.0 if task.cancel_after_s is not None else 0.2]
+    ]
+    return replace(plan, tasks=tuple(tasks), faults=tuple(_faults(rand, len(GRAPH_FAULTS), span_s, GRAPH_FAULTS)))
+
+
+def _faults(
+    rand: random.Random, count: int, span_s: float, among: Sequence[FaultKind] = FAULTS
+) -> Iterator[PlannedFault]:
+    kinds = [among[n % len(among)] for n in range(count)]
     rand.shuffle(kinds)
     free_s = max(0.0, span_s - FIRST_FAULT_S - FAULT_GAP_S * count)
     moments = sorted(rand.uniform(0, free_s) for _ in kinds)

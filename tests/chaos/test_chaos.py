@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.chaos.history import FaultKind
-from tests.chaos.plan import make_plan
+from tests.chaos.plan import in_a_hurry, make_graph_plan, make_plan
 from tests.chaos.run import run
 
 SEED = 3
+GRAPH_SPAN_S = 5.0
 
 
 def test_a_small_run_is_valid() -> None:
@@ -15,6 +18,16 @@ def test_a_small_run_is_valid() -> None:
     outcome = run(plan)
     assert outcome.report.ok, f"{plan.text()}\n{outcome.text()}"
     assert outcome.report.counts["faults"] == 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_graph_under_fire_is_valid(seed: int) -> None:
+    """200 tasks that depend on each other, kill -9 of an ingress, a worker and Redis: none lost, doubled, stranded."""
+    plan = in_a_hurry(make_graph_plan(seed, tasks=200, faults=3), GRAPH_SPAN_S)
+    outcome = run(plan)
+    assert outcome.report.ok, f"{plan.text()}\n{outcome.text()}"
+    assert outcome.report.counts["acknowledged"] == 200
+    assert outcome.report.counts["faults"] == 3
 
 
 def test_a_seed_is_a_plan() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatch.ats.model import Actor
-from dispatch.service import tasks
+from dispatch.service import dependencies, tasks
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.tools.registry import TOOLS
 from tests.support.tools import ANN, BOB, NOBODY, RUN, ToolBench
@@ -357,6 +357,22 @@ async def test_circles_are_refused_by_name(bench: ToolBench, rows: Any, cycle: s
     body = await bench.refused("INVALID", "create_graph", tasks=rows)
     assert set(body["cycle"]) == cycle
     assert body["cycle"][0] == body["cycle"][-1]
+    assert await count(bench) == 1
+
+
+@pytest.mark.parametrize("tool", ["core_create_task", "create_graph"])
+async def test_circles_with_tasks_that_named_them_before_are_refused(bench: ToolBench, tool: str) -> None:
+    """A plain client's payload named a number in advance; the task that gets it may not depend on that client's."""
+    early = await bench.get(await bench.create())
+    awaited = early["id"] + 1
+    ref, by_payload = Ref(early["id"]), dependencies.Asked((awaited,), is_strict=False)
+    await bench.store.write(lambda tx: dependencies.replace(tx, ref, fetch(tx, ref), by_payload))
+    if tool == "create_graph":
+        rows = [{"ref": "a", "title": "t", "depends_on": [early["task_id"]]}]
+        body = await bench.refused("INVALID", tool, tasks=rows)
+    else:
+        body = await bench.refused("INVALID", tool, depends_on=[early["task_id"]])
+    assert set(body["cycle"]) == {early["id"], awaited}
     assert await count(bench) == 1
 
 

@@ -53,7 +53,7 @@ def test_the_key_is_all_of_stdout_and_shown_once(cli: Cli, tmp_path: Path) -> No
 
 def test_json(cli: Cli) -> None:
     """One object with the key in it, and nothing on stderr."""
-    ended = cli(
+    ended = cli.here(
         "api-key", "create", "ci", "--json", "--access", "read", "--project", "default/main", "--expires", "90d"
     )
     made = ended.json
@@ -61,10 +61,10 @@ def test_json(cli: Cli) -> None:
     assert KEY.fullmatch(made.pop("key") + "\n")
     assert (made["access"], made["projects"], made["state"]) == ("read", ["default/main"], "live")
     assert made["expires_at"] > made["created_at"]
-    assert cli("api-key", "list", "--json").json == [made]
-    agent = cli("api-key", "create", "agent", "--json", "--agent", UUID).json
+    assert cli.here("api-key", "list", "--json").json == [made]
+    agent = cli.here("api-key", "create", "agent", "--json", "--agent", UUID).json
     assert agent["actor"] == {"type": "agent", "id": UUID.lower()}
-    human = cli("api-key", "create", "ann-laptop", "--json", "--actor", "ann", "--type", "human").json
+    human = cli.here("api-key", "create", "ann-laptop", "--json", "--actor", "ann", "--type", "human").json
     assert human["actor"] == {"type": "human", "id": "ann"}
 
 
@@ -90,28 +90,28 @@ def test_json(cli: Cli) -> None:
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(cli: Cli, args: list[str], code: int, word: str) -> None:
     """Wrong usage is 2, a refusal 1; no key is printed or made."""
-    assert cli("api-key", "create", "taken").code == 0
-    ended = cli("api-key", *args)
+    assert cli.here("api-key", "create", "taken").code == 0
+    ended = cli.here("api-key", *args)
     assert (ended.code, ended.out) == (code, ""), ended
     assert word in ended.err
-    assert len(cli("api-key", "list", "--json").json) == 1
+    assert len(cli.here("api-key", "list", "--json").json) == 1
 
 
 def test_revoked_names_can_be_given_again(cli: Cli) -> None:
     """By id or by name, twice is no mistake, and the list keeps what was."""
     for how in ("id", "name"):
-        made = cli("api-key", "create", "ci", "--json").json
+        made = cli.here("api-key", "create", "ci", "--json").json
         for word in ("is revoked", "was revoked already"):
-            assert word in cli("api-key", "revoke", made["id"] if word.startswith("was") else made[how]).err
-    assert [key["state"] for key in cli("api-key", "list", "--json").json] == ["revoked", "revoked"]
+            assert word in cli.here("api-key", "revoke", made["id"] if word.startswith("was") else made[how]).err
+    assert [key["state"] for key in cli.here("api-key", "list", "--json").json] == ["revoked", "revoked"]
 
 
 def test_overlapping_actors_are_pointed_out(cli: Cli) -> None:
     """A key that may act as another key's actor is made, and said to be one."""
-    cli("api-key", "create", "dispatch")
-    assert "Mind" not in cli("api-key", "create", "other").err
-    assert "Mind" not in cli("api-key", "create", "next", "--actor", "dispatch").err
-    said = cli("api-key", "create", "dispatch-2").err
+    cli.here("api-key", "create", "dispatch")
+    assert "Mind" not in cli.here("api-key", "create", "other").err
+    assert "Mind" not in cli.here("api-key", "create", "next", "--actor", "dispatch").err
+    said = cli.here("api-key", "create", "dispatch-2").err
     assert "key dispatch, which acts as dispatch, can also act as dispatch-2, the actor of key dispatch-2." in said
 
 

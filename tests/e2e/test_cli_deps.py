@@ -41,7 +41,7 @@ def foreign(tmp_path: Path) -> Iterator[tuple[Cli, FakeAts]]:
 
 def new(cli: Cli, title: str, *options: str) -> str:
     """Create a task and return its id."""
-    ended = cli("create", title, *options)
+    ended = cli.here("create", title, *options)
     assert ended.code == 0, ended.err
     return ended.out.strip()
 
@@ -71,10 +71,10 @@ def test_a_graph_on_our_service(ours: Cli) -> None:
 @pytest.mark.parametrize("names", ["987654321", "x", "1,,0"])
 def test_create_refuses_what_it_cannot_depend_on(ours: Cli, names: str) -> None:
     """An unknown task and a word that is none are one sentence, and nothing is created."""
-    ended = ours("create", "Bad", "--channel", "none", "--depends-on", names)
+    ended = ours.here("create", "Bad", "--channel", "none", "--depends-on", names)
     assert ended.code == (1 if names.isdigit() else 2)
     assert ended.err.count("\n") == 1
-    assert ours("list", "--channel", "none").out == ""
+    assert ours.here("list", "--channel", "none").out == ""
 
 
 def test_reopen_tells_which(ours: Cli) -> None:
@@ -82,9 +82,9 @@ def test_reopen_tells_which(ours: Cli) -> None:
     root, other = new(ours, "Root"), new(ours, "Other")
     child = new(ours, "Child", "--depends-on", root)
     both = new(ours, "Both", "--depends-on", f"{root},{other}")
-    ours("cancel", root, other)
-    ours("fail", child, both, "--reason", f"Blocked: dependency #{root} (cancelled)")
-    ended = ours("reopen", root, "--dependents")
+    ours.here("cancel", root, other)
+    ours.here("fail", child, both, "--reason", f"Blocked: dependency #{root} (cancelled)")
+    ended = ours.here("reopen", root, "--dependents")
     assert ended.code == 0
     assert ended.out.splitlines()[:2] == [f"Task {root} is pending.", f"Task {child} reopened."]
     assert ended.out.splitlines()[2].startswith(f"Task {both} stays failed")
@@ -96,12 +96,12 @@ def test_a_graph_on_a_foreign_service(foreign: tuple[Cli, FakeAts]) -> None:
     one = new(cli, "One")
     two = new(cli, "Two", "--payload", '{"k": 1}', "--depends-on", one)
     assert ats.tasks[int(two)]["payload"] == {"k": 1, "depends_on": [int(one)]}
-    refused = cli("create", "Bad", "--depends-on", "999")
+    refused = cli.here("create", "Bad", "--depends-on", "999")
     assert (refused.code, "There is no task 999" in refused.err, len(ats.tasks)) == (1, True, 2)
     ats.add(title="Lost", payload={"depends_on": "777"})
-    shown = cli("deps").out
+    shown = cli.here("deps").out
     assert f"#{two} pending Two (waits for #{one} pending" in shown
     assert "#777 missing" in shown
-    assert cli("deps", "--task", two).out.count("\n") == 2
-    assert f"It waits for #{one} (todo)." in cli("why", two).out
-    assert cli("reopen", one, "--dependents").code == 2
+    assert cli.here("deps", "--task", two).out.count("\n") == 2
+    assert f"It waits for #{one} (todo)." in cli.here("why", two).out
+    assert cli.here("reopen", one, "--dependents").code == 2

@@ -41,7 +41,7 @@ def cli(ats, tmp_path):
 )
 def test_unknown_command_is_wrong_usage_with_a_suggestion(cli, typed, meant):
     """D2: a mistyped command does nothing but name the nearest one."""
-    ended = cli(typed)
+    ended = cli.here(typed)
     assert ended.code == 2
     assert meant in ended.err
     assert ended.out == ""
@@ -99,7 +99,7 @@ def test_refused_key_is_exit_77(ats, cli):
 )
 def test_wrong_settings_are_exit_78(cli, env, args, word):
     """A wrong setting is one sentence that names it."""
-    ended = cli("list", *args, env=env)
+    ended = cli.here("list", *args, env=env)
     assert ended.code == 78
     assert word in ended.err
     assert len(ended.err.splitlines()) == 1
@@ -109,7 +109,7 @@ def test_options_win_over_the_environment(ats, cli, tmp_path):
     """--url, --token-file, --org, --project, --actor-id and --actor-name override settings, wherever they stand."""
     (tmp_path / "token").write_text("s3cret\n")
     env = {"DISPATCH_ATS_URL": "http://127.0.0.1:1", "DISPATCH_ATS_TOKEN": "old"}
-    ended = cli(
+    ended = cli.here(
         "--url", ats.url, "--org", "o", "list", "--project", "p", "--token-file", "token", "--actor-id", "bot", env=env
     )
     assert ended.code == 0, ended.err

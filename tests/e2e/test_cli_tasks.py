@@ -1,4 +1,4 @@
-"""The commands on tasks, run as a process against a service on a real socket."""
+"""The commands on tasks against a service on a real socket, each kind at least once as a process."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_create_prints_the_id_and_sends_all_it_was_given(ats, cli):
 
 def test_create_json_is_one_document(ats, cli):
     """With --json the whole task comes as one JSON document and nothing else."""
-    ended = cli("create", "t", "--json")
+    ended = cli.here("create", "t", "--json")
     assert ended.json["id"] == 100
     assert ended.out.count("\n") == 1
 
@@ -84,7 +84,7 @@ def test_description_and_payload_from_stdin_and_file(ats, cli, tmp_path):
 @pytest.mark.parametrize("payload", ["{not json", "", "NaN", "@missing.json", "{'a': 1}"])
 def test_invalid_payload_is_an_error_and_creates_nothing(ats, cli, payload):
     """D6: a payload that is no JSON is never replaced by something else."""
-    ended = cli("create", "t", "--payload", payload)
+    ended = cli.here("create", "t", "--payload", payload)
     assert ended.code == 2
     assert ended.err.startswith("dispatch: ")
     assert len(ended.err.splitlines()) == 1
@@ -94,7 +94,7 @@ def test_invalid_payload_is_an_error_and_creates_nothing(ats, cli, payload):
 @pytest.mark.parametrize("priority", ["0", "11", "5.5", "soon", "-1"])
 def test_priority_out_of_range_is_wrong_usage(ats, cli, priority):
     """Only 1 to 10 and the known words are priorities."""
-    assert cli("create", "t", "--priority", priority).code == 2
+    assert cli.here("create", "t", "--priority", priority).code == 2
     assert ats.tasks == {}
 
 
@@ -139,7 +139,7 @@ def test_reason_arrives_as_typed(ats, cli, reason, form):
     ats.add()
     ats.switches.fail_from_pending = True
     option = ["--reason", reason] if form == "separate" else [f"--reason={reason}"]
-    assert cli("fail", "100", *option).code == 0
+    assert cli.here("fail", "100", *option).code == 0
     assert bodies(ats, "/fail") == [{"reason": reason}]
 
 
@@ -147,7 +147,7 @@ def test_reason_arrives_as_typed(ats, cli, reason, form):
 def test_message_arrives_as_typed(ats, cli, text):
     """B25: a message that begins with dashes is a message."""
     ats.add()
-    assert cli("message", "100", text).code == 0
+    assert cli.here("message", "100", text).code == 0
     assert bodies(ats, "/messages") == [{"parts": [{"type": "text", "content": text}]}]
 
 
@@ -179,11 +179,11 @@ def test_complete_by_hand(ats, cli):
     for number in (100, 101, 102):
         ats.add(status="in_progress")
         ats.tasks[number]["assignee_id"] = "w"
-    assert cli("complete", "100").code == 0
-    assert cli("complete", "101", "--response", "-text").code == 0
-    assert cli("complete", "102", "--outputs", '{"a": 1}', "--json").json["outputs"] == [{"a": 1}]
+    assert cli.here("complete", "100").code == 0
+    assert cli.here("complete", "101", "--response", "-text").code == 0
+    assert cli.here("complete", "102", "--outputs", '{"a": 1}', "--json").json["outputs"] == [{"a": 1}]
     assert bodies(ats, "/complete") == [{}, {"outputs": [{"response": "-text"}]}, {"outputs": [{"a": 1}]}]
-    assert cli("complete", "102", "--outputs", "{").code == 2
+    assert cli.here("complete", "102", "--outputs", "{").code == 2
 
 
 def test_refused_move_is_one_sentence_and_exit_1(ats, cli):
@@ -213,7 +213,7 @@ def test_list_piped_is_tab_separated(ats, cli):
 
 def test_list_passes_its_filters_on(ats, cli):
     """Every filter of the protocol can be given; times and words are checked before anything is sent."""
-    ended = cli(
+    ended = cli.here(
         *[
             "list",
             "--status",
@@ -254,21 +254,21 @@ def test_list_passes_its_filters_on(ats, cli):
         ["--limit", "0"],
         ["--priority", "3", "--min-priority", "2"],
     ):
-        assert cli("list", *wrong).code == 2
+        assert cli.here("list", *wrong).code == 2
 
 
 def test_list_json_is_whole_tasks(ats, cli):
     """--json gives an array of tasks as the service has them."""
     ats.add(payload={"a": 1})
-    assert cli("list", "--json").json[0]["payload"] == {"a": 1}
-    assert cli("--json", "list").json[0]["id"] == 100
+    assert cli.here("list", "--json").json[0]["payload"] == {"a": 1}
+    assert cli.here("--json", "list").json[0]["id"] == 100
 
 
 def test_list_says_when_there_may_be_more(ats, cli):
     """A full page is not mistaken for everything."""
     for _ in range(3):
         ats.add()
-    ended = cli("list", "--limit", "2")
+    ended = cli.here("list", "--limit", "2")
     assert len(ended.out.splitlines()) == 2
     assert "--offset 2" in ended.err
 
@@ -305,11 +305,11 @@ def test_show_tells_the_whole_story(ats, cli):
 def test_logs_shows_thread_and_response(ats, cli):
     """The thread, then the response; with --json one message a line and the task last."""
     ats.add()
-    cli("message", "100", "hello")
+    cli.here("message", "100", "hello")
     ats.tasks[100] |= {"status": "completed", "outputs": [{"response": "done"}, {"other": 1}]}
-    assert cli("logs", "100").out.splitlines()[0].endswith("\ttester\thello")
-    assert cli("logs", "100").out.splitlines()[1:] == ["done", "{", '  "other": 1', "}"]
-    message, task = (json.loads(line) for line in cli("logs", "100", "--json").out.splitlines())
+    assert cli.here("logs", "100").out.splitlines()[0].endswith("\ttester\thello")
+    assert cli.here("logs", "100").out.splitlines()[1:] == ["done", "{", '  "other": 1', "}"]
+    message, task = (json.loads(line) for line in cli.here("logs", "100", "--json").out.splitlines())
     assert (message["parts"][0]["content"], task["status"]) == ("hello", "completed")
 
 
@@ -348,7 +348,7 @@ def test_watch_prints_events_as_json_lines(ats, cli):
 def test_plain_service_is_enough(ats, cli):
     """All of it works against a service without any extension, bare objects included."""
     ats.switches.fencing = ats.switches.envelope = False
-    assert cli("create", "t").out == "100\n"
-    assert cli("list").out.startswith("100\tpending\t")
-    assert "status\tpending" in cli("show", "100").out
-    assert cli("cancel", "100").code == 0
+    assert cli.here("create", "t").out == "100\n"
+    assert cli.here("list").out.startswith("100\tpending\t")
+    assert "status\tpending" in cli.here("show", "100").out
+    assert cli.here("cancel", "100").code == 0

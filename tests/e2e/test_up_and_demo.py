@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +68,25 @@ class Up:
         return processes_with(f"{MARK}={self.mark}")
 
 
-@pytest.fixture
-def up(short_dir: Path) -> Iterator[Up]:
-    """A running ``dispatch up``; at the end everything of it must be gone."""
-    running = Up(short_dir)
-    parts = set(running.parts())
-    try:
+@contextlib.contextmanager
+def started() -> Iterator[Up]:
+    """Run ``dispatch up``; at the end everything of it must be gone."""
+    with tempfile.TemporaryDirectory(prefix="dispatch-") as directory:
+        running = Up(Path(directory))
+        parts = set(running.parts())
+        try:
+            yield running
+        finally:
+            parts |= set(running.parts())
+            running.process.stop(timeout_s=40)
+            eventually(lambda: not running.left() and not any(map(is_running, parts)), 10, "the end of all parts")
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    """One that all tests use that leave it running."""
+    with started() as running:
         yield running
-    finally:
-        parts |= set(running.parts())
-        running.process.stop(timeout_s=40)
-        eventually(lambda: not running.left() and not any(map(is_running, parts)), 10, "the end of all parts")
 
 
 @pytest.mark.parametrize("part", ["dispatch serve", "dispatch ingress", "celery", "redis-server"])
@@ -101,12 +110,13 @@ def _try(up: Up) -> Any:
         return None
 
 
-def test_killing_up_itself_leaves_nothing(up: Up):
+def test_killing_up_itself_leaves_nothing():
     """kill -9 of ``dispatch up``: every part notices and goes, Redis and workers included."""
-    parts = set(up.parts())
-    assert len(parts) == 4
-    up.process.kill()
-    eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, "the end of all parts")
+    with started() as up:
+        parts = set(up.parts())
+        assert len(parts) == 4
+        up.process.kill()
+        eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, "the end of all parts")
 
 
 def test_up_refuses_to_start_on_a_taken_port(up: Up):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import closing
 from dataclasses import replace
@@ -13,12 +14,14 @@ from redis.retry import Retry
 from structlog.testing import capture_logs
 
 from dispatch.ats import fences, protocol
+from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import connect_gateway
 from dispatch.ats.client import Client
 from dispatch.ats.fenced import FencedGateway, read_grant
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
+from dispatch.broker import connect_async
 from dispatch.errors import (
     GatewayRejectedError,
     GatewayUnavailableError,
@@ -26,6 +29,8 @@ from dispatch.errors import (
     SealReplayedError,
     UnknownTaskError,
 )
+from dispatch.ingress.plain_claims import PlainClaims
+from dispatch.settings import Broker
 from tests.support.fake_ats import FakeAts
 from tests.support.redis import RedisServer
 
@@ -225,8 +230,21 @@ def test_plain_attempt_from_start_to_completion(ats, client, redis_client, gatew
     gateway.complete(ref, [{"response": "ok"}])
     task = ats.tasks[100]
     assert (task["status"], task["outputs"]) == ("completed", [{"response": "ok"}])
-    assert task["messages"][0]["parts"] == [{"type": "text", "content": "Agent processing started"}]
+    assert [part["content"] for part in task["messages"][0]["parts"]] == [
+        "Agent processing started",
+        f"Begun by w1, token {ref.token}.",
+    ]
     assert redis_client.get(fences.attempts_key(ats.url, "100")) is None
+
+
+def test_plain_completes_what_should_be_reviewed(ats, client, redis_client, gateway):
+    """A foreign service has no review: the task is completed at once, and the log says so."""
+    ref = claimed(ats, client, redis_client)
+    gateway.start(ref, runner="w1", message="")
+    with capture_logs() as lines:
+        gateway.complete(ref, [{"response": "ok"}], review=True)
+    assert ats.tasks[100]["status"] == "completed"
+    assert [line["event"] for line in lines] == ["review_not_possible"]
 
 
 def test_plain_start_reads_the_results_of_dependencies(ats, client, redis_client, gateway):
@@ -261,6 +279,59 @@ def test_plain_start_succeeds_once_per_token(ats, client, redis_client, gateway)
     assert gateway.start(ref, runner="w1", message="").task.attempts == 1
     with pytest.raises(LeaseLostError, match="another worker"):
         gateway.start(ref, runner="w2", message="")
+
+
+@pytest.mark.parametrize("embed", [True, False], ids=["embedded", "asked for"])
+def test_plain_start_succeeds_once_though_redis_forgets(ats, client, redis_client, gateway, store, embed):
+    """B9: after a loss of Redis the thread says who began; another is refused, and Redis knows again who it was."""
+    ats.switches.embed_messages = embed
+    ref = claimed(ats, client, redis_client)
+    gateway.start(ref, runner="host/1/a", message="Agent processing started")
+    store.flush()
+    for _ in range(2):
+        with pytest.raises(LeaseLostError, match="another worker"):
+            gateway.start(ref, runner="host/2/b", message="Agent processing started")
+    assert redis_client.get(fences.start_key(ats.url, ref.task_id, ref.token)) == b"host/1/a"
+    assert gateway.start(ref, runner="host/1/a", message="").task.attempts == 1
+    assert gateway.renew(ref).ttl_s > 0
+    gateway.release(ref, counted=True, delay_s=0, reason="")
+    client.send(protocol.claim(ref.task_id, lease_s=LEASE_S))
+    later = AttemptRef(ref.task_id, attempt=2, token=ref.token + 1, actor_id=ME.id)
+    assert gateway.start(later, runner="host/2/b", message="").task.status == "in_progress"
+
+
+@pytest.mark.parametrize("kind", ["hang_up", "answer"])
+def test_plain_start_goes_on_without_the_thread(ats, client, redis_client, gateway, kind):
+    """A thread that can be neither read nor written keeps no attempt from starting: Redis alone decides then."""
+    ats.switches.embed_messages = False
+    ref = claimed(ats, client, redis_client)
+    ats.fault(kind, "/messages", times=4)
+    assert gateway.start(ref, runner="w1", message="Agent processing started").task.attempts == 1
+    assert ats.tasks[100]["messages"] == []
+    with pytest.raises(LeaseLostError, match="another worker"):
+        gateway.start(ref, runner="w2", message="")
+
+
+def test_plain_claims_after_a_loss_of_redis_have_higher_tokens(ats, redis_client, store):
+    """Tokens grow from claim to claim, and go on growing where the count was lost."""
+
+    async def tokens() -> list[int]:
+        async with (
+            AsyncClient(protocol.endpoint(ats.url), ME) as client,
+            connect_async(Broker(url=store.url)) as counts,
+        ):
+            claims = PlainClaims(client, counts, ME, LEASE_S)
+            given = []
+            for is_lost in (False, True, True, False, False):
+                (claim,) = await claims.claim(["100"])
+                given.append(claim.ref.token)
+                if is_lost:
+                    store.flush()
+            return given
+
+    ats.add()
+    given = asyncio.run(tokens())
+    assert given == sorted(set(given))
 
 
 @pytest.mark.parametrize("call", ["start", "renew", "complete", "fail", "release"])

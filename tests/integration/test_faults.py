@@ -2,7 +2,7 @@
 
 The children write down themselves when they are alive (tests/support/tick.py);
 what is asserted is what they wrote and what the service says, not what anybody
-believes.
+believes. What kills something and leaves a fleet behind that works is done to one fleet, test after test.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from dispatch.broker import KEY_PREFIX, PRESENCE_CHANNEL, WORKER_KEY
 from dispatch.core.presence import PRESENCE_TTL_S, WorkerPresence, dump
 from tests.support.processes import children_of, eventually, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.support.processes import LogProcess
     from tests.support.stack import Stack
 
@@ -33,12 +29,6 @@ GONE_S = 1.0
 """An old tree is dead this long after its worker."""
 AGAIN_S = 10.0
 """A task runs again this long after its worker died on a living host."""
-
-
-@pytest.fixture
-def stack(make_stack: Callable[..., Stack]) -> Stack:
-    """A stack whose pieces the test starts itself."""
-    return make_stack()
 
 
 def running(stack: Stack, task_id: int, attempt: int = 1, timeout_s: float = AGAIN_S) -> dict[str, Any]:
@@ -99,10 +89,10 @@ def assert_ended_once(stack: Stack, task_id: int, status: str = "completed") -> 
     return task
 
 
-def test_kill_pool_child(stack):
+def test_kill_pool_child(fleet):
     """F1: kill -9 of a pool child: tree gone within a second, daemon included, running again soon, counted once."""
-    stack.start(slots=1)
-    task = stack.create(tick={"duration_s": 3, "daemon_s": 60})
+    stack = fleet(slots=1)
+    task = stack.create(tick={"duration_s": [30, 0.3], "daemon_s": 60})
     first = running(stack, task["id"])
     os.kill(parent_of(first["pid"]), signal.SIGKILL)
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
@@ -111,31 +101,16 @@ def test_kill_pool_child(stack):
     assert assert_ended_once(stack, task["id"])["attempts"] == 2
 
 
-def test_kill_worker_main(stack):
-    """F2, B8: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
-    stack.start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 3})
-    first = running(stack, task["id"])
-    stack.start_worker(1, name="second")
-    killed_at = time.monotonic()
-    worker.kill()
-    eventually(lambda: not is_running(first["pid"]), GONE_S, "the end of the old tree")
-    running(stack, task["id"], attempt=2)
-    assert time.monotonic() - killed_at < AGAIN_S
-    assert_ended_once(stack, task["id"])
-
-
-def test_kill_warden(stack):
+def test_kill_warden(fleet):
     """F3: kill -9 of the warden: it is replaced, the attempt goes on, and the new one guards it."""
-    stack.start(slots=1)
+    stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 3})
+    task = stack.create(tick={"duration_s": [30, 0.3]})
     first = running(stack, task["id"])
     (warden,) = set(children_of(worker.pid)) - set(pool_children(worker))
     os.kill(warden, signal.SIGKILL)
-    started = worker.wait_event("warden_started", count=2)
-    worker.wait_event("warden_ready", count=2)
+    started = worker.wait_event("warden_started")
+    worker.wait_event("warden_ready")
     # The worker main and the pool child: from then on the new warden watches both.
     eventually(lambda: pidfds_of(started["pid"]) >= 2, 5.0, "the new warden knowing the pool child")
     os.kill(parent_of(first["pid"]), signal.SIGKILL)
@@ -143,9 +118,24 @@ def test_kill_warden(stack):
     assert assert_ended_once(stack, task["id"])["attempts"] == 2
 
 
-def test_kill_ingress(stack):
+def test_kill_service(fleet):
+    """T1, B3: kill -9 of the service mid-task: the child runs on, its result is delivered after the restart, once."""
+    stack = fleet(slots=1)
+    service = stack.processes[0]
+    task = stack.create(tick={"duration_s": 1.5})
+    first = running(stack, task["id"])
+    service.kill()
+    # The child ends while nobody can be told.
+    eventually(lambda: not is_running(first["pid"]), 5.0, "the end of the child")
+    stack.start_service()
+    ended = assert_ended_once(stack, task["id"])
+    assert ended["attempts"] == 1
+    assert ended["outputs"][0]["response"].startswith("done")
+
+
+def test_kill_ingress(fleet):
     """F4, A4: kill -9 of the ingress: what runs goes on, what is queued or new runs after its restart, once."""
-    stack.start(slots=1)
+    stack = fleet(slots=1)
     ingress = stack.processes[1]
     first = stack.create(tick={"duration_s": 2})
     running(stack, first["id"])
@@ -158,8 +148,208 @@ def test_kill_ingress(stack):
     assert len(moves_of(stack, first["id"])) == len(set(moves_of(stack, first["id"])))
 
 
-def test_message_popped_by_a_worker_that_died(stack):
+def test_cancel_kills_the_tree(fleet):
+    """T10, B12: a cancel kills the running tree within a second, on whatever host, and completes nothing."""
+    stack = fleet(slots=1)
+    task = stack.create(tick={"duration_s": 30, "daemon_s": 30})
+    running(stack, task["id"])
+    asked_at = time.monotonic()
+    status, _ = stack.call("POST", f"/tasks/{task['id']}/cancel")
+    assert status == 200
+    pids = {line["pid"] for line in stack.tick_lines(task["id"])}
+    eventually(lambda: not any(map(is_running, pids)), 1.0, "the end of the tree")
+    assert time.monotonic() - asked_at < 1.0
+    assert_ended_once(stack, task["id"], "cancelled")
+    after = stack.create(tick={"duration_s": 0.1})
+    assert_ended_once(stack, after["id"])
+
+
+def test_cancel_while_queued_never_starts(fleet):
+    """T10: a task that is cancelled while it waits in the queue never starts."""
+    stack = fleet(slots=1)
+    first = stack.create(tick={"duration_s": 1})
+    running(stack, first["id"])
+    queued = stack.create(tick={"duration_s": 0.1})
+    stack.wait_task(queued["id"], "in_progress")
+    stack.call("POST", f"/tasks/{queued['id']}/cancel")
+    last = stack.create(tick={"duration_s": 0.1})
+    assert_ended_once(stack, last["id"])
+    assert stack.tick_lines(queued["id"]) == []
+    assert_ended_once(stack, queued["id"], "cancelled")
+
+
+def test_kill_worker_main(fleet):
+    """F2, B8: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
+    stack = fleet(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": [30, 0.3]})
+    first = running(stack, task["id"])
+    stack.start_worker(1)
+    killed_at = time.monotonic()
+    worker.kill()
+    eventually(lambda: not is_running(first["pid"]), GONE_S, "the end of the old tree")
+    running(stack, task["id"], attempt=2)
+    assert time.monotonic() - killed_at < AGAIN_S
+    assert_ended_once(stack, task["id"])
+
+
+def test_drain(fleet):
+    """F8, A3: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
+    stack = fleet(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": [30, 0.3]})
+    first = running(stack, task["id"])
+    stack.start_worker(1)
+    asked_at = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    again = eventually(
+        lambda: [t for t in stack.tick_lines(task["id"]) if t["token"] > first["token"]], AGAIN_S, "running elsewhere"
+    )
+    assert again[0]["attempt"] == 1
+    assert worker.wait(timeout_s=15) == 0
+    assert time.monotonic() - asked_at < 15
+    assert assert_ended_once(stack, task["id"])["attempts"] == 1
+
+
+def test_group_sigterm_loses_nothing(fleet):
+    """SIGTERM to every process of a worker at once, as service managers do, releases the task uncounted."""
+    stack = fleet(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": [30, 0.3]})
+    running(stack, task["id"])
+    stack.start_worker(1)
+    for pid in (worker.pid, *pool_children(worker)):
+        os.kill(pid, signal.SIGTERM)
+    worker.wait(timeout_s=15)
+    assert assert_ended_once(stack, task["id"])["attempts"] == 1
+
+
+def test_frozen_worker_completes_nothing(fleet):
+    """F5, B7: a worker stopped past its lease loses its tree before that, and completes nothing when resumed."""
+    stack = fleet(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": 30, "output": "too late"})
+    first = running(stack, task["id"])
+    frozen = [worker.pid, *pool_children(worker)]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: not is_running(first["pid"]), 6.0, "the warden's kill before the lease of 6 s ends")
+        eventually(lambda: stack.task(task["id"])["fencing_token"] == 2, 10.0, "the next grant")
+        stack.call("PATCH", f"/tasks/{task['id']}", {"payload": {"tick": {"dir": str(stack.ticks), "output": "new"}}})
+        stack.start_worker(1)
+        ended = stack.wait_task(task["id"], timeout_s=20)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    assert ended["outputs"][0]["response"].strip() == "new"
+    worker.wait_event("attempt_ended", timeout_s=10, reason="lease_lost")
+    assert_ended_once(stack, task["id"])
+    assert stack.task(task["id"])["outputs"] == ended["outputs"]
+
+
+def test_empty_redis(fleet):
+    """R2: FLUSHALL with tasks queued: all are enqueued again and each starts once."""
+    stack = fleet(slots=1)
+    first = stack.create(tick={"duration_s": 1.5})
+    running(stack, first["id"])
+    queued = [stack.create(tick={"duration_s": 0.1}) for _ in range(6)]
+    stack.redis.flush()
+    for task in [first, *queued]:
+        assert assert_ended_once(stack, task["id"])["attempts"] == 1
+
+
+def test_drain_lets_short_work_finish(fleet):
+    """A drain lets an attempt finish that needs less than drain_s."""
+    stack = fleet(slots=1)
+    worker = stack.processes[-1]
+    task = stack.create(tick={"duration_s": 0.5})
+    running(stack, task["id"])
+    assert worker.stop() == 0
+    ended = assert_ended_once(stack, task["id"])
+    assert ended["attempts"] == 1
+    assert ended["fencing_token"] == 1
+
+
+def test_asking_twice_does_not_wait_for_the_drain(fleet):
+    """SIGQUIT during a long drain stops the attempt at once and gives it back uncounted."""
+    stack = fleet(slots=1)
+    stack.processes[-1].stop()
+    worker = stack.start_worker(1, {"DISPATCH_DRAIN_S": "60"})
+    task = stack.create(tick={"duration_s": 50})
+    first = running(stack, task["id"])
+    worker.signal(signal.SIGTERM)
+    worker.wait_event("worker_draining")
+    # The second wish counts as one only when it comes well after the first.
+    asked_at = time.monotonic()
+    eventually(lambda: time.monotonic() - asked_at > 1.5, 5, "a moment later")
+    assert is_running(first["pid"])
+    worker.signal(signal.SIGQUIT)
+    worker.wait(timeout_s=15)
+    assert not is_running(first["pid"])
+    back = stack.wait_task(task["id"], "pending")
+    assert (back["attempts"], back["fencing_token"]) == (0, 1)
+
+
+def test_recovery_kills_what_runs_before_it_runs_again(fleet):
+    """core_recover_task on a running task: its tree is dead within a second, and only then does the task run again."""
+    stack = fleet(slots=2)
+    task = stack.create(tick={"duration_s": [30, 0, 0.3], "daemon_s": 30})
+    running(stack, task["id"])
+    pids = {line["pid"] for line in stack.tick_lines(task["id"])}
+    note = {"task_id": task["uuid"], "to_status": "todo", "note": "it looks stuck"}
+    status, found = stack.call("POST", "/tools/core_recover_task", note)
+    assert (status, found["status"], found["lease_token"]) == (200, "todo", 2)
+    eventually(lambda: not any(map(is_running, pids)), GONE_S, "the end of the old tree")
+    assert assert_ended_once(stack, task["id"])["fencing_token"] == 3
+
+
+def test_poison_that_kills_its_worker(fleet):
+    """F10: a child that kills its pool process each time is failed after exactly three starts; others are unharmed."""
+    stack = fleet(slots=2)
+    poison = stack.create(tick={"kill_parent": True, "duration_s": 20})
+    good = [stack.create(tick={"duration_s": 0.1}) for _ in range(4)]
+    for task in good:
+        assert_ended_once(stack, task["id"])
+    ended = assert_ended_once(stack, poison["id"], "failed")
+    assert ended["reason"].startswith("Exceeded max retry attempts (3)")
+    begins = [t for t in stack.tick_lines(poison["id"]) if t["kind"] == "begin"]
+    assert sorted({t["token"] for t in begins}) == [1, 2, 3]
+
+
+def test_kill_redis(fleet):
+    """R1: kill -9 of Redis with AOF: what runs is not disturbed, no attempt is burnt, new work is picked up after."""
+    stack = fleet(slots=2)
+    first = stack.create(tick={"duration_s": 3})
+    running(stack, first["id"])
+    stack.redis.kill()
+    later = stack.create(tick={"duration_s": 0.1})
+    stack.redis.start()
+    back_at = time.monotonic()
+    running(stack, later["id"])
+    assert time.monotonic() - back_at < AGAIN_S
+    for task in (first, later):
+        assert assert_ended_once(stack, task["id"])["attempts"] == 1
+
+
+def test_worker_survives_redis_while_it_is_idle_and_busy(fleet):
+    """Celery 5.7.0 dies of a lost Redis in some states; ours goes on consuming after three losses."""
+    stack = fleet(slots=2)
+    worker = stack.processes[-1]
+    for _ in range(3):
+        busy = stack.create(tick={"duration_s": 0.6})
+        running(stack, busy["id"])
+        stack.redis.kill()
+        stack.redis.start()
+        assert_ended_once(stack, busy["id"])
+    last = stack.create(tick={"duration_s": 0.1})
+    assert_ended_once(stack, last["id"])
+    assert worker.exit_code is None
+
+
+def test_message_popped_by_a_worker_that_died(make_stack):
     """A message that a worker popped and did not live to accept is enqueued again, not renewed for ever."""
+    stack = make_stack()
     stack.redis.start()
     stack.start_service()
     stack.start_ingress()
@@ -178,62 +368,6 @@ def test_message_popped_by_a_worker_that_died(stack):
     assert ended["attempts"] == 1
 
 
-def test_kill_redis(stack):
-    """R1: kill -9 of Redis with AOF: what runs is not disturbed, no attempt is burnt, new work is picked up after."""
-    stack.start(slots=2)
-    first = stack.create(tick={"duration_s": 3})
-    running(stack, first["id"])
-    stack.redis.kill()
-    later = stack.create(tick={"duration_s": 0.1})
-    stack.redis.start()
-    back_at = time.monotonic()
-    running(stack, later["id"])
-    assert time.monotonic() - back_at < AGAIN_S
-    for task in (first, later):
-        assert assert_ended_once(stack, task["id"])["attempts"] == 1
-
-
-def test_worker_survives_redis_while_it_is_idle_and_busy(stack):
-    """Celery 5.7.0 dies of a lost Redis in some states; ours goes on consuming after three losses."""
-    stack.start(slots=2)
-    worker = stack.processes[-1]
-    for _ in range(3):
-        busy = stack.create(tick={"duration_s": 0.6})
-        running(stack, busy["id"])
-        stack.redis.kill()
-        stack.redis.start()
-        assert_ended_once(stack, busy["id"])
-    last = stack.create(tick={"duration_s": 0.1})
-    assert_ended_once(stack, last["id"])
-    assert worker.exit_code is None
-
-
-def test_empty_redis(stack):
-    """R2: FLUSHALL with tasks queued: all are enqueued again and each starts once."""
-    stack.start(slots=1)
-    first = stack.create(tick={"duration_s": 1.5})
-    running(stack, first["id"])
-    queued = [stack.create(tick={"duration_s": 0.1}) for _ in range(6)]
-    stack.redis.flush()
-    for task in [first, *queued]:
-        assert assert_ended_once(stack, task["id"])["attempts"] == 1
-
-
-def test_kill_service(stack):
-    """T1, B3: kill -9 of the service mid-task: the child runs on, its result is delivered after the restart, once."""
-    stack.start(slots=1)
-    service = stack.processes[0]
-    task = stack.create(tick={"duration_s": 1.5})
-    first = running(stack, task["id"])
-    service.kill()
-    # The child ends while nobody can be told.
-    eventually(lambda: not is_running(first["pid"]), 5.0, "the end of the child")
-    stack.start_service()
-    ended = assert_ended_once(stack, task["id"])
-    assert ended["attempts"] == 1
-    assert ended["outputs"][0]["response"].startswith("done")
-
-
 def test_service_back_after_a_while(make_stack):
     """A service that was away so long that the feed waits long to reconnect is noticed within seconds of its return."""
     stack = make_stack(DISPATCH_RECONCILE_S="30").start(slots=1)
@@ -248,145 +382,3 @@ def test_service_back_after_a_while(make_stack):
     assert_ended_once(stack, task["id"])
     # The feed is up again, not only the timer: the next task comes by it.
     ingress.wait_event("feed_connected", count=2)
-
-
-def test_frozen_worker_completes_nothing(stack):
-    """F5, B7: a worker stopped past its lease loses its tree before that, and completes nothing when resumed."""
-    stack.start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 30, "output": "too late"})
-    first = running(stack, task["id"])
-    frozen = [worker.pid, *pool_children(worker)]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        eventually(lambda: not is_running(first["pid"]), 6.0, "the warden's kill before the lease of 6 s ends")
-        eventually(lambda: stack.task(task["id"])["fencing_token"] == 2, 10.0, "the next grant")
-        stack.call("PATCH", f"/tasks/{task['id']}", {"payload": {"tick": {"dir": str(stack.ticks), "output": "new"}}})
-        stack.start_worker(1, name="second")
-        ended = stack.wait_task(task["id"], timeout_s=20)
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
-    assert ended["outputs"][0]["response"].strip() == "new"
-    worker.wait_event("attempt_ended", timeout_s=10, reason="lease_lost")
-    assert_ended_once(stack, task["id"])
-    assert stack.task(task["id"])["outputs"] == ended["outputs"]
-
-
-def test_drain(stack):
-    """F8, A3: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
-    stack.start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 4})
-    first = running(stack, task["id"])
-    stack.start_worker(1, name="second")
-    asked_at = time.monotonic()
-    worker.signal(signal.SIGTERM)
-    again = eventually(
-        lambda: [t for t in stack.tick_lines(task["id"]) if t["token"] > first["token"]], AGAIN_S, "running elsewhere"
-    )
-    assert again[0]["attempt"] == 1
-    assert worker.wait(timeout_s=15) == 0
-    assert time.monotonic() - asked_at < 15
-    assert assert_ended_once(stack, task["id"])["attempts"] == 1
-
-
-def test_asking_twice_does_not_wait_for_the_drain(make_stack):
-    """SIGQUIT during a long drain stops the attempt at once and gives it back uncounted."""
-    stack = make_stack(DISPATCH_DRAIN_S="60").start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 50})
-    first = running(stack, task["id"])
-    worker.signal(signal.SIGTERM)
-    worker.wait_event("worker_draining")
-    # The second wish counts as one only when it comes well after the first.
-    asked_at = time.monotonic()
-    eventually(lambda: time.monotonic() - asked_at > 1.5, 5, "a moment later")
-    assert is_running(first["pid"])
-    worker.signal(signal.SIGQUIT)
-    worker.wait(timeout_s=15)
-    assert not is_running(first["pid"])
-    back = stack.wait_task(task["id"], "pending")
-    assert (back["attempts"], back["fencing_token"]) == (0, 1)
-
-
-def test_drain_lets_short_work_finish(stack):
-    """A drain lets an attempt finish that needs less than drain_s."""
-    stack.start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 0.5})
-    running(stack, task["id"])
-    assert worker.stop() == 0
-    ended = assert_ended_once(stack, task["id"])
-    assert ended["attempts"] == 1
-    assert ended["fencing_token"] == 1
-
-
-def test_group_sigterm_loses_nothing(stack):
-    """SIGTERM to every process of a worker at once, as service managers do, releases the task uncounted."""
-    stack.start(slots=1)
-    worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 4})
-    running(stack, task["id"])
-    stack.start_worker(1, name="second")
-    for pid in (worker.pid, *pool_children(worker)):
-        os.kill(pid, signal.SIGTERM)
-    worker.wait(timeout_s=15)
-    assert assert_ended_once(stack, task["id"])["attempts"] == 1
-
-
-def test_cancel_kills_the_tree(stack):
-    """T10, B12: a cancel kills the running tree within a second, on whatever host, and completes nothing."""
-    stack.start(slots=1)
-    task = stack.create(tick={"duration_s": 30, "daemon_s": 30})
-    running(stack, task["id"])
-    asked_at = time.monotonic()
-    status, _ = stack.call("POST", f"/tasks/{task['id']}/cancel")
-    assert status == 200
-    pids = {line["pid"] for line in stack.tick_lines(task["id"])}
-    eventually(lambda: not any(map(is_running, pids)), 1.0, "the end of the tree")
-    assert time.monotonic() - asked_at < 1.0
-    assert_ended_once(stack, task["id"], "cancelled")
-    after = stack.create(tick={"duration_s": 0.1})
-    assert_ended_once(stack, after["id"])
-
-
-def test_recovery_kills_what_runs_before_it_runs_again(stack):
-    """core_recover_task on a running task: its tree is dead within a second, and only then does the task run again."""
-    stack.start(slots=2)
-    task = stack.create(tick={"duration_s": 3, "daemon_s": 30})
-    running(stack, task["id"])
-    pids = {line["pid"] for line in stack.tick_lines(task["id"])}
-    note = {"task_id": task["uuid"], "to_status": "todo", "note": "it looks stuck"}
-    status, found = stack.call("POST", "/tools/core_recover_task", note)
-    assert (status, found["status"], found["lease_token"]) == (200, "todo", 2)
-    eventually(lambda: not any(map(is_running, pids)), GONE_S, "the end of the old tree")
-    assert assert_ended_once(stack, task["id"])["fencing_token"] == 3
-
-
-def test_cancel_while_queued_never_starts(stack):
-    """T10: a task that is cancelled while it waits in the queue never starts."""
-    stack.start(slots=1)
-    first = stack.create(tick={"duration_s": 1})
-    running(stack, first["id"])
-    queued = stack.create(tick={"duration_s": 0.1})
-    stack.wait_task(queued["id"], "in_progress")
-    stack.call("POST", f"/tasks/{queued['id']}/cancel")
-    last = stack.create(tick={"duration_s": 0.1})
-    assert_ended_once(stack, last["id"])
-    assert stack.tick_lines(queued["id"]) == []
-    assert_ended_once(stack, queued["id"], "cancelled")
-
-
-def test_poison_that_kills_its_worker(stack):
-    """F10: a child that kills its pool process each time is failed after exactly three starts; others are unharmed."""
-    stack.start(slots=2)
-    poison = stack.create(tick={"kill_parent": True, "duration_s": 20})
-    good = [stack.create(tick={"duration_s": 0.1}) for _ in range(4)]
-    for task in good:
-        assert_ended_once(stack, task["id"])
-    ended = assert_ended_once(stack, poison["id"], "failed")
-    assert ended["reason"].startswith("Exceeded max retry attempts (3)")
-    begins = [t for t in stack.tick_lines(poison["id"]) if t["kind"] == "begin"]
-    assert sorted({t["token"] for t in begins}) == [1, 2, 3]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.cli import Cli, Ended
 from tests.support.processes import ROOT, eventually
+from tests.support.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.support.stack import Stack
+    from collections.abc import Callable, Iterator
 
 WRONG = f"dsk_0123456789ab_{'0' * 64}"
 
@@ -31,19 +31,39 @@ def command(stack: Stack, *arguments: str, **env: str) -> subprocess.CompletedPr
 
 def key(stack: Stack, *arguments: str) -> str:
     """Make a key as an operator does, and return it."""
-    made = command(stack, "dispatch", "api-key", "create", *arguments)
-    assert made.returncode == 0, made.stderr
-    return made.stdout.strip()
+    made = here(stack, "api-key", "create", *arguments)
+    assert made.code == 0, made.err
+    return made.out.strip()
+
+
+def here(stack: Stack, *arguments: str) -> Ended:
+    """Run a command of dispatch in this process."""
+    return Cli(stack.directory, stack.env).here(*arguments)
+
+
+def started(stack: Stack) -> Stack:
+    """Give a stack a key, a service and a Redis, and nothing else."""
+    stack.env["DISPATCH_ATS_TOKEN"] = key(stack, "dispatch")
+    stack.redis.start()
+    stack.start_service()
+    return stack
 
 
 @pytest.fixture
 def stack(make_stack: Callable[..., Stack]) -> Stack:
     """A stack with a service and a Redis, one key, and nothing else running."""
-    found = make_stack()
-    found.env["DISPATCH_ATS_TOKEN"] = key(found, "dispatch")
-    found.redis.start()
-    found.start_service()
-    return found
+    return started(make_stack())
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Stack]:
+    """One for all tests that only knock at its door. Its environment has the key."""
+    stack = Stack()
+    try:
+        yield started(stack)
+        stack.close()
+    finally:
+        stack.abort()
 
 
 def test_the_main_job_with_a_key(stack: Stack) -> None:
@@ -80,8 +100,8 @@ def test_a_refused_renewal_does_not_kill_and_nothing_is_lost(stack: Stack) -> No
     ingress, worker = stack.start_ingress(), stack.start_worker(1)
     ident = stack.create("mid work", tick={"duration_s": 2.5})["id"]
     eventually(lambda: stack.tick_lines(ident), 10, "the child")
-    revoked = command(stack, "dispatch", "api-key", "revoke", "dispatch")
-    assert revoked.returncode == 0, revoked.stderr
+    revoked = here(stack, "api-key", "revoke", "dispatch")
+    assert revoked.code == 0, revoked.err
     worker.wait_event("lease_renewal_failed")
     ingress.wait_event("service_refuses_key")
     worker.wait_event("report_delayed")
@@ -102,46 +122,67 @@ def test_a_refused_renewal_does_not_kill_and_nothing_is_lost(stack: Stack) -> No
     assert len(ingress.find("feed_disconnected")) <= 2
 
 
-def test_keys_that_will_not_do_are_exit_77(stack: Stack) -> None:
-    """No key, a wrong one and one that may only read: CLI, ingress, worker, doctor and up say so and exit 77."""
-    read = key(stack, "reader", "--access", "read")
-    keyless = {name: value for name, value in stack.env.items() if name != "DISPATCH_ATS_TOKEN"}
-    worker = ("celery", "-A", "dispatch", "worker", "-c", "1")
-    for what in (("dispatch", "ingress"), worker, ("dispatch", "doctor"), ("dispatch", "create", "t")):
-        for token, word in ((None, "no API key"), (WRONG, "not accepted"), (read, "only read")):
-            stack.env = keyless if token is None else {**keyless, "DISPATCH_ATS_TOKEN": token}
-            ended = command(stack, *what)
-            said = ended.stdout + ended.stderr
-            assert ended.returncode == 77, (what, token, said)
-            assert word in said or (word == "only read" and "read access" in said), said
-            assert "DISPATCH_ATS_TOKEN_FILE" in said, said
-            assert "Traceback" not in said
-            assert token is None or token.rpartition("_")[2] not in said
-    for what in (("list",), ("show", "1"), ("watch",)):
-        stack.env = keyless
-        assert command(stack, "dispatch", *what).returncode == 77
-        stack.env = {**keyless, "DISPATCH_ATS_TOKEN": read}
-        if what == ("list",):
-            assert command(stack, "dispatch", *what).returncode == 0
-    stack.processes[0].stop()
-    stack.env = keyless
-    assert command(stack, "dispatch", "up").returncode == 77
+@pytest.fixture
+def keyless(shared: Stack) -> Iterator[dict[str, str]]:
+    """The environment of the shared stack without its key; a test may change the environment."""
+    before = shared.env
+    yield {name: value for name, value in before.items() if name != "DISPATCH_ATS_TOKEN"}
+    shared.env = before
 
 
-def test_an_ingress_must_be_who_its_key_says(stack: Stack) -> None:
+def test_the_doctor_says_whether_there_are_keys(shared: Stack, make_stack: Callable[..., Stack]) -> None:
+    """Of a service with keys and of one without."""
+    assert "wants an API key" in here(shared, "doctor").out
+    open_one = make_stack()
+    open_one.start_service()
+    assert "has no API keys" in here(open_one, "doctor").out
+
+
+def test_an_ingress_must_be_who_its_key_says(shared: Stack) -> None:
     """With a key for another actor the ingress would not find its own claims: it says so and exits 78."""
-    ended = command(stack, "dispatch", "ingress", DISPATCH_ATS_TOKEN=key(stack, "fleet"))
+    ended = command(shared, "dispatch", "ingress", DISPATCH_ATS_TOKEN=key(shared, "fleet"))
     assert ended.returncode == 78, ended
     assert "acts as fleet" in ended.stderr
     assert "DISPATCH_ACTOR_ID" in ended.stderr
-    stack.start_ingress(
-        {"DISPATCH_ACTOR_ID": "fleet-here", "DISPATCH_ATS_TOKEN": key(stack, "fleet-2", "--actor", "fleet")}
-    )
+    shared.start_ingress(
+        {"DISPATCH_ACTOR_ID": "fleet-here", "DISPATCH_ATS_TOKEN": key(shared, "fleet-2", "--actor", "fleet")}
+    ).stop()
 
 
-def test_the_doctor_says_whether_there_are_keys(stack: Stack, make_stack: Callable[..., Stack]) -> None:
-    """Of a service with keys and of one without."""
-    assert "wants an API key" in command(stack, "dispatch", "doctor").stdout
-    open_one = make_stack()
-    open_one.start_service()
-    assert "has no API keys" in command(open_one, "dispatch", "doctor").stdout
+WORKER = ("celery", "-A", "dispatch", "worker", "-c", "1")
+
+
+@pytest.mark.parametrize("what", [("dispatch", "ingress"), WORKER, ("doctor",), ("create", "t")], ids=lambda w: w[-1])
+def test_keys_that_will_not_do_are_exit_77(shared: Stack, keyless: dict[str, str], what: tuple[str, ...]) -> None:
+    """No key, a wrong one and one that may only read: ingress, worker, doctor and create say so and exit 77."""
+    read = key(shared, f"reader-{what[0]}-{what[-1]}", "--access", "read")
+    for token, word in ((None, "no API key"), (WRONG, "not accepted"), (read, "only read")):
+        shared.env = keyless if token is None else {**keyless, "DISPATCH_ATS_TOKEN": token}
+        if what[-1] in ("doctor", "t"):
+            ended = here(shared, *what)
+            code, said = ended.code, ended.out + ended.err
+        else:
+            process = command(shared, *what)
+            code, said = process.returncode, process.stdout + process.stderr
+        assert code == 77, (what, token, said)
+        assert word in said or (word == "only read" and "read access" in said), said
+        assert "DISPATCH_ATS_TOKEN_FILE" in said, said
+        assert "Traceback" not in said
+        assert token is None or token.rpartition("_")[2] not in said
+
+
+def test_who_only_looks_needs_a_key_that_reads(shared: Stack, keyless: dict[str, str]) -> None:
+    """list, show and watch exit 77 without a key; a key that may only read is enough."""
+    read = key(shared, "reader", "--access", "read")
+    shared.env = keyless
+    for what in (("list",), ("show", "1"), ("watch",)):
+        assert command(shared, "dispatch", *what).returncode == 77
+    shared.env = {**keyless, "DISPATCH_ATS_TOKEN": read}
+    assert here(shared, "list").code == 0
+
+
+def test_up_needs_the_key_as_well(shared: Stack, keyless: dict[str, str]) -> None:
+    """With keys in its database ``dispatch up`` without one exits 77."""
+    shared.processes[0].stop()
+    shared.env = keyless
+    assert command(shared, "dispatch", "up").returncode == 77

@@ -68,6 +68,22 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack):
     assert ats.tasks[long]["status"] == "cancelled"
 
 
+def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):
+    """All that Redis knew is lost while an attempt runs: its message is sent again, and no second attempt begins."""
+    ident = add(ats, fleet, duration_s=3.0)
+    eventually(lambda: fleet.tick_lines(ident), 15, "the task running")
+    fleet.redis.flush()
+    fleet.redis.kill()
+    fleet.redis.start()
+    ingress, worker = fleet.processes
+    ingress.wait_event("message_lost_enqueued_again", task=str(ident))
+    worker.wait_event("attempt_dropped", task=str(ident))
+    ended(ats, ident, "completed")
+    assert len(worker.find("attempt_started")) == 1
+    assert len({line["pid"] for line in fleet.tick_lines(ident)}) == 1
+    ended(ats, add(ats, fleet), "completed")
+
+
 def fleet_call(ats: FakeAts, ident: int, verb: str) -> None:
     """Do something to a task as a person would."""
     client = Client(protocol.endpoint(ats.url), Actor("human", "tester", "tester"))

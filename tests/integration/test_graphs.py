@@ -107,6 +107,31 @@ def test_dependencies_may_come_late_and_change(world: World):
     assert world.task(long)["status"] == "in_progress"
 
 
+def test_circles_that_a_change_closes_end_as_a_clear_failure(world: World):
+    """Tasks that wait, and are then changed to need themselves or each other, fail with the circle as the reason."""
+    long = world.create(duration_s=20)
+    itself, one = world.create(long), world.create(long)
+    two = world.create(one)
+    free = world.create(long)
+    eventually(lambda: world.began(long), 10, "the long task running")
+    world.do(itself, "patch", payload=changed(world, itself, [itself]))
+    world.do(one, "patch", payload=changed(world, one, [long, two]))
+    world.wait([itself, one, two], "failed")
+    assert f"circle: #{itself} -> #{itself}" in world.reason(itself)
+    assert any("circle" in world.reason(ident) for ident in (one, two))
+    assert all(word in world.reason(one) for word in (f"#{one}", f"#{two}"))
+    assert world.task(free)["status"] == "pending"
+    if world.ats is None:
+        aside = world.create(long)
+        world.do(aside, "patch", status="blocked")
+        world.do(aside, "patch", payload=changed(world, aside, [free]))
+        world.do(free, "patch", payload=changed(world, free, [aside]))
+        world.wait([free], "failed")
+        assert "circle" in world.reason(free)
+        assert world.task(aside)["status"] == "blocked"
+    assert not any(world.began(ident) for ident in (itself, one, two, free))
+
+
 def changed(world: World, ident: int, needs: list[int]) -> dict[str, Any]:
     """Return a task's payload with other dependencies."""
     return {**world.task(ident)["payload"], "depends_on": needs}
@@ -153,17 +178,22 @@ def shaken(world: World) -> None:
 
 def test_gates_go_through_celery_and_leave_nothing_behind(world: World):
     """The body of its chord releases a task; afterwards Redis keeps no entry, no gate and no part of a chord."""
+    # A listing of what can be claimed that comes between the end of the root and the gates, 5 ms later, is as good.
+    assert any(released_by_gates(world) for _ in range(3))
+    events = {event["event"] for process in world.stack.processes for event in process.events}
+    assert not events & {"gates_stuck", "graph_registry_lost", "graphs_paused", "gate_not_sent"}
+
+
+def released_by_gates(world: World) -> bool:
+    """Let gates open for one task and break for another, and say whether they were what released the first."""
     roots = [world.create(duration_s=0.4), world.create(duration_s=0.4, exits=[1])]
     good, bad = world.create(roots[0]), world.create(*roots)
     with closing(world.stack.redis.client(decode_responses=True)) as client:
         eventually(lambda: len(client.keys("dispatch:graph:*:parked:*")) == 2, 10, "two tasks waiting")
-        assert len(client.keys("dispatch:celery-taskset-meta-*.s")) == 1, "one chord"
+        left = "dispatch:celery-taskset-meta-*"
+        assert len([key for key in client.keys(left + ".s") if client.ttl(key) > 300]) == 1, "one chord"
         world.wait([good], "completed")
         world.wait([bad], "failed")
-        kept = ("epoch",)
-        eventually(lambda: all(k.endswith(kept) for k in client.keys("dispatch:graph:*")), 5, "an empty registry")
-        left = "dispatch:celery-taskset-meta-*"
+        eventually(lambda: all(k.endswith("epoch") for k in client.keys("dispatch:graph:*")), 5, "an empty registry")
         eventually(lambda: all(client.ttl(k) <= 300 for k in client.keys(left)), 8, "no parts of chords")
-    events = [(event["event"], event.get("task")) for p in world.stack.processes for event in p.events]
-    assert ("task_released", str(good)) in events
-    assert not {name for name, _ in events} & {"gates_stuck", "graph_registry_lost", "graphs_paused", "gate_not_sent"}
+    return any(process.find("task_released", task=str(good)) for process in world.stack.processes)

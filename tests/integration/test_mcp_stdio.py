@@ -20,6 +20,7 @@ from dispatch.service.access import Caller
 from dispatch.service.mcp.remote import RelayedError, RemoteToolbox
 from tests.support.cli import Cli
 from tests.support.processes import eventually
+from tests.support.redis import free_port
 from tests.support.tool_service import TOOLS, ToolService
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ async def test_a_waiting_call_shows_that_it_lives(cli: Cli) -> None:
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_service_that_is_away_is_told_and_its_return_noticed(tmp_path: Path, era: Any) -> None:
     """tools/list is an error of the protocol, a call a refusal, both with what to do; then both work."""
-    service = ToolService(tmp_path / "data").start()
-    service.stop()
-    cli = Cli(tmp_path, {"DISPATCH_ATS_URL": service.url})
+    where = f"127.0.0.1:{free_port()}"
+    service = ToolService(tmp_path / "data", DISPATCH_BIND=where)
+    cli = Cli(tmp_path, {"DISPATCH_ATS_URL": f"http://{where}"})
     async with Client(parameters(cli), mode=era) as client:
         with pytest.raises(MCPError, match=r"^UNAVAILABLE: .*connection refused.*dispatch serve"):
             await client.list_tools()

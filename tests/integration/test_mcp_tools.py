@@ -132,9 +132,18 @@ async def test_a_wait_that_was_cancelled_takes_no_task(connect: Connect, service
         assert (begun["claimed"], begun["task_id"]) == (True, task_id)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    ("connect", "profile"),
+    [
+        *((way, profile) for way in WAYS if way[0] == "http" for profile in PROFILES),
+        (("stdio", "auto"), "worker"),
+        (("stdio", "legacy"), "reader"),
+    ],
+    indirect=["connect"],
+    ids=lambda word: "-".join(word) if isinstance(word, tuple) else word,
+)
 async def test_each_profile_lists_its_tools(connect: Connect, profile: str) -> None:
-    """As the registry has them, in its order, on every way."""
+    """As the registry has them, in its order, by HTTP; by stdio, which asks by HTTP, those of the one it is told."""
     async with connect(profile) as client:
         assert tuple(tool.name for tool in (await client.list_tools()).tools) == PROFILES[profile]
 

@@ -12,11 +12,13 @@ import pytest
 from tests.support import canaries
 from tests.support.canaries import Canaries, RedisWatch
 from tests.support.processes import eventually
+from tests.support.receiver import Receiver, Reply
 from tests.support.sealing import trusting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.support.receiver import Request
     from tests.support.sealing import Sealer
     from tests.support.stack import Stack
 
@@ -26,11 +28,12 @@ COMMAND = f"{sys.executable} -I -S {Path(canaries.__file__).with_name('confidant
 class Confidence:
     """Sealed tasks of one version with a canary in every corner."""
 
-    def __init__(self, stack: Stack, hidden: Canaries, sealer: Sealer, version: int) -> None:
+    def __init__(self, stack: Stack, hidden: Canaries, sealer: Sealer, version: int, receiver: Receiver) -> None:
         self._stack = stack
         self._hidden = hidden
         self._sealer = sealer
         self._version = version
+        self._receiver = receiver
         self.hold = stack.directory / f"hold-{version}"
         needed = self._create("needed", says=[self.new("output")])
         self.output = hidden.new(f"v{version} output with a retry")
@@ -56,6 +59,7 @@ class Confidence:
             description=self.new(f"description of {name}"),
             payload={self.new(f"key of {name}"): self.new(f"payload of {name}"), **orders},
             depends_on=depends_on,
+            callback_url=f"{self._receiver.url}/v{self._version}/{name}/{self.new('callback of ' + name)}",
         )
         return int(self._stack.create(**sealed)["id"])
 
@@ -82,36 +86,69 @@ class Confidence:
         assert (lost["status"], lost["reason"]) == ("failed", "Exceeded max retry attempts (3): exit code 4")
         assert self._notes(self.failing) == ["exit code 4"] * 3
 
+    def check_told(self) -> None:
+        """Whom the sealed part names was called once for each end, and told that it ended and nothing else."""
+        for ident, name, status in ((self.waiting, "waiting", "completed"), (self.failing, "failing", "failed")):
+            (called,) = eventually(lambda name=name: self._called(name), 15, f"a call about {name}")
+            body = called.json
+            assert (body["task_id"], body["status"], body["result"]) == (ident, status, None)
+            assert body["encrypted"] is True
+
+    def _called(self, name: str) -> list[Request]:
+        return [one for one in list(self._receiver.requests) if one.path.startswith(f"/v{self._version}/{name}/")]
+
     def _notes(self, ident: int) -> list[str]:
         """Return how the sealed notes begin that only the sender reads; each holds a canary from stderr."""
-        thread = self._stack.call("GET", f"/tasks/{ident}/messages")[1]["messages"]
-        texts = [self._sealer.read(json.loads(m["parts"][0]["content"]), ident) for m in thread if m["kind"] == "log"]
+        said = [one for one in thread_of(self._stack, ident) if one["kind"] == "log"]
+        texts = [self._sealer.read(json.loads(one["parts"][0]["content"]), ident) for one in said]
         assert all(self._hidden.found_in(text.encode()) for text in texts)
         return [text.partition(": ")[0] for text in texts]
 
 
-def further_places(_stack: Stack) -> Iterator[tuple[str, bytes]]:
-    """EXTENSION POINT: what callbacks and notifications have carried, as (place, bytes).
+def told_outside(receiver: Receiver) -> Iterator[tuple[str, bytes]]:
+    """Yield headers and body of callbacks and of messages to people, and of the latter the path too."""
+    for one in list(receiver.requests):
+        is_call = one.path.startswith("/v")
+        yield f"{'callback' if is_call else 'message'}", json.dumps(one.headers).encode() + one.body
+        if not is_call:
+            yield "path of a message", one.path.encode()
 
-    A branch that sends them starts its receivers, adds ``callback_url`` to the content in ``Confidence`` and yields
-    here every request that they got, headers and body.
-    """
-    yield from ()
+
+def thread_of(stack: Stack, ident: int) -> list[dict[str, Any]]:
+    """Return the messages of a task."""
+    return list(stack.call("GET", f"/tasks/{ident}/messages")[1]["messages"])
 
 
-def everywhere(stack: Stack, keys: Path, watch: RedisWatch) -> Iterator[tuple[str, bytes]]:
+def everywhere(stack: Stack, keys: Path, watch: RedisWatch, receiver: Receiver) -> Iterator[tuple[str, bytes]]:
     """Yield every place outside the key files where something could have been left."""
     yield from canaries.files(stack.directory, without=[keys])
     yield from watch.places()
     yield from ((f"log of {one.name}", "\n".join(one.output).encode()) for one in stack.processes)
     yield from canaries.processes(stack.leftovers())
-    yield from further_places(stack)
+    yield from told_outside(receiver)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Whom callbacks reach, and Telegram as far as anybody can see."""
+    with Receiver() as found:
+        found.usual = lambda _request: Reply(body=b'{"ok": true, "result": {}}')
+        yield found
 
 
 @pytest.mark.timeout(90)
-def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Stack]) -> None:
-    """C2, C8: with a dependency, a retry and a failure, while a child runs and afterwards, in both versions."""
-    stack = make_stack(DISPATCH_COMMAND=COMMAND, DISPATCH_LOG_LEVEL="debug")
+def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Stack], receiver: Receiver) -> None:
+    """C2, C8: with dependency, retry, failure, callbacks and messages, while a child runs and afterwards."""
+    stack = make_stack(
+        DISPATCH_COMMAND=COMMAND,
+        DISPATCH_LOG_LEVEL="debug",
+        DISPATCH_CALLBACK_ALLOW_HTTP="true",
+        DISPATCH_CALLBACK_ALLOW_PRIVATE="127.0.0.1",
+        DISPATCH_CALLBACK_PORTS=str(receiver.port),
+        DISPATCH_TELEGRAM_TOKEN="12345:a-token",
+        DISPATCH_TELEGRAM_CHAT_ID="-100",
+        DISPATCH_TELEGRAM_API_URL=receiver.url,
+    )
     temporary = stack.directory / "tmp"
     temporary.mkdir()
     stack.env["TMPDIR"] = str(temporary)
@@ -122,17 +159,31 @@ def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Sta
     hidden.add("private key of the sender", sealers["alice"].pair.private)
     stack.start(slots=3)
     with RedisWatch(stack.redis.client()) as watch:
-        plain = stack.create(open_ones.new("title"), payload={"says": [open_ones.new("output")]})["id"]
-        told = [Confidence(stack, hidden, sealers["alice"], version) for version in (1, 2)]
+        told = [Confidence(stack, hidden, sealers["alice"], version, receiver) for version in (1, 2)]
         children = [one.held() for one in told]
         assert set(children) <= set(stack.leftovers())
-        assert hidden.found(everywhere(stack, keys, watch)) == set()
+        # A task in the open that began later shows what it writes: the sealed ones had the time to do so.
+        hold = temporary / "plain.pid"
+        orders = {"says": [open_ones.new("output")], "holds": [str(hold)]}
+        plain = stack.create(open_ones.new("title"), payload=orders)["id"]
+        eventually(lambda: [one for one in thread_of(stack, plain) if one["kind"] == "log"], 15, "live output")
+        # Key files are open only while they are read, and never in a child.
+        assert not [place for place, data in canaries.processes(children) if str(keys).encode() in data]
+        assert hidden.found(everywhere(stack, keys, watch, receiver)) == set()
+        hold.unlink()
         for one in told:
             one.check()
+        for one in told:
+            one.check_told()
+        eventually(
+            lambda: [one for one in list(receiver.requests) if one.path.endswith("/sendMessage")], 15, "a message"
+        )
         assert stack.wait_task(plain)["status"] == "completed"
-        assert hidden.found(everywhere(stack, keys, watch)) == set()
+        assert hidden.found(everywhere(stack, keys, watch, receiver)) == set()
         # The search finds what is there: words in the open, and the key in its file.
-        database = {name for name, place in open_ones.found(everywhere(stack, keys, watch)) if "tasks.db" in place}
+        database = {
+            name for name, place in open_ones.found(everywhere(stack, keys, watch, receiver)) if "tasks.db" in place
+        }
         assert database == {"title", "output"}
         assert {name for name, _ in hidden.found(canaries.files(keys))} == {"private key of the dispatcher"}
     # What was only in memory is on disk afterwards.

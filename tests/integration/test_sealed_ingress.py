@@ -20,6 +20,7 @@ from dispatch.crypto.trust import Sender
 from dispatch.errors import GatewayRejectedError
 from tests.support.graph_world import DURATION_S, World, world_of
 from tests.support.processes import eventually
+from tests.support.receiver import Receiver
 from tests.support.sealing import Sealer, trusting
 
 if TYPE_CHECKING:
@@ -28,20 +29,26 @@ if TYPE_CHECKING:
     from dispatch.crypto.files import KeyFiles
 
 SECRET = "a-word-that-nobody-else-may-read"
-RARELY = {"DISPATCH_RECONCILE_S": "60", "DISPATCH_MAX_ATTEMPTS": "1"}
+SETTINGS = {
+    "DISPATCH_RECONCILE_S": "60",
+    "DISPATCH_MAX_ATTEMPTS": "1",
+    "DISPATCH_CALLBACK_ALLOW_HTTP": "true",
+    "DISPATCH_CALLBACK_ALLOW_PRIVATE": "127.0.0.1",
+}
 
 
 class SealedWorld:
-    """A world with a trusted sender."""
+    """A world with a trusted sender, and somebody who may be called."""
 
-    def __init__(self, world: World, files: KeyFiles, sender: Sealer) -> None:
-        self.world, self.files, self.sender = world, files, sender
+    def __init__(self, world: World, files: KeyFiles, sender: Sealer, receiver: Receiver) -> None:
+        self.world, self.files, self.sender, self.receiver = world, files, sender, receiver
 
-    def fields(self, *needs: Any, version: int = 2, **orders: Any) -> dict[str, Any]:
+    def fields(self, *needs: Any, version: int = 2, callback_url: str | None = None, **orders: Any) -> dict[str, Any]:
         """Return title and payload of a sealed task."""
         tick = {"dir": str(self.world.stack.ticks), "duration_s": DURATION_S, **orders}
         depends_on = tuple(str(one) for one in needs)
-        return self.sender.seal(version, title=SECRET, payload={"tick": tick}, depends_on=depends_on)
+        said = {"title": SECRET, "payload": {"tick": tick}, "depends_on": depends_on, "callback_url": callback_url}
+        return self.sender.seal(version, **said)
 
     def create(self, *needs: Any, written: Any = None, version: int = 2, **orders: Any) -> int:
         """Create a sealed task that depends on others; ``written`` are other names for what it needs."""
@@ -83,18 +90,22 @@ def in_redis(world: World) -> str:
 @pytest.fixture(params=["ours", "foreign"], scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[SealedWorld]:
     """One running fleet for all tests."""
-    with world_of(request.param, **RARELY) as world:
+    with world_of(request.param, **SETTINGS) as world, Receiver() as receiver:
         files, sealers = trusting(world.stack.directory / "data" / "keys", "ann")
+        world.stack.env["DISPATCH_CALLBACK_PORTS"] = str(receiver.port)
         world.start(slots=4)
-        yield SealedWorld(world, files, sealers["ann"])
+        yield SealedWorld(world, files, sealers["ann"], receiver)
 
 
 @pytest.fixture
-def sealed(shared: SealedWorld) -> Iterator[SealedWorld]:
-    """The running fleet, with no tasks known; what still runs at the end is cancelled."""
+def sealed(shared: SealedWorld, request: pytest.FixtureRequest) -> Iterator[SealedWorld]:
+    """The running fleet, with no tasks known; what still runs at the end is cancelled. A failure shows the logs."""
     world = shared.world
     world.needs = {}
+    failed = request.session.testsfailed
     yield shared
+    if request.session.testsfailed > failed:
+        print(world.stack.report())
     for ident in world.needs:
         if world.task(ident)["status"] in ("in_progress", "pending"):
             with suppress(GatewayRejectedError):  # it has ended just now
@@ -170,6 +181,24 @@ def test_a_failure_goes_through_sealed_tasks(sealed: SealedWorld):
     assert world.reason(last) == f"Blocked: dependency #{plain} (failed)"
     assert all(f"#{hub} (failed)" in world.reason(one) for one in crowd)
     assert f"#{crowd[0]} (failed)" in world.reason(behind[0])
+
+
+def test_who_is_called_stands_inside_the_seal(sealed: SealedWorld):
+    """A sealed task that waited calls whom it names inside, and says nothing of itself; an outer name calls nobody."""
+    inner, outer = f"{sealed.receiver.url}/inner", f"{sealed.receiver.url}/outer"
+    sealed.receiver.requests.clear()
+    root = sealed.create(duration_s=0.3)
+    ident = sealed.create(root, callback_url=inner)
+    forged = sealed.fields(root, callback_url=inner)
+    forged["payload"]["callback_url"] = outer
+    refused = sealed.put(forged)
+    sealed.world.wait([refused], "failed")
+    (told,) = eventually(lambda: sealed.receiver.at("/inner"), 10, "the callback")
+    assert not sealed.receiver.at("/outer"), "that task had ended before"
+    assert (told.path, told.json["task_id"], told.json["status"]) == ("/inner", ident, "completed")
+    assert told.json["result"] is None
+    assert SECRET not in str(told.json)
+    sealed.world.check_order()
 
 
 def test_edits_count_while_a_task_waits(sealed: SealedWorld):

@@ -72,8 +72,9 @@ class Board:
         """Check that a task was refused: nothing ran, one sentence for the sender, the code for the operator."""
         task = self.ended(ident)
         assert (task["status"], task["reason"], task["outputs"]) == ("failed", sentence, None), refusal
-        (line,) = self.worker.find("sealed_task_refused", task=str(ident))
+        line = self.worker.wait_event("sealed_task_refused", task=str(ident))
         assert line["refusal"] == refusal, line
+        assert len(self.worker.find("sealed_task_refused", task=str(ident))) == 1
         assert not self.worker.find("attempt_started", task=str(ident))
 
     def answered(self, ident: int, sealer: Sealer, text: str) -> dict[str, Any]:

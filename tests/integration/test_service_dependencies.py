@@ -298,7 +298,7 @@ def test_many_are_failed_in_one_call(client: Client) -> None:
     assert [one.get("code") for one in results] == [None, "ILLEGAL_MOVE", "NOT_FOUND", None, "ILLEGAL_MOVE"]
     assert [results[at]["task"]["status"] for at in (0, 3)] == ["failed", "failed"]
     assert client.get(f"/tasks/{free}")["task"]["status"] == "pending"
-    for wrong in ([], [{"reason": "x"}], [{"id": 1}] * 101):
+    for wrong in ([], [{"reason": "x"}], [{"id": 1}] * 501):
         client.refused("POST", "/tasks/fail", {"items": wrong})
 
 

@@ -33,6 +33,20 @@ def service(tmp_path: Path) -> Iterator[ServiceProcess]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def standing_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """One for all tests that only make keys, and use them."""
+    with ServiceProcess(tmp_path_factory.mktemp("keys")) as running:
+        yield running
+
+
+@pytest.fixture
+def keyed(standing_service: ServiceProcess) -> Iterator[ServiceProcess]:
+    """It; the keys that a test makes are revoked at its end."""
+    yield standing_service
+    standing_service.revoke_keys()
+
+
 class Listener:
     """A WebSocket that is subscribed to everything, with a key or without."""
 
@@ -123,45 +137,45 @@ def test_the_first_key_closes_the_door_under_a_running_service(service: ServiceP
     assert service.client().refused("POST", "/tasks", {"title": "t"})[0] == 401
 
 
-def test_refusals_are_uniform_and_health_is_open(service: ServiceProcess) -> None:
+def test_refusals_are_uniform_and_health_is_open(keyed: ServiceProcess) -> None:
     """Wrong, unknown, malformed, revoked and expired keys get the same 401 on REST and in the handshake."""
-    good_id, good = service.make_key("good")
-    revoked_id, revoked = service.make_key("revoked")
-    _, expired = service.make_key("expired", expires_s=0)
-    service.revoke_key(revoked_id)
+    good_id, good = keyed.make_key("good")
+    revoked_id, revoked = keyed.make_key("revoked")
+    _, expired = keyed.make_key("expired", expires_s=0)
+    keyed.revoke_key(revoked_id)
     tampered = good[:-1] + ("0" if good[-1] != "0" else "1")
     answers = []
     for text in (WRONG, revoked, expired, tampered, "dsk_x_y", f"{good} {good}"):
-        status, headers, body = _whole_answer(service, "/tasks", text)
+        status, headers, body = _whole_answer(keyed, "/tasks", text)
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
         answers.append(body)
         with pytest.raises(InvalidStatus) as caught:
-            Listener(service, text)
+            Listener(keyed, text)
         response = caught.value.response
         assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
         answers.append(json.loads(response.body or b""))
-        assert _whole_answer(service, "/health", text)[0] == 200
+        assert _whole_answer(keyed, "/health", text)[0] == 200
     assert all(answer == answers[0] for answer in answers)
-    status, headers, body = _whole_answer(service, "/tasks", None)
+    status, headers, body = _whole_answer(keyed, "/tasks", None)
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     for path in ("/nowhere", "/tasks/1", "/orgs", "/tasks/stats", "/auth/me", f"/tasks?token={good}"):
-        assert _whole_answer(service, path, None)[0] == 401
-    assert _whole_answer(service, "/health", None)[0] == 200
-    assert _whole_answer(service, "/tasks", good)[0] == 200
+        assert _whole_answer(keyed, path, None)[0] == 401
+    assert _whole_answer(keyed, "/health", None)[0] == 200
+    assert _whole_answer(keyed, "/tasks", good)[0] == 200
     assert good_id not in json.dumps(answers)
 
 
-def test_a_revoked_key_is_out_at_once_under_load(service: ServiceProcess, listen: Any) -> None:
+def test_a_revoked_key_is_out_at_once_under_load(keyed: ServiceProcess, listen: Any) -> None:
     """No request that is sent after the revocation succeeds, and no event of that time is heard."""
-    _, other = service.make_key("other")
-    key_id, text = service.make_key("loaded")
-    listener = listen(service, text)
+    _, other = keyed.make_key("other")
+    key_id, text = keyed.make_key("loaded")
+    listener = listen(keyed, text)
     revoked_at: list[float] = []
     late: list[tuple[float, int]] = []
     served = [0] * 4
 
     def churn(number: int) -> None:
-        client = Client(service.url, token=text)
+        client = Client(keyed.url, token=text)
         try:
             while True:
                 sent_at = time.monotonic()
@@ -178,9 +192,9 @@ def test_a_revoked_key_is_out_at_once_under_load(service: ServiceProcess, listen
     for thread in threads:
         thread.start()
     eventually(lambda: min(served) > 20)
-    service.revoke_key(key_id)
+    keyed.revoke_key(key_id)
     revoked_at.append(time.monotonic())
-    service.client(token=other).create(title="after the revocation")
+    keyed.client(token=other).create(title="after the revocation")
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
@@ -191,17 +205,17 @@ def test_a_revoked_key_is_out_at_once_under_load(service: ServiceProcess, listen
     assert time.monotonic() - revoked_at[0] < 3
 
 
-def test_an_idle_socket_ends_with_its_key(service: ServiceProcess, listen: Any) -> None:
+def test_an_idle_socket_ends_with_its_key(keyed: ServiceProcess, listen: Any) -> None:
     """A key that expires or is revoked while nothing happens closes its socket within about a second."""
-    key_id, text = service.make_key("revoked")
-    _, short = service.make_key("short", expires_s=1.5)
-    listeners = [listen(service, text), listen(service, short)]
-    service.revoke_key(key_id)
+    key_id, text = keyed.make_key("revoked")
+    _, short = keyed.make_key("short", expires_s=1.5)
+    listeners = [listen(keyed, text), listen(keyed, short)]
+    keyed.revoke_key(key_id)
     began = time.monotonic()
     assert listeners[0].until_closed()[1] == POLICY_VIOLATION
     assert time.monotonic() - began < 1.5
     assert listeners[1].until_closed(5)[1] == POLICY_VIOLATION
-    assert service.client(token=short).refused("GET", "/tasks")[0] == 401
+    assert keyed.client(token=short).refused("GET", "/tasks")[0] == 401
 
 
 # --- what a key allows ----------------------------------------------------------------------------------------------
@@ -244,17 +258,17 @@ def test_access_of_keys(service: ServiceProcess) -> None:
     assert clients["read"].get("/orgs/acme/projects")["projects"][0]["slug"] == "web"
 
 
-def test_headers_cannot_make_somebody_else(service: ServiceProcess) -> None:
+def test_headers_cannot_make_somebody_else(keyed: ServiceProcess) -> None:
     """Type and id come from the key; instances of a fleet's actor are taken; an agent with a UUID is itself only."""
     cases = [
-        (service.make_key("bob")[1], "eve", "human", ("agent", "bob")),
-        (service.make_key("alice")[1], "bob", "agent", ("agent", "alice")),
-        (service.make_key("dispatch")[1], "dispatch-host-2", "system", ("agent", "dispatch-host-2")),
-        (service.make_key("ann", kind="human", actor="ann")[1], "bob", "agent", ("human", "ann")),
-        (service.make_key("tool", actor=UUID)[1], f"{UUID}-2", "agent", ("agent", UUID)),
+        (keyed.make_key("bob")[1], "eve", "human", ("agent", "bob")),
+        (keyed.make_key("alice")[1], "bob", "agent", ("agent", "alice")),
+        (keyed.make_key("dispatch")[1], "dispatch-host-2", "system", ("agent", "dispatch-host-2")),
+        (keyed.make_key("ann", kind="human", actor="ann")[1], "bob", "agent", ("human", "ann")),
+        (keyed.make_key("tool", actor=UUID)[1], f"{UUID}-2", "agent", ("agent", UUID)),
     ]
     for text, claimed, kind, (wanted_kind, wanted_id) in cases:
-        client = service.client(claimed, kind, text)
+        client = keyed.client(claimed, kind, text)
         task = client.create()
         assert (task["source_type"], task["source_id"]) == (wanted_kind, wanted_id), claimed
         held = client.post(f"/tasks/{task['id']}/claim")["task"]
@@ -263,10 +277,10 @@ def test_headers_cannot_make_somebody_else(service: ServiceProcess) -> None:
         assert (me["actor"]["id"], me["keyed"], me["access"]) == (wanted_id, True, "write")
 
 
-def test_only_the_holder_completes(service: ServiceProcess) -> None:
+def test_only_the_holder_completes(keyed: ServiceProcess) -> None:
     """What one key has claimed another one cannot complete, whatever its headers say."""
-    one = service.client("bob", token=service.make_key("bob")[1])
-    other = service.client("bob", token=service.make_key("eve")[1])
+    one = keyed.client("bob", token=keyed.make_key("bob")[1])
+    other = keyed.client("bob", token=keyed.make_key("eve")[1])
     task = one.create()
     token = one.post(f"/tasks/{task['id']}/claim")["lease"]["fencing_token"]
     for verb in ("complete", "renew", "release", "start"):
@@ -398,11 +412,11 @@ def test_tools_keep_to_the_projects_of_a_key(service: ServiceProcess, acme: Clie
     assert acme.get("/orgs/acme/projects/api/tasks")["tasks"][0]["status"] == "pending"
 
 
-def test_tools_ask_for_the_access_they_need(service: ServiceProcess) -> None:
+def test_tools_ask_for_the_access_they_need(keyed: ServiceProcess) -> None:
     """A key that may read calls the tools that read; a key that may write speaks for its own agent only."""
-    read = service.client(token=service.make_key("read", access="read")[1])
-    write = service.client(token=service.make_key("write")[1])
-    other = service.client(token=service.make_key("other")[1])
+    read = keyed.client(token=keyed.make_key("read", access="read")[1])
+    write = keyed.client(token=keyed.make_key("write")[1])
+    other = keyed.client(token=keyed.make_key("other")[1])
     task = write.create()
     assert read.post("/tools/core_get_task", {"task_id": task["uuid"]})
     assert read.refused("POST", "/tools/core_claim_task", {"task_id": task["uuid"]})[0] == 403
@@ -498,26 +512,27 @@ def test_a_key_can_be_made_while_the_service_writes(service: ServiceProcess) -> 
     assert failed == []
 
 
-def test_names_are_unique_among_keys_that_live(service: ServiceProcess) -> None:
+def test_names_are_unique_among_keys_that_live(keyed: ServiceProcess) -> None:
     """The database itself keeps two live keys from having one name; a revoked one gives its name back."""
-    key_id, _ = service.make_key("one")
-    with contextlib.closing(sqlite3.connect(service.directory / "tasks.db")) as raw, pytest.raises(sqlite3.Error):
+    key_id, _ = keyed.make_key("one")
+    with contextlib.closing(sqlite3.connect(keyed.directory / "tasks.db")) as raw, pytest.raises(sqlite3.Error):
         raw.execute(
             "INSERT INTO api_keys SELECT 'x', name, secret_sha256, access, actor_type, actor_id, projects,"
-            " created_at, expires_at, revoked_at FROM api_keys"
+            " created_at, expires_at, revoked_at FROM api_keys WHERE id = ?",
+            [key_id],
         )
-    service.revoke_key(key_id)
-    assert service.make_key("one")[0] != key_id
+    keyed.revoke_key(key_id)
+    assert keyed.make_key("one")[0] != key_id
 
 
-def test_mcp_wants_the_same_key(service: ServiceProcess) -> None:
+def test_mcp_wants_the_same_key(keyed: ServiceProcess) -> None:
     """/mcp refuses who has no key and says how to be let in; with one it serves the key's agent, within its access."""
-    _, text = service.make_key("reader", access="read")
+    _, text = keyed.make_key("reader", access="read")
 
     def ask(method: str, token: str | None, **params: Any) -> tuple[int, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         headers |= {"MCP-Protocol-Version": "2025-06-18", **({"Authorization": f"Bearer {token}"} if token else {})}
-        connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(keyed.url.removeprefix("http://"), timeout=10)
         try:
             body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
             connection.request("POST", "/mcp", body, headers)

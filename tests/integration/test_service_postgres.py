@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -58,6 +59,24 @@ def start(stack: ExitStack, tmp_path: Path) -> Callable[..., ServiceProcess]:
         return stack.enter_context(service)
 
     return begin
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two services over one database."""
+
+    database: str
+    services: tuple[ServiceProcess, ServiceProcess]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """One for all tests that leave both of them running."""
+    with ExitStack() as stack:
+        url = stack.enter_context(shared_server().database())
+        made = (ServiceProcess(tmp_path_factory.mktemp("pair"), DISPATCH_DATABASE_URL=url) for _ in range(2))
+        one, two = [stack.enter_context(service) for service in made]
+        yield Pair(url, (one, two))
 
 
 class Load:
@@ -142,7 +161,7 @@ def subscribe(stack: ExitStack) -> Callable[..., Subscriber]:
 
 
 def logged_seqs(url: str) -> list[int]:
-    """The numbers of all events that anybody is told."""
+    """The numbers of all events until now that anybody is told."""
     with psycopg.connect(url) as connection:
         rows = connection.execute("SELECT seq FROM events WHERE type != %s ORDER BY seq", [STEP]).fetchall()
     return [row[0] for row in rows]
@@ -158,31 +177,26 @@ def check_acknowledged(client: Client, acknowledged: dict[int, str]) -> None:
 
 
 def test_services_tell_each_other_everything(
-    database: str,
-    start: Callable[..., ServiceProcess],
-    load: Callable[..., Load],
-    subscribe: Callable[..., Subscriber],
+    pair: Pair, load: Callable[..., Load], subscribe: Callable[..., Subscriber]
 ) -> None:
     """Under load on two services subscribers of each get every event of both, once, in order; so does a late one."""
-    services = [start(database), start(database)]
-    subscribers = [subscribe(service) for service in services]
-    running = load(*services)
+    before = max(logged_seqs(pair.database), default=0)
+    subscribers = [subscribe(service) for service in pair.services]
+    running = load(*pair.services)
     running.grown(100)
-    subscribers.append(subscribe(services[0], since=0))
+    subscribers.append(subscribe(pair.services[0], since=before))
     running.grown(100)
     running.end()
-    expected = logged_seqs(database)
+    expected = [seq for seq in logged_seqs(pair.database) if seq > before]
     assert len(expected) >= 500
     for subscriber in subscribers:
         eventually(lambda subscriber=subscriber: len(subscriber.events) >= len(expected), 10, "all events")
         assert subscriber.seqs == expected
 
 
-def test_a_quiet_service_hears_of_an_event_at_once(
-    database: str, start: Callable[..., ServiceProcess], subscribe: Callable[..., Subscriber]
-) -> None:
+def test_a_quiet_service_hears_of_an_event_at_once(pair: Pair, subscribe: Callable[..., Subscriber]) -> None:
     """What one service commits reaches the subscribers of an idle one by notification, not by the next look."""
-    one, two = start(database), start(database)
+    one, two = pair.services
     subscriber = subscribe(two)
     client = one.client()
     client.create()
@@ -259,14 +273,12 @@ def _stopped_in_a_batch(database: str, service: ServiceProcess) -> bool:
     return False
 
 
-def test_a_frozen_service_holds_up_the_others_for_seconds_only(
-    database: str, start: Callable[..., ServiceProcess], load: Callable[..., Load]
-) -> None:
+def test_a_frozen_service_holds_up_the_others_for_seconds_only(pair: Pair, load: Callable[..., Load]) -> None:
     """Stopped in the middle of a batch, it loses its turn after 5 s; resumed, it serves again and nothing is lost."""
-    frozen, other = start(database), start(database)
+    frozen, other = pair.services
     running = load(frozen, threads=4)
     running.grown(20)
-    eventually(lambda: _stopped_in_a_batch(database, frozen), 20, "a stop in a batch")
+    eventually(lambda: _stopped_in_a_batch(pair.database, frozen), 20, "a stop in a batch")
     client = other.client()
     began = time.monotonic()
     client.create()
@@ -394,13 +406,19 @@ def test_a_service_that_may_not_in_says_why(tmp_path: Path) -> None:
         assert "hunter2" not in ended.stdout + ended.stderr
 
 
-def test_the_password_may_come_from_libpq(database: str, start: Callable[..., ServiceProcess]) -> None:
-    """PGPASSWORD works as with every program of PostgreSQL."""
+@pytest.mark.parametrize("how", ["PGPASSWORD", "DISPATCH_DATABASE_PASSWORD", "DISPATCH_DATABASE_PASSWORD_FILE"])
+def test_the_password_may_stand_apart(
+    database: str, start: Callable[..., ServiceProcess], tmp_path: Path, how: str
+) -> None:
+    """PGPASSWORD works as with every program of PostgreSQL, and so does a setting or a file of ours."""
     server = shared_server()
     with server.connect() as connection:
-        connection.execute("CREATE ROLE keyed LOGIN SUPERUSER PASSWORD 'sesame'")
+        connection.execute("DROP ROLE IF EXISTS keyed")
+        connection.execute("CREATE ROLE keyed LOGIN SUPERUSER PASSWORD 'ses/a@me'")
+    (tmp_path / "word").write_text("ses/a@me\n")
     name = database.partition("@/")[2].partition("?")[0]
-    service = start(server.tcp_url(name, "keyed"), PGPASSWORD="sesame")
+    value = str(tmp_path / "word") if how.endswith("_FILE") else "ses/a@me"
+    service = start(server.tcp_url(name, "keyed"), **{how: value})
     service.client().create()
     assert service.stop() == 0
 

@@ -14,11 +14,9 @@ from dispatch.core.graph import (
     Verdict,
     blocked_reason,
     cascade,
-    circle_reason,
-    circle_through,
     dependents_of,
     find_cycle,
-    freed_by,
+    reaching_cycle,
     verdict,
 )
 from dispatch.core.lifecycle import ATS_WORD
@@ -96,30 +94,31 @@ def test_a_cascade_is_everything_behind_and_nothing_else(needs: dict[int, list[i
 
 
 @given(graphs, st.sets(st.integers(0, 10)), st.integers(0, 10))
-def test_freed_tasks_are_those_that_waited_for_this_one_alone(
-    needs: dict[int, list[int]], completed: set[int], node: int
-) -> None:
-    """What a completion frees is what needs it and nothing else that is open."""
-    expected = [t for t in needs if t not in completed and node in needs[t] and set(needs[t]) - completed <= {node}]
-    assert freed_by(needs, completed, node) == expected
-
-
-@given(graphs, st.integers(0, 10))
-def test_a_circle_through_a_task_is_found(needs: dict[int, list[int]], node: int) -> None:
-    """It is found exactly when the task reaches itself, and it is one, step by step."""
-    found = circle_through(needs, node)
-    reached: set[int] = set()
-    while more := {n for task in {node, *reached} for n in needs.get(task, ())} - reached:
+def test_a_cascade_leaves_out_what_is_known(needs: dict[int, list[int]], known: set[int], root: int) -> None:
+    """Neither what is known is named nor what is behind that alone; everything else behind the root is."""
+    behind = cascade(dependents_of(needs), root, known=known)
+    reached = {root}
+    while more := {task for task, others in needs.items() if reached & set(others)} - reached - known:
         reached |= more
-    assert bool(found) == (node in reached)
-    if found:
-        assert (found[0], found[-1]) == (node, node)
-        assert all(after in needs[before] for before, after in pairwise(found))
-        assert "circle" in circle_reason(found)
+    assert set(behind) == reached - {root}
+
+
+@given(graphs)
+def test_what_waits_for_ever_reaches_a_circle(needs: dict[int, list[int]]) -> None:
+    """Exactly those are found that reach a task that reaches itself."""
+
+    def reached(start: int) -> set[int]:
+        found: set[int] = set()
+        while more := {n for task in {start, *found} for n in needs.get(task, ())} - found:
+            found |= more
+        return found
+
+    in_circles = {node for node in needs if node in reached(node)}
+    assert reaching_cycle(needs) == {node for node in needs if in_circles & {node, *reached(node)}}
 
 
 def test_large_cascades_are_quick_and_bounded() -> None:
     """100,000 tasks in a row fail in one go; one more is cut off."""
     chain = {n: [n + 1] for n in range(GRAPH_MAX + 5)}
     assert len(cascade(chain, 0)) == GRAPH_MAX
-    assert circle_through(chain, 0) == []
+    assert reaching_cycle(chain) == set()

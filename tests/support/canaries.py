@@ -81,9 +81,11 @@ def processes(pids: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         for name in ("cmdline", "environ"):
             with contextlib.suppress(OSError):
                 yield f"/proc/{pid}/{name}", Path(f"/proc/{pid}/{name}").read_bytes()
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                yield str(descriptor), str(descriptor.readlink()).encode()
+        # A process may end while it is looked at.
+        with contextlib.suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    yield str(descriptor), str(descriptor.readlink()).encode()
 
 
 class RedisWatch:

@@ -1,7 +1,8 @@
-"""Runs ``python -m dispatch`` as people and scripts do: with pipes, or on a terminal."""
+"""Runs ``python -m dispatch`` as people and scripts do: with pipes, or on a terminal; or its commands right here."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from dispatch.cli.main import run
 
@@ -112,6 +114,25 @@ class Cli:
         process = self.start(*args, env=env, **options)
         out, err = process.communicate(stdin, timeout=30)
         return Ended(process.returncode, out, err)
+
+    def here(self, *args: str, env: Mapping[str, str] | None = None) -> Ended:
+        """Run a command to its end in this process: for what neither waits nor reads stdin, where many are run.
+
+        What only a process shows (exit codes, pipes, signals) is shown by the tests that start one.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        mask = os.umask(0o022)
+        try:
+            with (
+                mock.patch.dict(os.environ, {**self.env, **(env or {})}, clear=True),
+                contextlib.chdir(self.home),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+            ):
+                code = run(args)
+        finally:
+            os.umask(mask)
+        return Ended(code, out.getvalue(), err.getvalue())
 
     def on_terminal(self, *args: str, interrupt_at: str = "", timeout_s: float = 20.0) -> Ended:
         """Run a command on a terminal of its own, stderr included in ``out``.

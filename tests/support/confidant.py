@@ -5,7 +5,7 @@ Standard library only; run by path with ``-I -S``. Orders, each a list by attemp
     exits   exit codes
     says    what to print on stdout; "<prompt>" is the whole prompt
     groans  what to print on stderr
-    holds   a path, or "": write one's pid there, then wait until the file is gone
+    holds   a path, or "": having said it, write one's pid there, then wait until the file is gone
 """
 
 import json
@@ -29,6 +29,10 @@ def main() -> int:
         found = orders.get(name) or [default]
         return found[min(attempt, len(found)) - 1]
 
+    sys.stderr.write(order("groans", ""))
+    sys.stdout.write(order("says", "done").replace("<prompt>", prompt))
+    sys.stdout.write("\n")
+    sys.stdout.flush()
     hold = order("holds", "")
     if hold:
         partial = Path(hold + ".part")
@@ -37,9 +41,7 @@ def main() -> int:
         until = time.monotonic() + WAIT_S
         while Path(hold).exists() and time.monotonic() < until:
             time.sleep(0.01)
-    sys.stderr.write(order("groans", ""))
-    sys.stdout.write(order("says", "done").replace("<prompt>", prompt))
-    sys.stdout.write(f"\n{os.environ.get('ATS_DEPENDENCIES', '')}")
+    sys.stdout.write(os.environ.get("ATS_DEPENDENCIES", ""))
     return int(order("exits", "0"))
 
 

@@ -28,6 +28,7 @@ TABLES = {
     "service": "The task service of our own.",
     "trust": "Keys, and whose tasks are accepted.",
     "notify": "Who is told that something happened to a task.",
+    "flower": "Flower, the page that shows workers, queues and attempts.",
     "metrics": "Prometheus metrics.",
     "local": "This host.",
 }
@@ -37,6 +38,11 @@ EXAMPLE_HEAD = """\
 # Put this file where DISPATCH_CONFIG points, or at ./dispatch.toml, or at ~/.config/dispatch/dispatch.toml.
 # The environment wins over this file: lease_ms here is DISPATCH_LEASE_MS there.
 # A secret can stand in a file of its own: ats_token_file = "/run/secrets/ats-token".
+"""
+
+ROUTING_HEAD = """
+# Executors, routes and classes (docs/executors.md); none of these is a default.
+#
 """
 
 PAGE_HEAD = """\
@@ -82,6 +88,12 @@ EXITS = """
 """
 
 
+def routing_example() -> str:
+    """Return the executors, routes and classes of docs/executors.md."""
+    page = (ROOT / "docs/executors.md").read_text("utf-8")
+    return page.partition("```toml\n")[2].partition("```")[0]
+
+
 def shown_default(name: str, item: Field[Any]) -> str | int | float | None:
     """Return a setting's default as people are told it."""
     default = item.metadata["default"]
@@ -98,7 +110,8 @@ def example_toml() -> str:
             value = '""' if default is None else json.dumps(default)
             parts.append(f"# {item.metadata['meaning']}{' (default: not set)' if default is None else ''}")
             parts.append(f"#{name} = {value}\n")
-    return "\n".join(parts).rstrip() + "\n"
+    lines = [f"# {line}".rstrip() for line in routing_example().splitlines()]
+    return "\n".join(parts).rstrip() + "\n" + ROUTING_HEAD + "\n".join(lines) + "\n"
 
 
 def settings_page() -> str:

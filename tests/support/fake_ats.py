@@ -44,6 +44,8 @@ class Switches:
     complete_by_stranger: bool = False
     fail_from_pending: bool = False
     envelope: bool = True
+    embed_messages: bool = True
+    """A task that is asked for has its thread in it."""
     page_size: int = 1000
     lease_s_max: float = 86_400.0
     greet: bool = True
@@ -277,7 +279,9 @@ class FakeAts:
         if task is None:
             raise RefusedError(404, f"There is no task {parts[1]}.", code="NOT_FOUND")
         if len(parts) == 2:
-            return self._wrap(await self._patch(task, body) if method == "PATCH" else task)
+            found = await self._patch(task, body) if method == "PATCH" else task
+            hidden = () if self.switches.embed_messages else ("messages",)
+            return self._wrap({key: value for key, value in found.items() if key not in hidden})
         if parts[2] == "messages":
             return await self._message(task, body, actor) if method == "POST" else {"messages": task["messages"]}
         return await self._verb(task, parts[2], body, actor)

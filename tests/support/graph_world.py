@@ -14,11 +14,14 @@ from dispatch.ats import protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from tests.support.fake_ats import FakeAts
+from tests.support.graph_plans import doomed_in
 from tests.support.processes import eventually
 from tests.support.stack import FINISHED, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from tests.support.graph_plans import Planned
 
 DURATION_S = 0.05
 
@@ -68,6 +71,11 @@ class World:
         self.channels[ident] = body["channel"]
         return ident
 
+    def create_planned(self, task: Planned, ids: Sequence[int], **orders: Any) -> int:
+        """Create a task of a plan whose places have these numbers."""
+        orders |= {"duration_s": task.duration_s, "exits": [1 if task.fails else 0]}
+        return self.create(*(ids[place] for place in task.needs), channel=task.channel, **orders)
+
     def do(self, ident: int, verb: str, **fields: Any) -> None:
         """Move or change a task as a person would."""
         url = self.stack.url if self.ats is None else self.ats.url
@@ -106,6 +114,23 @@ class World:
             elif needs:
                 assert status == "failed", (ident, status)
                 assert began is None, ident
+
+    def check_plan(self, plan: Sequence[Planned], ids: Sequence[int]) -> None:
+        """Check order, and that exactly what is behind a failure failed for it, unstarted; all have ended."""
+        doomed = doomed_in(plan)
+        for place, ident in enumerate(ids):
+            task = plan[place]
+            if place in doomed:
+                assert self.task(ident)["status"] == "failed", (place, task)
+                assert self.began(ident) is None, (place, task)
+                bad = [ids[needed] for needed in task.needs if needed in doomed or plan[needed].fails]
+                assert any(f"#{one} (failed)" in self.reason(ident) for one in bad), self.reason(ident)
+                continue
+            assert self.task(ident)["status"] == ("failed" if task.fails else "completed"), (place, task)
+            began = self.began(ident)
+            assert began is not None
+            assert len({line["pid"] for line in self.stack.tick_lines(ident)}) == 1, (place, task)
+            assert all(self.ended(ids[needed]) <= began for needed in task.needs), (place, task)
 
     def reason(self, ident: int) -> str:
         """Return why a task was failed."""

@@ -40,9 +40,11 @@ class LogProcess:
 
     def __init__(self, name: str, argv: list[str], env: Mapping[str, str], cwd: Path = ROOT) -> None:
         self.name = name
+        self.argv = argv
         self.output: list[str] = []
         self.events: list[dict[str, Any]] = []
         self._news = threading.Condition()
+        self._is_asked = False
         self._process = subprocess.Popen(
             argv,
             env=dict(env),
@@ -77,6 +79,12 @@ class LogProcess:
     def tail(self, lines: int = 30) -> str:
         """Return the end of its output, for messages."""
         return "\n".join(f"  {self.name}| {line}" for line in self.output[-lines:])
+
+    def forget(self) -> None:
+        """Forget all output until now, so that who looks for events finds only later ones."""
+        with self._news:
+            self.output.clear()
+            self.events.clear()
 
     def find(self, name: str, **facts: Any) -> list[dict[str, Any]]:
         """Return the events so far with this name and these facts."""
@@ -114,10 +122,16 @@ class LogProcess:
         self._reader.join(1.0)
         return code
 
+    def ask(self) -> None:
+        """SIGTERM, once: a second one may mean more than the first. Who asked need not wait, but must call ``stop``."""
+        if not self._is_asked:
+            self._is_asked = True
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 15.0) -> int:
         """SIGTERM, wait, and kill what does not go. Returns the exit code. May be called again."""
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
+        self.ask()
         try:
             return self.wait(timeout_s)
         finally:

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dispatch.core.routing import Routing
     from dispatch.crypto.trust import Trust
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dispatch import log
+from dispatch import log, routing_settings
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Grant, Task
 from dispatch.errors import (
@@ -114,13 +115,17 @@ class ScriptedGateway:
         self._call("renew", message=message, token=ref.token)
         return self._grant(ref)
 
-    def complete(self, ref: AttemptRef, outputs: list[Any]) -> None:
+    def complete(self, ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
         """Take a success."""
-        self._call("complete", outputs=outputs, token=ref.token)
+        self._call("complete", outputs=outputs, review=review, token=ref.token)
 
     def fail(self, ref: AttemptRef, reason: str) -> None:
         """Take a failure."""
         self._call("fail", reason=reason, token=ref.token)
+
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+        """Take a message."""
+        self._call("say", text=text, meta=meta, token=ref.token)
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
         """Take a task back."""
@@ -182,8 +187,18 @@ def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
         wake=FileWake(config["wake"]) if config.get("wake") else None,
         stop_fd=stop_fd,
         keys=BrokenKeys() if config.get("broken_keys") else None,
+        routing=routing_of(config),
+        secrets=tuple(config.get("secrets", ())),
         rand=random.random,
     )
+
+
+def routing_of(config: dict[str, Any]) -> Routing | None:
+    """Read the routing of a config as it stands in a TOML file."""
+    if "routing" not in config:
+        return None
+    command = words(config["command"])
+    return routing_settings.read(config["routing"], command=command, queue="q", timeout_s=60.0, max_attempts=3)
 
 
 @contextlib.contextmanager

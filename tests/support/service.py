@@ -23,6 +23,7 @@ from dispatch.service.clock import Clock
 from dispatch.service.postgres import PostgresStore
 from dispatch.service.rows import Scope
 from dispatch.service.sqlite import SqliteStore
+from tests.support.database import put_database
 from tests.support.postgres import shared_server
 from tests.support.processes import LogProcess, eventually
 
@@ -114,9 +115,12 @@ class ServiceProcess:
         self.process: LogProcess
         self.url = ""
         self._clients: list[Client] = []
+        self._keys: list[str] = []
 
     def start(self) -> Self:
         """Start it and wait until it serves. A second start takes the same port."""
+        if "DISPATCH_DATABASE_URL" not in self._settings:
+            put_database(self.directory)
         env = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCH_")}
         env |= {"DISPATCH_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT), **self._settings}
         self.process = LogProcess("service", self.argv, env)
@@ -154,7 +158,14 @@ class ServiceProcess:
             )
             return key.id, text
 
-        return direct.transaction(self._database_url, work)
+        made = direct.transaction(self._database_url, work)
+        self._keys.append(made[0])
+        return made
+
+    def revoke_keys(self) -> None:
+        """Revoke all that were made here."""
+        while self._keys:
+            self.revoke_key(self._keys.pop())
 
     def revoke_key(self, key_id: str) -> None:
         """Revoke an API key beside the running service."""
@@ -234,6 +245,7 @@ class SteppingClock(Clock):
 async def sqlite_store(clock: Clock) -> AsyncIterator[Store]:
     """A store on SQLite."""
     with tempfile.TemporaryDirectory(prefix="dispatch-") as directory:
+        put_database(Path(directory))
         store = SqliteStore(Path(directory) / "tasks.db", clock)
         async with _started(store):
             yield store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.database import put_database
 from tests.support.processes import MARK, ROOT, LogProcess, eventually, listening_ports, processes_with
 from tests.support.redis import RedisServer, free_port
 
@@ -54,6 +56,7 @@ class Stack:
         self.redis = RedisServer(self.directory / "redis")
         self.mark = uuid.uuid4().hex
         self.processes: list[LogProcess] = []
+        self._numbers = itertools.count(1)
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
             "HOME": str(self.directory),
@@ -78,6 +81,7 @@ class Stack:
 
     def start_service(self, env: Mapping[str, str] | None = None) -> LogProcess:
         """Start the task service and wait until it serves."""
+        put_database(self.directory / "data")
         process = self.run("service", ["dispatch", "serve"], env)
         process.wait_event("service_ready")
         return process
@@ -88,19 +92,24 @@ class Stack:
         process.wait_event("ingress_ready")
         return process
 
-    def start_worker(self, slots: int = 2, env: Mapping[str, str] | None = None, name: str = "worker") -> LogProcess:
-        """Start a Celery worker with ``slots`` pool children and wait until it consumes. Names must differ."""
-        node = f"{name}-{len(self.processes)}@test"
-        process = self.run(name, ["celery", "-A", "dispatch", "worker", "-c", str(slots), "-n", node], env)
+    def start_worker(self, slots: int = 2, env: Mapping[str, str] | None = None, *, queues: str = "") -> LogProcess:
+        """Start a Celery worker with ``slots`` pool children, on these queues only, and wait until it consumes."""
+        process = self._run_worker(slots, env, queues)
         process.wait_event("worker_ready", timeout_s=20)
         return process
 
+    def _run_worker(self, slots: int, env: Mapping[str, str] | None = None, queues: str = "") -> LogProcess:
+        node = f"worker-{next(self._numbers)}@test"
+        argv = ["celery", "-A", "dispatch", "worker", "-c", str(slots), "-n", node]
+        return self.run("worker", [*argv, "-Q", queues] if queues else argv, env)
+
     def start(self, slots: int = 2) -> Stack:
-        """Start Redis, the service, an ingress and a worker."""
+        """Start Redis, the service, an ingress and a worker: ``processes`` in this order, the last two at once."""
         self.redis.start()
         self.start_service()
-        self.start_ingress()
-        self.start_worker(slots)
+        ingress, worker = self.run("ingress", ["dispatch", "ingress"]), self._run_worker(slots)
+        ingress.wait_event("ingress_ready")
+        worker.wait_event("worker_ready", timeout_s=20)
         return self
 
     def call(self, method: str, path: str, body: Any = None, actor: str = "human:tester") -> tuple[int, Any]:
@@ -157,9 +166,14 @@ class Stack:
         return processes_with(f"{MARK}={self.mark}", f"ATS_URL={self.url}")
 
     def close(self) -> None:
-        """Stop all processes, the last started first, and fail if anything of them is left."""
+        """Stop all processes, service and Redis after those who need them, and fail if anything of them is left."""
         try:
-            codes = {p.name: p.stop() for p in reversed(self.processes) if p.exit_code is None}
+            running = [process for process in reversed(self.processes) if process.exit_code is None]
+            running.sort(key=lambda process: process.name == "service")
+            for process in running:
+                if process.name != "service":
+                    process.ask()
+            codes = {process.name: process.stop() for process in running}
             self.redis.stop()
             eventually(lambda: not self.leftovers(), 3.0, f"the end of {self.leftovers()} (exits {codes})")
             assert not listening_ports([self.port]), f"somebody still listens on port {self.port}"

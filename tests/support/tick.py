@@ -8,12 +8,14 @@ Standard library only; run by path with ``-I -S`` so that it starts fast.
 Orders (all optional but ``dir``)::
 
     dir         where the tick files go
-    duration_s  how long to live (default 0.2)
+    duration_s  how long to live (default 0.2); as a list by grant, the last repeats
+    until       a path: live only until there is a file
     exits       exit codes by attempt, the last repeats (default [0])
     output      what to print (default "done <task> <attempt>")
     daemon_s    also leave a grandchild in a session of its own that ticks this long and holds stdout open
     ignore_term true: SIGTERM is ignored
     kill_parent true: kill -9 the parent process before anything else (a poison task)
+    code        Python to run instead of all that; ``prompt`` is what came on stdin
 """
 
 import json
@@ -50,14 +52,21 @@ def tick(descriptor: int, kind: str, role: str) -> None:
     os.write(descriptor, (json.dumps(line) + "\n").encode())
 
 
-def live(descriptor: int, role: str, duration_s: float) -> None:
-    """Tick from begin to end."""
+def live(descriptor: int, role: str, duration_s: float, path: str = "") -> None:
+    """Tick from begin to end, which a file at ``path`` brings about early."""
     until = time.clock_gettime(time.CLOCK_BOOTTIME) + duration_s
     tick(descriptor, "begin", role)
-    while (left := until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
+    while (left := until - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0 and not (path and os.path.exists(path)):
         time.sleep(min(PERIOD_S, left))
         tick(descriptor, "tick", role)
     tick(descriptor, "end", role)
+
+
+def duration_of(order: float | list[float]) -> float:
+    """Return how long this grant's child lives; the fencing token counts the grants."""
+    if isinstance(order, list):
+        return order[min(int(os.environ.get("ATS_FENCING_TOKEN") or 1), len(order)) - 1]
+    return order
 
 
 def leave_daemon(descriptor: int, duration_s: float) -> None:
@@ -74,7 +83,11 @@ def leave_daemon(descriptor: int, duration_s: float) -> None:
 
 def main() -> int:
     """Do what the orders say and return the exit code."""
-    orders = orders_in(sys.stdin.read())
+    prompt = sys.stdin.read()
+    orders = orders_in(prompt)
+    if orders.get("code"):
+        exec(orders["code"], {"prompt": prompt})
+        return 0
     if orders.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     path = f"{orders['dir']}/{os.environ['ATS_TASK_ID']}.ticks"
@@ -85,7 +98,7 @@ def main() -> int:
     if orders.get("kill_parent"):
         tick(descriptor, "begin", "leader")
         os.kill(os.getppid(), signal.SIGKILL)
-    live(descriptor, "leader", orders.get("duration_s", 0.2))
+    live(descriptor, "leader", duration_of(orders.get("duration_s", 0.2)), orders.get("until", ""))
     print(orders.get("output", f"done {os.environ['ATS_TASK_ID']} {attempt}"))
     exits = orders.get("exits") or [0]
     return exits[min(attempt, len(exits)) - 1]

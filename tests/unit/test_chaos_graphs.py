@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.chaos.graphs import check_graph
-from tests.chaos.history import Creation, Event, FinalTask, History, Tick
-from tests.chaos.plan import make_graph_plan
+from tests.chaos.history import Creation, Event, FaultKind, FinalTask, History, Tick
+from tests.chaos.plan import in_a_hurry, make_graph_plan
 
 NEEDED, WAITING = "1", "2"
 
@@ -62,3 +62,15 @@ def test_a_seed_is_a_graph_without_circles() -> None:
     assert max(len(task.needs) for task in plan.tasks) == 5
     assert sum(bool(task.needs) for task in plan.tasks) > 150
     assert any(task.title.startswith("failing") for task in plan.tasks)
+
+
+def test_a_hurry_changes_no_graph() -> None:
+    """In a hurry the tasks need the same ones, and worker, Redis and ingress are killed once each, in good time."""
+    plan = make_graph_plan(7, tasks=200, faults=6)
+    hurried = in_a_hurry(plan, 5.0)
+    assert [(task.title, task.needs, task.ends) for task in hurried.tasks] == [
+        (task.title, task.needs, task.ends) for task in plan.tasks
+    ]
+    assert max(task.at for task in hurried.tasks) <= 2.5
+    assert {fault.kind for fault in hurried.faults} == {FaultKind.WORKER, FaultKind.REDIS, FaultKind.INGRESS}
+    assert max(fault.at for fault in hurried.faults) <= 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ DEFECTS = {
 }
 
 
+@functools.cache
 def _named() -> dict[str, list[str]]:
     """Return defect -> names of the tests whose docstring begins with it."""
     found: dict[str, list[str]] = {}

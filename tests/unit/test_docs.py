@@ -15,11 +15,12 @@ import click
 import pytest
 
 from dispatch.cli.main import COMMANDS, cli
+from dispatch.core.routing import TaskTraits, choose
 from dispatch.crypto.refusal import Refusal
 from dispatch.settings import SETTINGS, load
-from tests.support.documents import DOCUMENTS, ON_THIS_HOST
+from tests.support.documents import DOCUMENTS, ON_THIS_HOST, routing_example
 from tests.support.processes import ROOT
-from tests.support.redis import RedisServer
+from tests.support.redis import ConfiguredRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,26 @@ def test_the_example_without_its_comments_is_the_defaults(tmp_path: Path, monkey
     defaults = {name: getattr(getattr(load({}), table), item.name) for name, (table, item) in SETTINGS.items()}
     loaded = {name: getattr(getattr(load(environ), table), item.name) for name, (table, item) in SETTINGS.items()}
     assert {**loaded, **on_host} == {**defaults, **on_host}
+
+
+def test_the_example_of_executors_is_valid(tmp_path: Path) -> None:
+    """What docs/executors.md and the example file show of them is read, and means what it says."""
+    shown = (ROOT / "config/dispatch.example.toml").read_text("utf-8").partition("docs/executors.md")[2]
+    awake = "\n".join(line.removeprefix("#").removeprefix(" ") for line in shown.splitlines()[1:])
+    assert tomllib.loads(awake) == tomllib.loads(routing_example())
+    (tmp_path / "named.toml").write_text(awake)
+    routing = load({"DISPATCH_CONFIG": str(tmp_path / "named.toml")}).routing
+    assert {name: one.kind for name, one in routing.executors.items()} == {
+        "default": "command",
+        "thumbnail": "command",
+        "search": "http",
+        "report": "python",
+    }
+    assert routing.executors["default"].command == load({}).execution.command == ("claude", "-p")
+    assert routing.classes == {"gpu": 1, "database": 2}
+    choice = choose(routing, TaskTraits("default", "report", traits={"monthly": True}))
+    assert (choice.executor, choice.classes, choice.review) == ("report", ("database",), True)
+    assert choose(routing, TaskTraits("search-eu")).queue == "web"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -117,14 +138,7 @@ def test_named_settings_exist(page: str) -> None:
 
 def test_redis_conf_is_understood(short_dir: Path) -> None:
     """A real Redis takes config/redis.conf, and is as durable and as private as it says."""
-
-    class Configured(RedisServer):
-        def _configuration(self) -> list[str]:
-            text = (ROOT / "config/redis.conf").read_text("utf-8")
-            own = super()._configuration()[:4]  # port, socket, mode and directory of this test
-            return [*text.replace("dir /var/lib/redis\n", "").splitlines(), *own]
-
-    with Configured(short_dir) as server, closing(server.client()) as client:
+    with ConfiguredRedis(short_dir) as server, closing(server.client()) as client:
         wanted = {
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -136,18 +150,25 @@ def test_redis_conf_is_understood(short_dir: Path) -> None:
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
 
-def test_flower_takes_its_configuration() -> None:
-    """Flower's own parser knows every option of config/flowerconfig.py, and keeps to loopback."""
+def test_flower_takes_its_configuration(tmp_path: Path) -> None:
+    """Flower's own parser knows every option of config/flowerconfig.py; it keeps to loopback and gives no orders."""
     code = (
         "import flower.options; from tornado.options import options\n"
         "options.parse_config_file('config/flowerconfig.py', final=False)\n"
         "source = {}; exec(open('config/flowerconfig.py').read(), source)\n"
-        "own = {name for name in source if not name.startswith('_')}\n"
+        "own = {name for name in source if not name.startswith('_')} - {'sys'}\n"
         "assert own <= set(options), own - set(options)\n"
-        "print(options.address, options.port)"
+        "print(options.address, options.port, options.read_only, options.basic_auth)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("127.0.0.1 5555\n", "")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"DISPATCH_FLOWER_AUTH": "ops:word", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("127.0.0.1 5555 True ['ops:word']\n", "")
 
 
 def unit_of(name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 
 from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Event, Task
-from dispatch.core.admission import Backlog
+from dispatch.core.lanes import Lanes
+from dispatch.core.routing import Routing, TaskTraits, choose
 from dispatch.ingress.intake import Errands, Intake
 from dispatch.ingress.ledger import Ledger
 
@@ -19,13 +20,14 @@ class Bench:
     """An intake with everything around it visible."""
 
     def __init__(self) -> None:
-        self.backlog, self.ledger = Backlog(), Ledger()
+        self.backlog, self.ledger = Lanes(choose(Routing(), TaskTraits(""))), Ledger()
         self.woken: list[str] = []
         self.looked: list[str] = []
         self.intake = Intake(
             channels=("default",),
             backlog=self.backlog,
             ledger=self.ledger,
+            routing=Routing(),
             clock_offset_s=lambda: 0.0,
             errands=Errands(wake=self.woken.append, look=self.looked.append),
         )
@@ -56,7 +58,7 @@ def bench() -> Bench:
 def test_every_way_back_to_pending_is_heard(bench, verb):
     """A1, A2: a task that becomes pending in whatever way is a candidate, not only a created one."""
     bench.hear(verb, "pending", token=3)
-    assert bench.backlog.pop(0.0) == ("7", 5)
+    assert bench.backlog.pop(0.0, lambda _lane: True) == ("7", 5)
 
 
 def test_a_repeated_created_event_changes_nothing_while_claimed(bench):
@@ -139,7 +141,7 @@ def test_unknown_verbs_are_ignored(bench):
 def test_a_task_in_backoff_waits(bench):
     """A task with a not_before in the future is kept, but not given out before."""
     bench.hear("released", "pending", not_before_at=datetime.now(UTC) + timedelta(seconds=60))
-    assert bench.backlog.pop(0.0) is None
+    assert bench.backlog.pop(0.0, lambda _lane: True) is None
     assert len(bench.backlog) == 1
     assert bench.backlog.next_due() is not None
 
@@ -154,4 +156,4 @@ def test_pending_without_tokens_is_looked_up_while_in_flight(bench):
     assert bench.looked == ["7", "7"]
     bench.intake.on_task(stale, read_now=True)
     assert "7" not in bench.ledger
-    assert bench.backlog.pop(0.0) == ("7", 5)
+    assert bench.backlog.pop(0.0, lambda _lane: True) == ("7", 5)

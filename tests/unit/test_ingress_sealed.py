@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from dispatch.ats.model import Event, Task
-from dispatch.core.admission import Backlog
+from dispatch.core.lanes import Lanes
+from dispatch.core.routing import Routing, TaskTraits, choose
 from dispatch.errors import ConfigurationError
 from dispatch.ingress.intake import Errands, Intake
 from dispatch.ingress.ledger import Ledger
@@ -35,13 +36,14 @@ class Bench:
         self.trust: Any = self.files.trust
         self.sealed = Sealed(self._trusted, is_thin=True, knows_needs=True, log=structlog.get_logger())
         self.waiting = WaitingTasks(fail=lambda *_: None, kick=lambda: None)
-        self.backlog = Backlog()
+        self.backlog = Lanes(choose(Routing(), TaskTraits("")))
         self.looked: list[str] = []
         self.registered: list[str] = []
         self.intake = Intake(
             channels=("test",),
             backlog=self.backlog,
             ledger=Ledger(),
+            routing=Routing(),
             clock_offset_s=lambda: 0.0,
             errands=Errands(lambda _: None, self.looked.append, self.registered.append),
             waiting=self.waiting,
@@ -110,7 +112,7 @@ def test_what_was_changed_is_not_claimed_by_old_knowledge(bench: Bench):
     bench.whole("9")
     bench.hear("9")
     assert "9" in bench.backlog
-    assert bench.sealed.at_claim(bench.thin("9")) == Seen(bench.thin("9"))
+    assert bench.sealed.at_claim(bench.thin("9")) == Seen(bench.thin("9"), sender="ann")
     bench.intake.on_event(Event("updated", "9", bench.thin("9"), "test", None, None))
     assert "9" not in bench.backlog
     assert bench.sealed.at_claim(bench.thin("9")) is None
@@ -129,9 +131,9 @@ def test_a_listing_shows_an_edit_that_no_event_told_of(bench: Bench):
 def test_what_the_service_knows_is_not_hidden(bench: Bench):
     """A copy of the edges outside the seal, which the service knows, leaves nothing hidden; a part of them does."""
     known = bench.whole("9", "1", "2", depends_on=("2", "1"))
-    assert bench.sealed.see(known) == Seen(known)
+    assert bench.sealed.see(known) == Seen(known, sender="ann")
     part = bench.whole("8", "1", "2", depends_on=("2",))
-    assert bench.sealed.see(part) == Seen(replace(part, depends_on=("2", "1")), hidden=True)
+    assert bench.sealed.see(part) == Seen(replace(part, depends_on=("2", "1")), hidden=True, sender="ann")
 
 
 @pytest.mark.parametrize("keys", ["none", "unreadable", "strange"])
@@ -149,7 +151,9 @@ def test_what_does_not_open_is_not_held_back(bench: Bench, keys: str, tmp_path: 
         bench.trust = Bench(tmp_path / "other").files.trust
     bench.hear("9")
     assert "9" in bench.backlog
-    assert bench.sealed.at_claim(replace(task, payload=None)) == Seen(replace(task, payload=None))
+    seen = bench.sealed.at_claim(replace(task, payload=None))
+    assert seen is not None
+    assert (seen.task, seen.hidden, bool(seen.sender)) == (replace(task, payload=None), False, False)
 
 
 def test_other_keys_open_everything_anew(bench: Bench):
@@ -208,9 +212,9 @@ def test_a_service_that_shows_all_is_never_asked_again(bench: Bench):
     """On a foreign ATS the edges outside count for nothing, those inside do, and nothing is hidden from anybody."""
     sealed = Sealed(bench.files.trust, is_thin=False, knows_needs=False, log=structlog.get_logger())
     task = bench.whole("9", "1", "task-2")
-    assert sealed.see(task) == Seen(replace(task, depends_on=("1", "task-2")))
+    assert sealed.see(task) == Seen(replace(task, depends_on=("1", "task-2")), sender="ann")
     forged = replace(task, payload={**task.payload, "depends_on": [7]}, depends_on=("7",))
-    assert sealed.see(forged) == Seen(replace(forged, depends_on=()))
+    assert sealed.see(forged) == Seen(replace(forged, depends_on=()), sender="")
     assert sealed.needs_of(task) == ("1", "task-2")
     plain = Task(id="9", payload={"depends_on": [7]}, depends_on=("7",))
     assert sealed.see(plain) == Seen(plain)

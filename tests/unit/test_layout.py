@@ -18,6 +18,7 @@ TEST_LINES_MAX = 800
 FUNCTION_LINES_MAX = 60
 
 LONGER_FILES = {
+    "dispatch/ats/protocol.py": "one short function for each call of the wire protocol",
     "dispatch/settings.py": "one declaration for each setting; splitting it would hide where a setting is",
 }
 """Files over the limit, each with its reason. Take a file out when it shrinks."""

@@ -180,3 +180,35 @@ def test_callbacks_and_chats_are_judged(env, change, state, words):
     assert check.state == state
     assert words in check.sentence
     assert "canary" not in check.sentence
+
+
+EXECUTORS = """
+[executors.default]
+command = "sh -c true"
+[executors.gone]
+command = "no-such-program {payload.x}"
+[executors.post]
+kind = "http"
+url = "https://h.example/run?secret=1"
+headers = { A = "env:NOT_SET_HERE" }
+[executors.call]
+kind = "python"
+function = "json:dumps"
+[executors.lost]
+kind = "python"
+function = "no_such_module.inner:run"
+"""
+
+
+def test_each_executor_is_looked_at(tmp_path):
+    """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
+    (tmp_path / "d.toml").write_text(EXECUTORS)
+    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    assert [check.state for check in found] == ["ok", "warning", "warning", "ok", "warning"]
+    said = " ".join(f"{check.sentence} {check.advice}" for check in found)
+    for piece in ("no-such-program was not found on PATH", "NOT_SET_HERE", "is json:dumps", "no_such_module"):
+        assert piece in said
+    assert "secret" not in said
+    (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
+    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    assert found[0].state == "error"

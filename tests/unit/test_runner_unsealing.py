@@ -16,6 +16,7 @@ from dispatch.ats.gateway import AttemptRef
 from dispatch.ats.model import Grant, Task
 from dispatch.core import results
 from dispatch.core.retry import EndReason
+from dispatch.core.review import Review
 from dispatch.core.sealed import RESULT_NOTE
 from dispatch.crypto import opening, sending
 from dispatch.crypto.keys import KeyPair
@@ -107,13 +108,14 @@ class House:
         executor: str = "default",
     ) -> None:
         self.gateway = Gateway(tasks or {}, seen)
+        self.review: Review | None = None
         self.log = Log()
         self.slow_calls: list[int] = []
         ask = lambda call: call()  # noqa: E731
         self._unsealing = Unsealing(
             self.gateway,  # type: ignore[arg-type]
             Keys(trust),
-            executor,
+            lambda _task, _opened: executor,
             self.log,
             ask,
             lambda: self.slow_calls.append(1),
@@ -122,9 +124,8 @@ class House:
     def prepare(self, fields: dict[str, Any], **task: Any) -> Work:
         """Prepare an attempt of task 7 on channel ``test``."""
         made = Task(id="7", channel="test", created_at=datetime.now(UTC), **{"description": "", **fields, **task})
-        return self._unsealing.prepare(
-            REF, Grant(made, 3, 60.0, ({"id": 1, "title": "t", "status": OK, "outputs": 1},))
-        )
+        dependencies = ({"id": 1, "title": "t", "status": OK, "outputs": 1},)
+        return self._unsealing.prepare(REF, Grant(made, 3, 60.0, dependencies, self.review))
 
 
 def refused(house: House, fields: dict[str, Any], **task: Any) -> dict[str, Any]:
@@ -135,6 +136,21 @@ def refused(house: House, fields: dict[str, Any], **task: Any) -> dict[str, Any]
     (line,) = house.log.lines
     assert (line["level"], line["event"], line["task"]) == ("warning", "sealed_task_refused", "7")
     return line
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sealed_task_that_was_sent_back_is_told_its_earlier_result(version: int) -> None:
+    """Its answer is opened for the attempt; the answer to another task is not, and without a review nothing is told."""
+    house = House()
+    fields = (ALICE.v1 if version == 1 else ALICE.v2)(title="T")
+    sealed = answer(ALICE, version, "first try", task_id="7")
+    assert house.prepare(fields, outputs=[sealed]).review is None
+    house.review = Review("better", "", ({"from": "Eve", "at": "", "text": "hm"},))
+    found = house.prepare(fields, outputs=[sealed]).review
+    assert found == Review("better", "first try", ({"from": "Eve", "at": "", "text": "hm"},))
+    strange = house.prepare(fields, outputs=[answer(BOB, version, "of bob", task_id="7")]).review
+    assert strange is not None
+    assert strange.result == RESULT_NOTE
 
 
 # --- tasks in the open ----------------------------------------------------------------------------------------------
@@ -461,7 +477,7 @@ class Service:
             raise self.moods[name].pop(0)
         self.calls.append((name, value))
 
-    def complete(self, _ref: AttemptRef, outputs: list[Any]) -> None:
+    def complete(self, _ref: AttemptRef, outputs: list[Any], *, review: bool = False) -> None:
         """Take a success."""
         self._call("complete", outputs)
 

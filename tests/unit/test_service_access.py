@@ -23,7 +23,7 @@ ADMINS = {
 
 
 def test_every_route_has_the_access_that_is_written_down() -> None:
-    """Reading needs read, tenants and steering admin to change, all else write; tools ask for themselves."""
+    """Reading needs read, organisations, projects, steering admin to change, all else write; tools ask themselves."""
     for shape, methods in ROUTES.items():
         for method in methods:
             looks = method == "GET" or shape == ("tools", "*")

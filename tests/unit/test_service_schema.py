@@ -51,6 +51,11 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
         yield connection
 
 
+def test_the_newest_is_what_alembic_takes_for_it() -> None:
+    """There is one line of migrations, and the number in the name of its last file is the head."""
+    assert ScriptDirectory(str(Path(migrations.__file__).parent)).get_heads() == [migrations.newest()]
+
+
 def test_migrations_build_exactly_the_schema(connection: Connection) -> None:
     """A database that was migrated from nothing differs from the tables of the code in nothing."""
     migrate(connection)

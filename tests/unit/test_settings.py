@@ -31,12 +31,18 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "drain_s": ("3", 3.0),
     "env": ("HTTP_PROXY,LANG", ("HTTP_PROXY", "LANG")),
     "output_bytes_max": ("2048", 2048),
+    "attempt_log_bytes_max": ("4096", 4096),
+    "attempt_log_keep_s": ("3600", 3600.0),
     "redis_url": ("rediss://r.example:6380/1", "rediss://r.example:6380/1"),
+    "redis_user": ("worker", "worker"),
     "redis_password": ("pw", Secret("pw")),
     "queue": ("other", "other"),
     "credit": ("0", 0),
     "reconcile_s": ("1.5", 1.5),
     "sweep_s": ("0.25", 0.25),
+    "database_password": ("pw", Secret("pw")),
+    "flower_auth": ("ops:pw", Secret("ops:pw")),
+    "flower_open": ("True", True),
     "bind": ("127.0.0.1:9999", "127.0.0.1:9999"),
     "allowed_origins": (
         "https://Tasks.example, http://x.example:3000/",
@@ -58,11 +64,11 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "telegram_api_url": ("http://127.0.0.1:9/", "http://127.0.0.1:9"),
     "notify_urls": ("slack://a/b/c json://x", Secret("slack://a/b/c json://x")),
     "notify_on": ("failed, in_review", frozenset({"failed", "in_review"})),
+    "metrics_bind": ("localhost", "localhost"),
+    "service_metrics_port": ("9101", 9101),
+    "ingress_metrics_port": ("9102", 9102),
+    "worker_metrics_port": ("9103", 9103),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
-    "metrics_bind": ("::1", "::1"),
-    "service_metrics_port": ("9701", 9701),
-    "ingress_metrics_port": ("9702", 9702),
-    "worker_metrics_port": ("9703", 9703),
     "log_level": ("debug", "debug"),
 }
 PAIRED = {"DISPATCH_ATS_ORG": "acme", "DISPATCH_ATS_PROJECT": "web"}
@@ -279,6 +285,30 @@ def test_keys_lie_in_the_data_directory_by_default() -> None:
     assert load({"DISPATCH_DATA_DIR": "/var/lib/dispatch"}).keys_dir == Path("/var/lib/dispatch/keys")
     assert load({"DISPATCH_KEYS_DIR": "/etc/dispatch/keys"}).keys_dir == Path("/etc/dispatch/keys")
     assert load({"DISPATCH_SEAL_VERSIONS": " 2, 1"}).trust.seal_versions == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("url", "whole"),
+    [
+        ("postgresql://ann@db.example/tasks", "postgresql://ann@db.example/tasks?password=a%2F%40%3F%26b"),
+        ("postgres:///tasks?host=/run/pg", "postgres:///tasks?host=/run/pg&password=a%2F%40%3F%26b"),
+        ("sqlite:////srv/tasks.db", "sqlite:////srv/tasks.db"),
+    ],
+)
+def test_the_password_of_the_database_may_stand_apart(url: str, whole: str, nowhere: Path) -> None:
+    """It is put into a URL of PostgreSQL as libpq reads it, whatever is in it, and is shown as stars."""
+    (nowhere / "word").write_text("a/@?&b\n")
+    found = load({"DISPATCH_DATABASE_URL": url, "DISPATCH_DATABASE_PASSWORD_FILE": str(nowhere / "word")})
+    assert found.database_url == whole
+    assert "a%2F" not in masked_url(found.database_url)
+    assert "a/@" not in repr(found)
+
+
+@pytest.mark.parametrize("wrong", ["", "yes", "1", "truth"])
+def test_a_flag_is_true_or_false(wrong: str) -> None:
+    """Nothing else opens a door."""
+    with pytest.raises(ConfigurationError, match="DISPATCH_FLOWER_OPEN must be true or false"):
+        load({"DISPATCH_FLOWER_OPEN": wrong})
 
 
 @pytest.mark.parametrize("value", ["tasks.example", "https://tasks.example/path", "ftp://x", "https://", "*"])

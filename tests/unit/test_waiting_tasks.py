@@ -70,18 +70,45 @@ def test_what_waits_no_longer_is_taken_back(bench):
 
 
 def test_circles_are_failed(bench):
-    """All of ours in a circle are failed; one through a task of another channel is found as well."""
+    """All of ours in a circle are failed, once, and nothing else."""
     bench.hear("1", "1")
     bench.hear("2", "3")
     bench.hear("3", "2")
     bench.hear("4", "3")
-    bench.hear("5", "77")
-    bench.tasks.found_elsewhere("77", ("5",))
     bench.tasks.fail_circles()
-    assert set(bench.failed) == {"1", "2", "3", "5"}
+    assert set(bench.failed) == {"1", "2", "3"}
     assert all("circle" in reason for reason in bench.failed.values())
     bench.failed.clear()
     bench.tasks.fail_circles()
+    assert not bench.failed
+
+
+def test_a_circle_through_tasks_elsewhere_is_failed_when_it_is_found_again(bench):
+    """What is not ours is read again first; ours are failed when the circle is still there, and only then."""
+    bench.hear("5", "77")
+    bench.tasks.found_elsewhere("77", ("78",))
+    bench.tasks.found_elsewhere("78", ("5",))
+    bench.tasks.to_read.clear()
+    bench.tasks.fail_circles()
+    assert not bench.failed
+    assert set(bench.tasks.to_read) == {"77", "78"}
+    bench.tasks.found_elsewhere("77", ())
+    bench.tasks.found_elsewhere("78", ("5",))
+    bench.tasks.fail_circles()
+    assert not bench.failed
+    bench.tasks.found_elsewhere("77", ("78",))
+    bench.tasks.fail_circles()
+    assert set(bench.failed) == {"5"}
+    assert "#77 -> #78" in bench.failed["5"]
+
+
+def test_what_waits_no_longer_elsewhere_closes_no_circle(bench):
+    """A task elsewhere that was read to need nothing any more is forgotten."""
+    bench.tasks.found_elsewhere("77", ("5",))
+    bench.tasks.found_elsewhere("77", ())
+    bench.hear("5", "77")
+    for _ in range(2):
+        bench.tasks.fail_circles()
     assert not bench.failed
 
 
@@ -111,3 +138,42 @@ def test_bounds(bench):
     assert bench.hear("9", *map(str, range(257)))
     assert "256" in bench.failed["9"]
     assert len(bench.tasks) == 0
+
+
+class Counting(dict[str, str]):
+    """What is about to be failed, counting how often it is asked for a task."""
+
+    asked = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.asked += 1
+        return super().__contains__(name)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_what_is_behind_a_bad_end_is_named_with_every_reason(bench, deep):
+    """All the way down, or one level; what is to be failed already is left out, but stands in the reasons."""
+    for ident, needs in (("2", "1"), ("3", "1"), ("4", "23"), ("5", "4"), ("6", "9")):
+        bench.hear(ident, *needs)
+    bench.hear("1", status="cancelled")
+    first = "Blocked: dependency #1 (cancelled)"
+    assert bench.tasks.count_behind("1", 10) == 4
+    further = (
+        {"4": "Blocked: dependency #2 (failed), #3 (failed)", "5": "Blocked: dependency #4 (failed)"} if deep else {}
+    )
+    assert bench.tasks.behind("1", (), deep=deep) == {"2": first, "3": first, **further}
+    assert bench.tasks.behind("1", {"2"}, deep=deep) == {"3": first, **further}
+    assert bench.tasks.behind("1", {"2", "3", "4"}, deep=deep) == {}
+
+
+def test_a_long_chain_is_walked_once(bench):
+    """While 10,000 tasks in a row fail one after the other, what is behind each of them is not looked at again."""
+    count = 10_000
+    for number in range(1, count + 1):
+        bench.hear(str(number), str(number - 1))
+    bench.hear("0", status="failed")
+    failing = Counting(bench.tasks.behind("0", (), deep=True))
+    assert list(failing) == [str(number) for number in range(1, count + 1)]
+    for number in range(1, count):
+        assert bench.tasks.behind(str(number), failing, deep=True) == {}
+    assert failing.asked < 2 * count

@@ -1,0 +1,51 @@
+"""Where the chunks go that a child writes: its log, the thread of its task, and back without progress lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dispatch.runner.progress import Progress, ProgressFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dispatch.runner.attempt_log import AttemptLog
+    from dispatch.runner.live import LiveBuffer
+
+
+class Streams:
+    """The two output streams of one attempt. ``progress``: whether progress lines are looked for."""
+
+    def __init__(self, *, progress: bool, log: AttemptLog | None = None, live: LiveBuffer | None = None) -> None:
+        self._log = log
+        self._live = live
+        self._filters = {"stdout": ProgressFilter(), "stderr": ProgressFilter()} if progress else {}
+
+    def take(self, name: str, chunk: bytes) -> bytes:
+        """Return what belongs to the stream's text of what was written."""
+        if self._log is not None:
+            self._log.write(chunk)
+        if name not in self._filters:
+            return chunk
+        kept, found = self._filters[name].feed(chunk)
+        return self._told(name, kept, found)
+
+    def rest(self, name: str) -> bytes:
+        """Return what was held back, when nothing more comes."""
+        if name not in self._filters:
+            return b""
+        kept, found = self._filters[name].rest()
+        return self._told(name, kept, found)
+
+    def _told(self, name: str, kept: bytes, found: Iterable[Progress]) -> bytes:
+        if self._live is not None:
+            if kept:
+                self._live.feed(name, kept)
+            for progress in found:
+                self._live.tell(progress)
+        return kept
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,117 @@
+"""Queues and concurrency classes on real parts: who runs what, how many at once, and what holds up nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.processes import children_of, eventually
+from tests.support.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONFIG = """
+[classes.gpu]
+limit = 1
+[classes.two]
+limit = 2
+[[routes]]
+payload = { big = true }
+queue = "big"
+"""
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack with routes and classes: the service, an ingress, and a worker of four slots on the usual queue."""
+    config = tmp_path / "dispatch.toml"
+    config.write_text(CONFIG)
+    found = Stack({"DISPATCH_CONFIG": str(config)})
+    try:
+        found.start(slots=4)
+        yield found
+    except BaseException:
+        print(found.report())
+        found.abort()
+        raise
+    found.close()
+
+
+def create(stack: Stack, duration_s: float = 0.3, **switches: Any) -> str:
+    """Create a task with switches in its payload."""
+    return str(stack.create(tick={"duration_s": duration_s}, payload=switches)["id"])
+
+
+def spans_of(stack: Stack, task_id: str) -> list[tuple[float, float]]:
+    """Return from when to when each attempt of a task was seen alive."""
+    times: dict[int, list[float]] = {}
+    for line in stack.tick_lines(task_id):
+        times.setdefault(line["token"], []).append(line["at"])
+    return [(min(seen), max(seen)) for seen in times.values()]
+
+
+def most_at_once(stack: Stack, task_ids: list[str]) -> int:
+    """Return how many attempts of the tasks ran at the same time at most."""
+    spans = [span for task_id in task_ids for span in spans_of(stack, task_id)]
+    return max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
+
+
+def started_by(process: Any) -> set[str]:
+    """Return the tasks whose attempts a worker has started."""
+    return {str(event["task"]) for event in process.events if event["event"] == "attempt_started"}
+
+
+def holders(stack: Stack, name: str) -> set[str]:
+    """Return which tasks have a place in a class, as Redis shows it."""
+    with stack.redis.client() as client:
+        return {key.decode() if isinstance(key, bytes) else key for key in client.hkeys(f"dispatch:class:{name}")}
+
+
+def test_queues_and_classes(stack: Stack) -> None:
+    """A queue is served by its workers only; a class lets so many run at once; neither holds up anybody else."""
+    waiting = [create(stack, big=True) for _ in range(3)]
+    gpu = [create(stack, gpu=True) for _ in range(3)]
+    two = [create(stack, two=True) for _ in range(5)]
+    both = [create(stack, gpu=True, two=True) for _ in range(2)]
+    plain = [create(stack, gpu=False) for _ in range(3)]
+    for task_id in (*gpu, *two, *both, *plain):
+        stack.wait_task(task_id, "completed", timeout_s=30)
+    assert most_at_once(stack, gpu + both) == 1
+    assert most_at_once(stack, two + both) == 2
+    first_plain = min(span[0] for task_id in plain for span in spans_of(stack, task_id))
+    assert first_plain < max(span[1] for task_id in gpu for span in spans_of(stack, task_id))
+    assert {stack.task(task_id)["status"] for task_id in waiting} == {"pending"}
+    big = stack.start_worker(2, {}, queues="big")
+    for task_id in waiting:
+        stack.wait_task(task_id, "completed", timeout_s=30)
+    assert started_by(big) == set(waiting)
+    eventually(lambda: not holders(stack, "gpu") and not holders(stack, "two"), 5, "all places given back")
+
+
+def test_a_place_dies_with_its_holder_and_not_before(stack: Stack) -> None:
+    """While tasks of a class of one run, Redis is emptied, an ingress is killed and a worker too: never two at once."""
+    stack.start_ingress({"DISPATCH_ACTOR_ID": "dispatch-second"})
+    workers = [stack.processes[2], stack.start_worker(4)]
+    tasks = [create(stack, 1.5, gpu=True) for _ in range(5)]
+    eventually(lambda: any(stack.tick_lines(task_id) for task_id in tasks), 20, "the first child")
+    with stack.redis.client() as client:
+        client.flushall()
+    plain = create(stack)
+    stack.wait_task(plain, "completed", timeout_s=20)
+    stack.processes[1].kill()
+    # Another one than before, so that it began with the second ingress alone.
+    begun = {task_id for task_id in tasks if stack.tick_lines(task_id)}
+    running = eventually(lambda: set(filter(stack.tick_lines, tasks)) - begun, 30, "the next child").pop()
+    (victim,) = [worker for worker in workers if running in started_by(worker)]
+    for child in children_of(victim.pid):
+        os.kill(child, signal.SIGKILL)
+    victim.kill()
+    stack.start_ingress()
+    for task_id in tasks:
+        stack.wait_task(task_id, "completed", timeout_s=60)
+    assert most_at_once(stack, tasks) == 1

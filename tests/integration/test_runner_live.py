@@ -1,0 +1,71 @@
+"""Output while an attempt runs: on the thread, redacted and throttled, in the log on the host, and never in the way."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.runner_driver import Worker, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Start = Callable[..., Worker]
+
+SHELL = "echo one canary-secret; echo two >&2; echo '::progress 40 Fetching'; read x < fifo; echo three"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start workers in the test's directory; afterwards nothing of any attempt may be alive."""
+    workers: list[Worker] = []
+
+    def make(script: str, **config: Any) -> Worker:
+        script = script.replace("fifo", str(tmp_path / "fifo"))
+        workers.append(Worker(tmp_path / f"worker{len(workers)}", ["sh", "-c", script], **config))
+        return workers[-1]
+
+    os.mkfifo(tmp_path / "fifo")
+    yield make
+    assert [process for worker in workers for process in worker.close()] == []
+
+
+def go_on(tmp_path: Path) -> None:
+    """Let the command end."""
+    (tmp_path / "fifo").write_text("\n")
+
+
+def test_a_running_attempt_shows_what_it_writes(start: Start, tmp_path: Path) -> None:
+    """Both streams and the progress come in one message, without secrets; the response has no progress lines."""
+    worker = start(SHELL, task={"title": "t"}, secrets=["canary-secret"])
+    (said,) = eventually(lambda: worker.calls("say"))
+    assert sorted(said["text"].split("\n")) == ["[40 %] Fetching", "one ***", "two"]
+    assert said["meta"] == {"progress": 40, "text": "Fetching"}
+    go_on(tmp_path)
+    assert worker.result()["stdout"] == "one canary-secret\nthree\n"
+    kept = (worker.directory / "data" / "logs" / "7-1.log").read_text()
+    assert sorted(kept.splitlines()) == ["::progress 40 Fetching", "one canary-secret", "three", "two"]
+
+
+def test_a_service_that_hangs_costs_log_lines_only(start: Start, tmp_path: Path) -> None:
+    """While a message hangs, the attempt ends and is reported as ever."""
+    worker = start(SHELL, task={"title": "t"}, moods={"say.hang": None})
+    eventually(lambda: worker.calls("say"))
+    go_on(tmp_path)
+    assert worker.result(3.0)["reason"] == "success"
+    assert worker.calls("complete")
+
+
+def test_lost_lines_are_counted_and_the_next_ones_come(start: Start, tmp_path: Path) -> None:
+    """A service that was away gets what follows, and a note of what it missed."""
+    worker = start(SHELL + "; read x < fifo", task={"title": "t"}, moods={"say.unavailable": 1})
+    eventually(lambda: worker.events("live_output_lost"))
+    go_on(tmp_path)
+    texts = eventually(lambda: len(said := worker.calls("say")) == 2 and said, 8.0)
+    assert texts[1]["text"].startswith("[... ")
+    assert texts[1]["text"].endswith("\nthree")
+    go_on(tmp_path)
+    assert worker.result()["reason"] == "success"
