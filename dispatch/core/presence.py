@@ -8,8 +8,8 @@ shown may be alive; leases settle both.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,19 +53,25 @@ def dump(presence: WorkerPresence | IngressPresence) -> str:
     return json.dumps(asdict(presence))
 
 
+def _known(body: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return the fields that this version knows: processes of two versions run beside each other during an upgrade."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in body.items() if name in names}
+
+
 def parse_worker(text: str | None) -> WorkerPresence | None:
     """Read a worker's presence; None for anything that is not one."""
     try:
         body = json.loads(text or "")
         return WorkerPresence(
             **{
-                **body,
+                **_known(body, WorkerPresence),
                 "queues": tuple(body["queues"]),
                 "slots": int(body["slots"]),
                 "running": tuple(str(name) for name in body.get("running", ())),
             }
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -74,7 +80,9 @@ def parse_ingress(text: str | None) -> IngressPresence | None:
     try:
         body = json.loads(text or "")
         flights = {str(queue): int(count) for queue, count in body["in_flight"].items()}
-        return IngressPresence(**{**body, "in_flight": flights, "channels": tuple(body.get("channels", ()))})
+        return IngressPresence(
+            **{**_known(body, IngressPresence), "in_flight": flights, "channels": tuple(body.get("channels", ()))}
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
