@@ -14,219 +14,48 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-import shlex
 import socket
 import tomllib
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import platformdirs
 
 from dispatch import routing_settings
+from dispatch import setting_kinds as kinds
 from dispatch.core.routing import Routing
 from dispatch.errors import ConfigurationError
+from dispatch.setting_kinds import Secret, masked_url, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
-NOTIFY_EVENTS: Final = ("completed", "failed", "picked_up", "cancelled", "rejected", "in_review")
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
-
-
-class Secret(str):
-    """A string that never shows itself: ``repr`` is masked, ``reveal()`` gives the value."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "Secret('***')" if self else "Secret('')"
-
-    def reveal(self) -> str:
-        """Return the secret's value."""
-        return str.__str__(self)
-
-    def __format__(self, spec: str) -> str:
-        return format("***" if str.__len__(self) else "", spec)
-
-    def __str__(self) -> str:
-        return "***" if str.__len__(self) else ""
-
-
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^:/@]*):.*@")
-_PASSWORD_IN_QUERY: Final = re.compile(r"([?&](?:ssl)?password=)[^&]*", re.IGNORECASE)
-
-
-def masked_url(url: str) -> str:
-    """Return a URL with its password as stars, for messages and logs."""
-    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", url))
-
-
-class Url(str):
-    """A URL whose ``repr`` hides the password; ``str`` is whole, for the libraries that connect."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(masked_url(str(self)))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a string")
-    return value.strip()
-
-
-def _secret(value: Any) -> Secret:
-    return Secret(_text(value))
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("must be a comma-separated list")
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-
-
-def _origins(value: Any) -> frozenset[str]:
-    found = [name.lower().rstrip("/") for name in _names(value)]
-    for origin in found:
-        parts = urlsplit(origin)
-        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
-            raise ValueError("must hold origins such as https://tasks.example:8443, comma-separated")
-    return frozenset(found)
-
-
-def _argv(value: Any) -> tuple[str, ...]:
-    argv = tuple(shlex.split(value)) if isinstance(value, str) else _names(value)
-    if not argv:
-        raise ValueError("must name a command")
-    return argv
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else ""
-    if word not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return word == "true"
-
-
-def _versions(value: Any) -> frozenset[int]:
-    words = _names(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    if not words or not set(words) <= {"1", "2"}:
-        raise ValueError("must be 1, 2 or 1,2")
-    return frozenset(map(int, words))
-
-
-def _number(value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("must be a number")
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"must be a number, not {value!r}") from None
-    if not low <= number <= high:
-        raise ValueError(f"must be between {low:g} and {high:g}")
-    return number
-
-
-def _seconds(low: float, high: float) -> Callable[[Any], float]:
-    return lambda value: _number(value, low, high)
-
-
-def _milliseconds(low: float, high: float) -> Callable[[Any], float]:
-    return lambda value: _number(value, low, high) / 1000.0
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        number = _number(value, low, high)
-        if number != int(number):
-            raise ValueError("must be a whole number")
-        return int(number)
-
-    return parse
-
-
-def _url(*schemes: str) -> Callable[[Any], Url]:
-    def parse(value: Any) -> Url:
-        url = Url(_text(value).rstrip("/"))
-        if schemes and urlsplit(url).scheme not in schemes:
-            raise ValueError(f"must start with {' or '.join(s + '://' for s in schemes)}")
-        return url
-
-    return parse
-
-
-def _ports(value: Any) -> frozenset[int]:
-    found = _names(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
-    if not found or not all(port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536 for port in found):
-        raise ValueError("must be comma-separated port numbers")
-    return frozenset(map(int, found))
-
-
-def _events(value: Any) -> frozenset[str]:
-    found = frozenset(_names(value))
-    if not found <= set(NOTIFY_EVENTS):
-        raise ValueError(f"must be some of {', '.join(NOTIFY_EVENTS)}, comma-separated")
-    return found
-
-
-def _path(value: Any) -> Path:
-    return Path(_text(value)).expanduser()
-
-
-def _place(value: Any) -> Path | None:
-    return _path(value) if _text(value) else None
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
-        return str(value)
-
-    return parse
-
-
-def setting(name: str, default: Any, parse: Callable[[Any], Any], meaning: str, *, secret: bool = False) -> Any:
-    """Declare one setting: its name without prefix in lower case, default as written by a person, and meaning.
-
-    ``default`` may be a function of no arguments for values that depend on the host.
-    """
-
-    def make() -> Any:
-        raw = default() if callable(default) else default
-        return raw if raw is None else parse(raw)
-
-    return field(
-        default_factory=make,
-        repr=not secret,
-        metadata={"name": name, "default": default, "parse": parse, "meaning": meaning, "secret": secret},
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class Ats:
     """How to reach the task service, and as whom."""
 
-    url: str = setting("ats_url", "http://127.0.0.1:8700", _url("http", "https"), "base URL of the task service")
-    token: Secret | None = setting("ats_token", None, _secret, "bearer token sent to the task service", secret=True)
-    org: str | None = setting("ats_org", None, _text, "organisation; sets project-scoped routes")
-    project: str | None = setting("ats_project", None, _text, "project; sets project-scoped routes")
-    channels: tuple[str, ...] = setting("channel", "default", _names, "channel or comma-separated channels to watch")
+    url: str = setting("ats_url", "http://127.0.0.1:8700", kinds.url("http", "https"), "base URL of the task service")
+    token: Secret | None = setting(
+        "ats_token", None, kinds.secret, "bearer token sent to the task service", secret=True
+    )
+    org: str | None = setting("ats_org", None, kinds.text, "organisation; sets project-scoped routes")
+    project: str | None = setting("ats_project", None, kinds.text, "project; sets project-scoped routes")
+    channels: tuple[str, ...] = setting(
+        "channel", "default", kinds.names, "channel or comma-separated channels to watch"
+    )
     actor_id: str = setting(
         "actor_id",
         lambda: f"dispatch-{socket.gethostname()}",
-        _text,
+        kinds.text,
         "who claims; a second ingress on the same host appends -2, and so on",
     )
-    actor_name: str = setting("actor_name", "dispatch", _text, "the name shown for the actor")
+    actor_name: str = setting("actor_name", "dispatch", kinds.text, "the name shown for the actor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,48 +63,53 @@ class Execution:
     """How an attempt runs. Durations in seconds."""
 
     command: tuple[str, ...] = setting(
-        "command", "claude -p", _argv, "the executor's command line; the prompt comes on its stdin"
+        "command", "claude -p", kinds.argv, "the executor's command line; the prompt comes on its stdin"
     )
     lease_s: float = setting(
-        "lease_ms", 120_000, _milliseconds(400, 86_400_000), "how long a lease lasts, milliseconds"
+        "lease_ms", 120_000, kinds.milliseconds(400, 86_400_000), "how long a lease lasts, milliseconds"
     )
     timeout_s: float = setting(
-        "timeout_ms", 3_600_000, _milliseconds(100, 604_800_000), "soft time limit of an attempt, milliseconds"
+        "timeout_ms", 3_600_000, kinds.milliseconds(100, 604_800_000), "soft time limit of an attempt, milliseconds"
     )
-    max_attempts: int = setting("max_attempts", 3, _whole(1, 100), "failed attempts before a task is failed for good")
+    max_attempts: int = setting(
+        "max_attempts", 3, kinds.whole(1, 100), "failed attempts before a task is failed for good"
+    )
     max_lease_losses: int = setting(
         "max_lease_losses",
         10,
-        _whole(1, 1000),
+        kinds.whole(1, 1000),
         "started attempts that may vanish with their host before a task is poison",
     )
     retry_backoff_s: float = setting(
-        "retry_backoff_s", 5, _seconds(0, 300), "first pause between attempts, seconds; doubles, jittered, at most 300"
+        "retry_backoff_s",
+        5,
+        kinds.seconds(0, 300),
+        "first pause between attempts, seconds; doubles, jittered, at most 300",
     )
-    cooldown_s: float = setting("cooldown_s", 60, _seconds(0, 86_400), "pause after an exit 75 (not now), seconds")
-    grace_s: float = setting("grace_s", 10, _seconds(0, 600), "from TERM to KILL, seconds")
+    cooldown_s: float = setting("cooldown_s", 60, kinds.seconds(0, 86_400), "pause after an exit 75 (not now), seconds")
+    grace_s: float = setting("grace_s", 10, kinds.seconds(0, 600), "from TERM to KILL, seconds")
     drain_s: float = setting(
-        "drain_s", 30, _seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
+        "drain_s", 30, kinds.seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
     )
     env: tuple[str, ...] = setting(
-        "env", "", _names, "further environment variables that the child may see, comma-separated names"
+        "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
     )
     output_bytes_max: int = setting(
         "output_bytes_max",
         1_048_576,
-        _whole(1024, 4_194_304),
+        kinds.whole(1024, 4_194_304),
         "how much of stdout is kept, bytes (a quarter head, the rest tail)",
     )
     attempt_log_bytes_max: int = setting(
         "attempt_log_bytes_max",
         67_108_864,
-        _whole(0, 1 << 40),
+        kinds.whole(0, 1 << 40),
         "how much of an attempt's output its log on the worker's host holds, bytes; 0: no logs",
     )
     attempt_log_keep_s: float = setting(
         "attempt_log_keep_s",
         604_800,
-        _seconds(60, 315_360_000),
+        kinds.seconds(60, 315_360_000),
         "how long those logs are kept after their last line, seconds",
     )
 
@@ -287,14 +121,14 @@ class Broker:
     url: str = setting(
         "redis_url",
         "redis://127.0.0.1:6379/0",
-        _url("redis", "rediss", "redis+socket", "unix"),
+        kinds.url("redis", "rediss", "redis+socket", "unix"),
         "the broker; may carry a password and is masked when shown",
     )
-    user: str | None = setting("redis_user", None, _text, "user of the broker, if not in its URL")
+    user: str | None = setting("redis_user", None, kinds.text, "user of the broker, if not in its URL")
     password: Secret | None = setting(
-        "redis_password", None, _secret, "password of the broker, if not in its URL", secret=True
+        "redis_password", None, kinds.secret, "password of the broker, if not in its URL", secret=True
     )
-    queue: str = setting("queue", "dispatch", _text, "the Celery queue of tasks")
+    queue: str = setting("queue", "dispatch", kinds.text, "the Celery queue of tasks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,14 +138,14 @@ class Ingress:
     credit: int = setting(
         "credit",
         2,
-        _whole(0, 1000),
+        kinds.whole(0, 1000),
         "tasks claimed beyond the free slots, so that no slot waits for a claim; grows while tasks are short; 0: none",
     )
     reconcile_s: float = setting(
-        "reconcile_s", 30, _seconds(0.1, 3600), "how often the ingress compares itself with the service, seconds"
+        "reconcile_s", 30, kinds.seconds(0.1, 3600), "how often the ingress compares itself with the service, seconds"
     )
     sweep_s: float = setting(
-        "sweep_s", 2, _seconds(0.1, 600), "how often the ingress looks for messages that Redis lost, seconds"
+        "sweep_s", 2, kinds.seconds(0.1, 600), "how often the ingress looks for messages that Redis lost, seconds"
     )
 
 
@@ -319,35 +153,38 @@ class Ingress:
 class Service:
     """The task service of our own."""
 
-    bind: str = setting("bind", "127.0.0.1:8700", _text, "address and port that the task service listens on")
+    bind: str = setting("bind", "127.0.0.1:8700", kinds.text, "address and port that the task service listens on")
     allowed_origins: frozenset[str] = setting(
         "allowed_origins",
         "",
-        _origins,
+        kinds.origins,
         "web sites whose pages may call the service with a key, comma-separated origins such as https://tasks.example",
     )
     database_url: str | None = setting(
         "database_url",
         None,
-        _url(),
+        kinds.url(),
         "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
     database_password: Secret | None = setting(
-        "database_password", None, _secret, "password of the PostgreSQL user, if not in the URL", secret=True
+        "database_password", None, kinds.secret, "password of the PostgreSQL user, if not in the URL", secret=True
     )
     regrant_delay_s: float = setting(
         "regrant_delay_s",
         15,
-        _seconds(0, 600),
+        kinds.seconds(0, 600),
         "how long after its expiry a lease is given away at the earliest, seconds",
     )
     default_lease_s: float = setting(
-        "default_lease_ms", 60_000, _milliseconds(1, 86_400_000), "lease of an ATS claim that names none, milliseconds"
+        "default_lease_ms",
+        60_000,
+        kinds.milliseconds(1, 86_400_000),
+        "lease of an ATS claim that names none, milliseconds",
     )
     lock_s: float = setting(
         "lock_ms",
         3_600_000,
-        _milliseconds(1000, 86_400_000),
+        kinds.milliseconds(1000, 86_400_000),
         "lock of a Task Tools claim that names none, from the holder's last call about the task, milliseconds",
     )
 
@@ -357,16 +194,19 @@ class Trust:
     """Keys, and whose tasks are accepted (docs/encryption.md)."""
 
     keys_dir: Path | None = setting(
-        "keys_dir", None, _place, "the dispatcher's keys and its trusted senders; default is keys in the data directory"
+        "keys_dir",
+        None,
+        kinds.place,
+        "the dispatcher's keys and its trusted senders; default is keys in the data directory",
     )
     require_encryption: bool = setting(
         "require_encryption",
         False,
-        _flag,
+        kinds.flag,
         "whether only sealed tasks are accepted; true here or by 'dispatch config' means true",
     )
     seal_versions: frozenset[int] = setting(
-        "seal_versions", "1,2", _versions, "versions of the sealed envelope that are accepted from anybody"
+        "seal_versions", "1,2", kinds.versions, "versions of the sealed envelope that are accepted from anybody"
     )
 
 
@@ -377,42 +217,42 @@ class Notify:
     callback_secret: Secret | None = setting(
         "callback_secret",
         None,
-        _secret,
+        kinds.secret,
         "signs callbacks: whsec_ and the base64 of 24 to 64 random bytes; while keys change several, comma-separated",
         secret=True,
     )
     callback_allow_http: bool = setting(
-        "callback_allow_http", default=False, parse=_flag, meaning="whether callbacks may go to http:// addresses"
+        "callback_allow_http", default=False, parse=kinds.flag, meaning="whether callbacks may go to http:// addresses"
     )
     callback_allow_private: tuple[str, ...] = setting(
         "callback_allow_private",
         "",
-        _names,
+        kinds.names,
         "receivers in your own network, comma-separated: networks such as 10.1.0.0/16, and host names",
     )
     callback_ports: frozenset[int] = setting(
-        "callback_ports", "443", _ports, "ports that callbacks may go to, comma-separated"
+        "callback_ports", "443", kinds.ports, "ports that callbacks may go to, comma-separated"
     )
     telegram_chat_id: str | None = setting(
-        "telegram_chat_id", None, _text, "the Telegram chat that is told; needs the token"
+        "telegram_chat_id", None, kinds.text, "the Telegram chat that is told; needs the token"
     )
     telegram_token: Secret | None = setting(
-        "telegram_token", None, _secret, "token of the Telegram bot that tells it", secret=True
+        "telegram_token", None, kinds.secret, "token of the Telegram bot that tells it", secret=True
     )
     telegram_api_url: str = setting(
-        "telegram_api_url", "https://api.telegram.org", _url("http", "https"), "base URL of the Telegram Bot API"
+        "telegram_api_url", "https://api.telegram.org", kinds.url("http", "https"), "base URL of the Telegram Bot API"
     )
     urls: Secret | None = setting(
         "notify_urls",
         None,
-        _secret,
+        kinds.secret,
         "other places to tell, as Apprise writes them, separated by blanks or commas; needs the extra 'notify'",
         secret=True,
     )
     on: frozenset[str] = setting(
         "notify_on",
         "completed,failed",
-        _events,
+        kinds.events,
         "what people are told of: completed, failed, picked_up, cancelled, rejected, in_review",
     )
 
@@ -422,10 +262,10 @@ class Flower:
     """Flower, the page that shows workers, queues and attempts."""
 
     auth: Secret | None = setting(
-        "flower_auth", None, _secret, "who may see Flower's pages: user:password, comma-separated", secret=True
+        "flower_auth", None, kinds.secret, "who may see Flower's pages: user:password, comma-separated", secret=True
     )
     open: bool = setting(
-        "flower_open", False, _flag, "true starts Flower without a login: whoever reaches it sees all it shows"
+        "flower_open", False, kinds.flag, "true starts Flower without a login: whoever reaches it sees all it shows"
     )
 
 
@@ -434,14 +274,16 @@ class Metrics:
     """Prometheus metrics (docs/metrics.md)."""
 
     bind: str = setting(
-        "metrics_bind", "127.0.0.1", _text, "address that metrics are served on; whoever reaches it may read them"
+        "metrics_bind", "127.0.0.1", kinds.text, "address that metrics are served on; whoever reaches it may read them"
     )
     service_port: int = setting(
-        "service_metrics_port", 0, _whole(0, 65_535), "port of the task service's metrics; 0: none"
+        "service_metrics_port", 0, kinds.whole(0, 65_535), "port of the task service's metrics; 0: none"
     )
-    ingress_port: int = setting("ingress_metrics_port", 0, _whole(0, 65_535), "port of an ingress's metrics; 0: none")
+    ingress_port: int = setting(
+        "ingress_metrics_port", 0, kinds.whole(0, 65_535), "port of an ingress's metrics; 0: none"
+    )
     worker_port: int = setting(
-        "worker_metrics_port", 0, _whole(0, 65_535), "port of a worker's metrics, its slots included; 0: none"
+        "worker_metrics_port", 0, kinds.whole(0, 65_535), "port of a worker's metrics, its slots included; 0: none"
     )
 
 
@@ -452,11 +294,11 @@ class Local:
     data_dir: Path = setting(
         "data_dir",
         lambda: platformdirs.user_state_dir("dispatch"),
-        _path,
+        kinds.path,
         "database, logs, keys, work directories",
     )
     log_level: str = setting(
-        "log_level", "info", _one_of("debug", "info", "warning", "error"), "least severity that is logged"
+        "log_level", "info", kinds.one_of("debug", "info", "warning", "error"), "least severity that is logged"
     )
 
 

@@ -17,6 +17,7 @@ from dispatch.ats.protocol import Endpoint, endpoint_of
 from dispatch.cli.output import Output
 from dispatch.core.priority import NUMBER_OF
 from dispatch.errors import ConfigurationError, UsageError
+from dispatch.setting_kinds import Url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ class State:
         embedded = EmbeddedRedis(found.local.data_dir / "redis")
         if not embedded.socket_path.exists() or not answers_ping(embedded.socket_path):
             return found
-        return replace(found, broker=replace(found.broker, url=settings_module.Url(embedded.url)))
+        return replace(found, broker=replace(found.broker, url=Url(embedded.url)))
 
     @cached_property
     def output(self) -> Output:

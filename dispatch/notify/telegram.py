@@ -19,7 +19,7 @@ from dispatch.notify.chat import ChatError
 from dispatch.notify.message import Message, cut_utf16
 
 if TYPE_CHECKING:
-    from dispatch.settings import Secret
+    from dispatch.setting_kinds import Secret
 
 UNITS_MAX: Final = 4_096
 """What Telegram takes, in UTF-16 units, counted after its own parsing."""

@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from dispatch.settings import Secret, declared
+from dispatch.setting_kinds import Secret
+from dispatch.settings import declared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from dispatch import settings
+from dispatch import setting_kinds, settings
 from dispatch.errors import AuthenticationError, ConfigurationError, GatewayUnavailableError, UnknownTaskError
 from dispatch.flower_view import SEALED, Titles, attempt_in, describe, login, title_of
 
 Flower = settings.Flower
-Secret = settings.Secret
+Secret = setting_kinds.Secret
 
 
 def test_without_a_login_it_refuses_unless_asked_for() -> None:

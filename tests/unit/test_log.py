@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from dispatch import log
-from dispatch.settings import Secret
+from dispatch.setting_kinds import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dispatch.errors import ConfigurationError
-from dispatch.settings import SETTINGS, Secret, Settings, load, masked_url
+from dispatch.setting_kinds import Secret, masked_url
+from dispatch.settings import SETTINGS, Settings, load
 
 # name -> what a person writes, what the program gets
 EXAMPLES: dict[str, tuple[Any, Any]] = {
