@@ -101,6 +101,6 @@ class HostStack(Stack):
 
     def _make_key(self) -> str:
         def work(tx: Tx) -> str:
-            return keys.create(tx, "fleet", access=Access.WRITE, actor=Actor("agent", "fleet", "fleet"))[1]
+            return keys.create(tx, "fleet", access=Access.WRITE, actor=Actor("agent", "dispatch", "dispatch"))[1]
 
         return direct.transaction(f"sqlite:///{self.directory / 'data' / 'tasks.db'}", work)
