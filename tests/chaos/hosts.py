@@ -56,9 +56,9 @@ class HostsReport:
 
     verdict: Report
     cut_off_margins_s: tuple[float, ...]
-    """For each task of the host that was cut off: from its child's last tick there to its first one elsewhere."""
+    """For each hold of the host that was cut off: from its child's last tick there to the first elsewhere; sorted."""
     thawed_for_s: tuple[float, ...]
-    """For each child of the frozen host: from the thaw to its last tick; 0 for one that did not tick again."""
+    """For each hold of the frozen host: from the thaw to its child's last tick; 0 without one; sorted."""
     ended_twice: tuple[str, ...]
     """Holds that did not have exactly one child that came to its end."""
     filled_s: float
@@ -66,12 +66,13 @@ class HostsReport:
 
     def text(self) -> str:
         """Return it for people."""
+        margins, thawed = self.cut_off_margins_s, self.thawed_for_s
         return (
             f"{self.verdict.text()}\n"
-            f"cut off: {len(self.cut_off_margins_s)} tasks, dead {min(self.cut_off_margins_s, default=0):.2f} to "
-            f"{max(self.cut_off_margins_s, default=0):.2f} s before they ran elsewhere\n"
-            f"frozen: {len(self.thawed_for_s)} children, ticked at most {max(self.thawed_for_s, default=0):.3f} s "
-            f"after the thaw\nall {SLOTS * len(WORKERS)} slots of the hosts that came back were filled in {self.filled_s:.1f} s"
+            f"cut off: {len(margins)} children were dead {margins[0]:.2f} to {margins[-1]:.2f} s "
+            "before their tasks ran elsewhere\n"
+            f"frozen: {len(thawed)} children ticked for at most {thawed[-1]:.3f} s after the thaw\n"
+            f"the hosts that came back filled their {SLOTS * len(WORKERS)} slots within {self.filled_s:.1f} s"
         )
 
 
@@ -215,7 +216,7 @@ class _Scene:
         eventually(all_have, AGAIN_S, f"the tasks of {host} running elsewhere")
 
     def _come_to_rest(self) -> None:
-        """Wait until everything has ended, and a moment longer for what should be gone; the checker says what did not."""
+        """Wait until everything has ended, or too long, and a moment more for processes that should be gone."""
         until = time.monotonic() + REST_S
         while time.monotonic() < until and (self.load.busy or self._unfinished()):
             time.sleep(0.05)

@@ -55,6 +55,9 @@ class HostStack(Stack):
     directory that all hosts see; everything else of a host is its own.
     """
 
+    # Where there are keys, nobody but the holder may report at all; then the token alone tells an old one.
+    late_actor = f"agent:dispatch-{SERVICE_HOST}"
+
     def __init__(self, network: Network, workers: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network
