@@ -59,20 +59,45 @@ class HostsReport:
     """For each hold of the host that was cut off: from its child's last tick there to the first elsewhere; sorted."""
     thawed_for_s: tuple[float, ...]
     """For each hold of the frozen host: from the thaw to its child's last tick; 0 without one; sorted."""
-    ended_twice: tuple[str, ...]
+    ended_otherwise: tuple[str, ...]
     """Holds that did not have exactly one child that came to its end."""
     filled_s: float
     """How long it took in the end to give every slot of every host a task."""
+    took_s: float
+    """The whole run."""
+
+    def wrong(self) -> list[str]:
+        """Return what was not as promised, as sentences; nothing when all was."""
+        few = "too few children to judge by"
+        return [
+            sentence
+            for sentence, broken in {
+                "the history is not valid": not self.verdict.ok,
+                f"the host that was cut off had {few}": len(self.cut_off_margins_s) < HELD_MIN,
+                "a task ran elsewhere before the host that was cut off had killed its child": any(
+                    margin <= 0 for margin in self.cut_off_margins_s
+                ),
+                f"the frozen host had {few}": len(self.thawed_for_s) < HELD_MIN,
+                f"a child ran for more than {THAWED_S_MAX} s after the thaw": any(
+                    after_s > THAWED_S_MAX for after_s in self.thawed_for_s
+                ),
+                f"the children of these tasks did not come to their end exactly once: {self.ended_otherwise}": bool(
+                    self.ended_otherwise
+                ),
+            }.items()
+            if broken
+        ]
 
     def text(self) -> str:
         """Return it for people."""
-        margins, thawed = self.cut_off_margins_s, self.thawed_for_s
+        margins, thawed = self.cut_off_margins_s or (0.0,), self.thawed_for_s or (0.0,)
         return (
             f"{self.verdict.text()}\n"
             f"cut off: {len(margins)} children were dead {margins[0]:.2f} to {margins[-1]:.2f} s "
             "before their tasks ran elsewhere\n"
             f"frozen: {len(thawed)} children ticked for at most {thawed[-1]:.3f} s after the thaw\n"
-            f"the hosts that came back filled their {SLOTS * len(WORKERS)} slots within {self.filled_s:.1f} s"
+            f"the hosts that came back filled their {SLOTS * len(WORKERS)} slots within {self.filled_s:.1f} s; "
+            f"all of it took {self.took_s:.0f} s"
         )
 
 
@@ -119,6 +144,7 @@ class _Scene:
         self.back_at: dict[str, float] = {}
         self.lost: LogProcess
         self.filled_s = 0.0
+        self.begun_at = time.monotonic()
 
     def play(self) -> HostsReport:
         """Do everything and judge it."""
@@ -156,6 +182,7 @@ class _Scene:
         self.stack.network.heal(CUT_OFF)
         self._release(CUT_OFF)
         self._wait_until_run_again(FROZEN)
+        assert self.held[FROZEN] <= self._alive(), "what is frozen cannot end"
         self.back_at[FROZEN] = time.time()
         self.stack.network.thaw(FROZEN)
         # Until its old children are gone; were it to release them, their end would be no killer's merit.
@@ -271,6 +298,7 @@ class _Scene:
             tuple(sorted(max(0.0, last - self.back_at[FROZEN]) for last in lasts)),
             tuple(sorted(c.task_id or "" for c in self.load.creations if "hold" in c.title and ends[c.task_id] != 1)),
             self.filled_s,
+            time.monotonic() - self.begun_at,
         )
 
     def _is_frozen(self, seen: Sighting) -> bool:
