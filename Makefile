@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test bench chaos race fuzz docs lock clean
+.PHONY: help demo up check format test bench chaos hosts race fuzz docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 chaos: $(STAMP)  ## Kill everything at random and check the history: make chaos SEED=7 RUNS=20
 	@$(BIN)/python -m tests.chaos --seed $(SEED)
 	@$(BIN)/python -m tests.chaos --graph --tasks 200 --seed $(SEED) --runs $(RUNS)
+
+hosts: $(STAMP)  ## Lose three hosts (namespaces; needs root): one cut off, one killed, one frozen
+	@$(BIN)/python -m tests.chaos --hosts --seed $(SEED)
 
 race: $(STAMP)  ## Let 32 claimers in 8 processes race for one task, 1,000 times
 	@$(BIN)/python -m tests.race

@@ -34,12 +34,23 @@ if TYPE_CHECKING:
 
 TERMINAL = frozenset({"completed", "failed", "cancelled", "skipped"})
 FENCED = frozenset({"task.started", "task.completed", "task.failed", "task.released"})
-KILLS_ATTEMPTS = frozenset({FaultKind.POOL_CHILD, FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.WORKER_DRAIN})
+HOST_LOST = frozenset({FaultKind.HOST_CUT_OFF, FaultKind.HOST_FROZEN, FaultKind.HOST_KILLED})
+KILLS_ATTEMPTS = HOST_LOST | {
+    FaultKind.POOL_CHILD,
+    FaultKind.WORKER,
+    FaultKind.WORKER_FROZEN,
+    FaultKind.WORKER_DRAIN,
+}
 """Faults whose victims must run again; all others must disturb no running attempt."""
 NEEDED_TO_START = frozenset({FaultKind.REDIS, FaultKind.SERVICE})
 GAVE_UP = frozenset({69, 75, 78})
 """Exit codes of a process whose preflight failed."""
-MAY_LEAVE_POPPED = frozenset({FaultKind.WORKER, FaultKind.WORKER_FROZEN, FaultKind.REDIS, FaultKind.REDIS_EMPTIED})
+MAY_LEAVE_POPPED = HOST_LOST | {
+    FaultKind.WORKER,
+    FaultKind.WORKER_FROZEN,
+    FaultKind.REDIS,
+    FaultKind.REDIS_EMPTIED,
+}
 SLOTS_MAX = 4
 """How many messages one such fault may leave: one for each slot of the fleet."""
 CONNECTS_AGAIN_S = 5.0
@@ -354,7 +365,7 @@ def _outlived(index: _Index) -> Iterator[Violation]:
         victim: fault
         for fault in index.history.faults
         for victim in fault.victims
-        if fault.kind in (FaultKind.POOL_CHILD, FaultKind.WORKER)
+        if fault.kind in (FaultKind.POOL_CHILD, FaultKind.WORKER, FaultKind.HOST_KILLED)
     }
     for (task_id, token), last in sorted(seen.items()):
         end = index.end_of(task_id, token)

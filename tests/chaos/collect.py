@@ -65,12 +65,19 @@ def with_victims(faults: Iterable[Fault], events: Iterable[Event]) -> tuple[Faul
     for fault in faults:
         hit = set()
         for event in started:
-            if _pid_of(event.runner) in fault.pids:
+            if _was_hit(event, fault):
                 end = end_of_grant(of_task[event.task_id], event.token or 0)
                 if end is None or end.at >= fault.at:
                     hit.add((event.task_id, event.token or 0))
         found.append(replace(fault, victims=frozenset(hit)))
     return tuple(found)
+
+
+def _was_hit(event: Event, fault: Fault) -> bool:
+    """Say whether a fault hit the place where an attempt was started, if it was still there."""
+    if fault.host:
+        return event.runner.startswith(f"{fault.host}/") and event.at < fault.up_at
+    return _pid_of(event.runner) in fault.pids
 
 
 def _pid_of(runner: str) -> int:

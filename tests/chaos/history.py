@@ -102,6 +102,9 @@ class FaultKind(StrEnum):
     WORKER = "worker"
     WORKER_FROZEN = "worker_frozen"
     WORKER_DRAIN = "worker_drain"
+    HOST_CUT_OFF = "host_cut_off"
+    HOST_FROZEN = "host_frozen"
+    HOST_KILLED = "host_killed"
     INGRESS = "ingress"
     REDIS = "redis"
     REDIS_EMPTIED = "redis_emptied"
@@ -117,6 +120,8 @@ class Fault:
     victims: frozenset[tuple[str, int]] = frozenset()
     pids: frozenset[int] = frozenset()
     """The pool children that died."""
+    host: str = ""
+    """The host that was hit as a whole."""
     back_at: float | None = None
     """When what was killed was ready again; None counts as at once."""
 

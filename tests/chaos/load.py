@@ -131,7 +131,7 @@ class Load:
         """Be the worker that did not hear: renew, end or start under an old token, or end again what has ended."""
         known = [c for c in self.creations[-100:] if c.task_id is not None]
         # Half of the time one that is granted more than once anyway.
-        often = [c for c in known if c.title.startswith(("flaky", "failing", "poison"))]
+        often = [c for c in known if c.title.startswith(("flaky", "failing", "poison", "hold"))]
         if not known:
             return
         task_id = self._rand.choice(often if often and self._rand.random() < 0.5 else known).task_id or ""
@@ -151,5 +151,5 @@ class Load:
             return
 
     def _say(self, verb: str, task_id: str, body: dict[str, Any], current: int, *, repeats: bool = False) -> None:
-        status, _ = self._stack.call("POST", f"/tasks/{task_id}/{verb}", body, actor="agent:late")
+        status, _ = self._stack.call("POST", f"/tasks/{task_id}/{verb}", body, self._stack.late_actor)
         self.calls.append(Call(verb, task_id, body["fencing_token"], current, status, repeats))

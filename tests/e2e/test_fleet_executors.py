@@ -69,7 +69,7 @@ def cli(stack: Stack, tmp_path: Path) -> Iterator[Cli]:
 
 
 def test_a_line_a_second_is_seen_within_two_seconds(stack: Stack, cli: Cli) -> None:
-    """Lines come while the task runs, the usual one less than 2 s late; progress can be seen, and the response is whole."""
+    """Lines come while the task runs, the usual one less than 2 s late; progress can be seen, the response is whole."""
     watch = cli.start("watch", env={"PYTHONUNBUFFERED": "1"})
     assert watch.stderr is not None
     assert "Watching" in watch.stderr.readline()

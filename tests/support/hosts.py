@@ -55,6 +55,9 @@ class HostStack(Stack):
     directory that all hosts see; everything else of a host is its own.
     """
 
+    # Where there are keys, nobody but the holder may report at all; then the token alone tells an old one.
+    late_actor = f"agent:dispatch-{SERVICE_HOST}"
+
     def __init__(self, network: Network, workers: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network
@@ -101,6 +104,6 @@ class HostStack(Stack):
 
     def _make_key(self) -> str:
         def work(tx: Tx) -> str:
-            return keys.create(tx, "fleet", access=Access.WRITE, actor=Actor("agent", "fleet", "fleet"))[1]
+            return keys.create(tx, "fleet", access=Access.WRITE, actor=Actor("agent", "dispatch", "dispatch"))[1]
 
         return direct.transaction(f"sqlite:///{self.directory / 'data' / 'tasks.db'}", work)

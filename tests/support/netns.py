@@ -45,7 +45,10 @@ class HostProcess(LogProcess):
     def signal(self, number: int) -> None:
         """Send a signal to the first process in the pid namespace; when that one dies, all of them do."""
         if self.exit_code is None:
-            for pid in children_of(self.pid) or [self.pid]:
+            inner = children_of(self.pid)
+            # A frozen unshare would not notice the end of what it started.
+            outer = [self.pid] if number == signal.SIGKILL or not inner else []
+            for pid in inner + outer:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
@@ -58,7 +61,7 @@ class Network:
 
     def __init__(self, hosts: Iterable[str]) -> None:
         self.addresses = {host: f"10.77.{place}.2" for place, host in enumerate(hosts, 1)}
-        self._prefix = f"dispatch-{uuid.uuid4().hex[:8]}-"
+        self.prefix = f"dispatch-{uuid.uuid4().hex[:8]}-"
 
     def __enter__(self) -> Self:
         try:
@@ -90,7 +93,7 @@ class Network:
             _run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
 
     def _name(self, host: str) -> str:
-        return self._prefix + host
+        return self.prefix + host
 
     def argv(self, host: str, argv: Iterable[str]) -> list[str]:
         """Return the command that runs ``argv`` as the first process of a host of that name."""
@@ -133,7 +136,7 @@ class Network:
         eventually(all_stopped, 5.0, f"everything on {host} being stopped")
 
     def thaw(self, host: str) -> None:
-        """Let everything on a frozen host go on."""
+        """Let everything on a frozen host go on, the youngest first: children before those who would stop them."""
         self._signal(host, signal.SIGCONT)
 
     def kill(self, host: str) -> None:
@@ -146,13 +149,13 @@ class Network:
         eventually(all_gone, _GONE_S, f"the end of everything on {host}")
 
     def _signal(self, host: str, number: int) -> None:
-        for pid in self.pids(host):
+        for pid in sorted(self.pids(host), reverse=True):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def close(self) -> None:
         """Kill what runs on the hosts and remove them. Harmless when there are none."""
-        for host in (*self.addresses, _ROUTER):
+        for host in dict.fromkeys((*self.addresses, _ROUTER)):
             if Path("/run/netns", self._name(host)).exists():
                 self.kill(host)
                 _ip("netns", "delete", self._name(host))

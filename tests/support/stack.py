@@ -46,6 +46,9 @@ class Stack:
     end: it stops everything and fails if a process or a port is left over.
     """
 
+    late_actor = "agent:late"
+    """As whom a worker comes that did not hear that its lease is over."""
+
     def __init__(self, settings: Mapping[str, str] | None = None, *, channel: str = "test") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="dispatch-"))
         self.ticks = self.directory / "ticks"
