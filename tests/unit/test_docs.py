@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -169,36 +168,6 @@ def test_flower_takes_its_configuration(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("127.0.0.1 5555 True ['ops:word']\n", "")
-
-
-def unit_of(name: str) -> dict[str, Any]:
-    """A systemd unit as directives; the last of a name wins."""
-    lines = (ROOT / f"config/systemd/dispatch-{name}.service").read_text("utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-
-
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [("service", "dispatch serve"), ("ingress", "dispatch ingress"), ("worker", "celery -A dispatch worker")],
-)
-def test_units_start_our_commands_and_let_them_drain(name: str, command: str) -> None:
-    """SIGTERM goes to the main process only, there is time to drain, and a wrong setting does not loop."""
-    unit = unit_of(name)
-    assert unit["ExecStart"].removeprefix("/opt/dispatch/bin/").startswith(command)
-    assert unit["KillMode"] == "mixed"
-    execution = load({}).execution
-    assert int(unit["TimeoutStopSec"]) == 60 > execution.drain_s + execution.grace_s
-    assert unit["RestartPreventExitStatus"] == "78"
-
-
-def test_units_are_understood_by_systemd() -> None:
-    """systemd-analyze, where there is one, has nothing to say but that the programs are not installed here."""
-    analyze = shutil.which("systemd-analyze") or "true"
-    units = sorted(map(str, (ROOT / "config/systemd").glob("*.service")))
-    assert len(units) == 3
-    done = subprocess.run([analyze, "verify", *units], capture_output=True, text=True, check=False)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if "is not executable" not in line]
-    assert not said
 
 
 def test_every_refusal_of_a_sealed_task_is_documented() -> None:
