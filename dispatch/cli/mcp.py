@@ -31,12 +31,13 @@ def mcp(state: State, profile: str) -> int:
       claude mcp add dispatch -- dispatch mcp
       dispatch mcp --profile worker --actor-id reviewer-2
     """  # noqa: D301 - click's mark
+    endpoint, level = state.endpoint, state.settings.local.log_level
+    # Only with settings that are right: loading the SDK takes about a second.
     from dispatch import log
     from dispatch.ats.model import Actor
     from dispatch.service.access import Caller
     from dispatch.service.mcp import stdio
 
-    endpoint, level = state.endpoint, state.settings.local.log_level
     # Whoever starts this is a program; the person only lends it the name.
     actor = Actor("agent", state.actor.id, state.actor.name)
     wire = stdio.claim_stdout()

@@ -56,8 +56,12 @@ def parameters(cli: Cli, *args: str, **env: str) -> StdioServerParameters:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_the_tools_of_the_service_come_through(cli: Cli, era: Any) -> None:
-    """Definitions, results and refusals are those that HTTP gives; the actor is an agent with the user's name."""
+async def test_the_tools_of_the_service_come_through(cli: Cli, service: ToolService, era: Any) -> None:
+    """Definitions, results and refusals are those that HTTP gives; the actor is an agent with the user's name.
+
+    notifications/cancelled closes the connection to the service, whose tool notices; the next call works.
+    """
+    began, ended = (len(service.process.find(f"wait_{word}")) for word in ("began", "cancelled"))
     async with Client(parameters(cli), mode=era) as client:
         listed = (await client.list_tools()).tools
         assert [tool.name for tool in listed] == [tool["name"] for tool in TOOLS]
@@ -68,6 +72,12 @@ async def test_the_tools_of_the_service_come_through(cli: Cli, era: Any) -> None
         wanted = LeaseHeldError("Task 7 is held by agent-1 until 12:00.", locked_by="agent-1", retry_after_ms=1500)
         assert (refused.is_error, refused.structured_content) == (True, wanted.as_body())
         assert [block.text for block in refused.content if block.type == "text"] == [wanted.as_text()]
+        task = asyncio.create_task(client.call_tool("wait", {"seconds": 60}))
+        await asyncio.to_thread(service.process.wait_event, "wait_began", count=began + 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(service.process.wait_event, "wait_cancelled", 15.0, count=ended + 1)
         who = await client.call_tool("whoami", {})
         assert who.structured_content == {"type": "agent", "id": "tester", "name": "tester"}
 
@@ -79,20 +89,6 @@ async def test_options_choose_the_profile_and_the_actor(cli: Cli) -> None:
         assert [tool.name for tool in (await client.list_tools()).tools] == ["get", "claim"]
         who = await client.call_tool("whoami", {})
         assert who.structured_content == {"type": "agent", "id": "r-2", "name": "Reviewer"}
-
-
-@pytest.mark.parametrize("era", ERAS)
-async def test_a_cancelled_call_ends_in_the_service(cli: Cli, service: ToolService, era: Any) -> None:
-    """notifications/cancelled closes the connection to the service, whose tool notices; the next call works."""
-    began, ended = (len(service.process.find(f"wait_{word}")) for word in ("began", "cancelled"))
-    async with Client(parameters(cli), mode=era) as client:
-        task = asyncio.create_task(client.call_tool("wait", {"seconds": 60}))
-        await asyncio.to_thread(service.process.wait_event, "wait_began", count=began + 1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.to_thread(service.process.wait_event, "wait_cancelled", 15.0, count=ended + 1)
-        assert not (await client.call_tool("get", {"task_id": "1"})).is_error
 
 
 async def test_a_waiting_call_shows_that_it_lives(cli: Cli) -> None:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 AUTHOR, WORKER, OTHER = (str(uuid.uuid5(uuid.NAMESPACE_DNS, name)) for name in ("author", "worker", "other"))
 WAYS = [(carrier, era) for carrier in ("http", "stdio") for era in ("auto", "legacy")]
+WAITING = pytest.mark.parametrize(
+    "connect", [("http", "auto"), ("http", "legacy"), ("stdio", "auto")], indirect=True, ids="-".join
+)
+"""What waits by stdio in the older era as well is held by test_mcp_stdio.py."""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,7 @@ async def test_a_task_goes_from_creation_to_review(connect: Connect) -> None:
         assert refused.structured_content["code"] in ("ILLEGAL_MOVE", "STALE_LEASE")
 
 
+@WAITING
 async def test_a_call_that_waits_is_woken_by_a_new_task(connect: Connect, service: ServiceProcess) -> None:
     """claim_next hears of a task that another client makes, at once."""
     project = f"p-{uuid.uuid4().hex[:8]}"
@@ -114,6 +119,7 @@ async def test_a_call_that_waits_is_woken_by_a_new_task(connect: Connect, servic
         assert time.monotonic() - began < 10
 
 
+@WAITING
 async def test_a_wait_that_was_cancelled_takes_no_task(connect: Connect, service: ServiceProcess) -> None:
     """A client that took its claim_next back is not given the task that comes then."""
     project = f"p-{uuid.uuid4().hex[:8]}"
