@@ -7,6 +7,7 @@ are in docs/decisions/0002-celery.md.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cached_property
 from queue import Empty
@@ -22,6 +23,7 @@ from celery.utils.nodenames import NODENAME_DEFAULT, default_nodename, nodename,
 from dispatch import log
 from dispatch import settings as settings_module
 from dispatch.broker import KEY_PREFIX, celery_url
+from dispatch.errors import DispatchError
 
 if TYPE_CHECKING:
     from dispatch.settings import Settings
@@ -126,8 +128,17 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 def make_app(settings: Settings | None = None) -> Dispatch:
     """Return an application; without ``settings`` they are loaded when first needed."""
     app = Dispatch("dispatch", set_as_current=settings is None, include=["workers.tasks"])
-    app.add_defaults(lambda: celery_config(settings or settings_module.load()))
+    app.add_defaults(lambda: celery_config(settings or _load_or_exit()))
     return app
+
+
+def _load_or_exit() -> Settings:
+    """Load the settings for whoever runs ``celery``; a wrong one is said in a sentence and ends the process."""
+    try:
+        return settings_module.load()
+    except DispatchError as exc:
+        sys.stderr.write(f"{exc}\n")
+        raise SystemExit(exc.exit_code) from exc
 
 
 class GateBackend(RedisBackend):  # type: ignore[misc, unused-ignore]

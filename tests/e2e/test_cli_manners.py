@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from tests.support.cli import Cli
 from tests.support.fake_ats import FakeAts
-from tests.support.processes import eventually
+from tests.support.processes import ROOT, eventually
 from tests.support.redis import RedisServer, free_port
 
 HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x07bell \u202eright\u2066 a\rb\x9b2J \u2028end"
@@ -312,3 +314,13 @@ def test_worker_takes_the_place_of_celery(cli):
     ended = cli("--channel", "img", "worker", "--no-such-option")
     assert ended.code == 2
     assert "celery" in ended.err.lower() or "no such option" in ended.err.lower()
+
+
+@pytest.mark.parametrize("command", ["worker", "flower"])
+def test_celery_says_what_is_wrong_with_a_setting(tmp_path, command):
+    """``celery -A dispatch ...`` with a wrong setting: one sentence and 78, which no supervisor starts again."""
+    env = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "DISPATCH_LEASE_MS": "abc"}
+    argv = [sys.executable, "-m", "celery", "-A", "dispatch", command]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "DISPATCH_LEASE_MS must be a number, not 'abc' (it is 'abc').\n"
