@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> Iterator[Cli]:
-    """The command line, set up for our service; nobody delivers."""
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Our service; nobody delivers."""
     with service_on("sqlite") as service:
-        made = Cli(tmp_path, {"DISPATCH_ATS_URL": service.url})
-        yield made
-        made.close()
+        yield service.url
+
+
+@pytest.fixture
+def cli(url: str, tmp_path: Path) -> Iterator[Cli]:
+    """The command line, set up for it."""
+    made = Cli(tmp_path, {"DISPATCH_ATS_URL": url})
+    yield made
+    made.close()
 
 
 def test_callbacks_are_shown_and_sent_again(cli: Cli) -> None:
@@ -57,7 +63,7 @@ def test_callbacks_are_shown_and_sent_again(cli: Cli) -> None:
 )
 def test_what_cannot_be_done_is_said(cli: Cli, args: tuple[str, ...], code: int, words: str) -> None:
     """A sentence and the exit code that scripts know."""
-    ended = cli(*args)
+    ended = cli.here(*args)
     assert ended.code == code
     assert words in ended.err
 

@@ -558,6 +558,6 @@ async def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path, era: 
 
 
 def test_the_sdk_is_loaded_by_the_first_request() -> None:
-    """A service without MCP clients does not pay for it, in memory or at the start, nor for migrations long done."""
-    code = "import sys, dispatch.service.server; sys.exit(bool({'mcp', 'alembic'} & set(sys.modules)))"
+    """A service without MCP clients does not pay for it, in memory or at the start; nor for migrations or colours."""
+    code = "import sys, dispatch.service.server; sys.exit(bool({'mcp', 'alembic', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -149,6 +149,7 @@ def test_extended_and_thin_frames(client: Client, listen: Any) -> None:
         "runner",
         "assignee_id",
         "sealed",
+        "traits",
         "depends_on",
     }
     assert frames[2]["data"]["task"]["runner"] == "r"

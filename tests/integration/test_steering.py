@@ -42,11 +42,12 @@ def draining(stack: Stack) -> list[bool]:
     return [worker.draining for worker in found if worker is not None]
 
 
-def test_a_paused_channel_rests_and_a_drained_host_finishes(stack: Stack, cli: CliHere) -> None:
+def test_a_paused_channel_rests_and_a_drained_host_finishes(fleet: Callable[..., Stack], cli: CliHere) -> None:
     """Pause: nothing new is claimed, what runs ends well, other channels go on, and the end comes by itself.
 
     Drain: the worker shows it and takes nothing, also after FLUSHALL; undone, it takes tasks again.
     """
+    stack = fleet()
     use(cli, stack)
     running = stack.create(tick={"duration_s": 1.0})["id"]
     stack.wait_task(running, "in_progress")
