@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dispatch.embedded import find_redis_server
-from tests.support.hosts import Host, Network
 from tests.support.image_steps import DOCKERFILE, stages
+from tests.support.operated import Host, Network
 from tests.support.postgres import shared_server
 from tests.support.processes import ROOT, eventually
 
