@@ -339,8 +339,10 @@ def test_killed_in_between(calling: Stack, receiver: Receiver) -> None:
     service = calling.start_service()
     hang = calling.directory / "hang"
     hang.touch()
-    hanging = start_ingress(calling, HASTY_HANG=str(hang), HASTY_LEASE_S="1")
-    receiver.wait(1)
+    # It may stand still before it is ready.
+    hang_env = {"HASTY_HANG": str(hang), "HASTY_LEASE_S": "1"}
+    hanging = calling.run("ingress", ["tests.support.hasty", "ingress"], hang_env)
+    receiver.wait(1, timeout_s=30)
     assert deliveries(calling, task)[0]["state"] == "waiting"
     hanging.kill()
     hang.unlink()

@@ -3,7 +3,7 @@
 The schedule of days becomes one of tenths of a second, a try may last two
 seconds. ``HASTY_LEASE_S`` is how long a delivery is taken for; ``HASTY_HANG``
 names a file whose existence makes the whole process stand still between
-sending a callback and reporting it.
+sending a callback, which was taken, and reporting it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def hurry() -> None:
         telegram.Telegram.__init__,
     )
 
-    def settle_or_hang(self, *args):
-        if hang.exists():
+    def settle_or_hang(self, one, name, verdict):
+        if verdict.outcome == "delivered" and hang.exists():
             time.sleep(600)
-        return settle(self, *args)
+        return settle(self, one, name, verdict)
 
     deliveries.Deliveries._settle = settle_or_hang
     webhook.Webhooks.__init__ = lambda self, rules: make_webhooks(self, replace(rules, connect_s=1.5, total_s=2.0))
