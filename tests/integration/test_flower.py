@@ -95,14 +95,16 @@ def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Call
     own = {"DISPATCH_ATS_TOKEN": reader, "DISPATCH_FLOWER_AUTH_FILE": str(tmp_path / "login")}
     flower = stack.run("flower", [*FLOWER, f"--port={pages.port}"], {**own, **stack.redis.settings("flower")})
     eventually(lambda: pages.get("/healthcheck")[0] == 200, 30, "Flower")
-    # Workers send events from the moment on that Flower asks them to; a task of before is not seen.
+    # Workers send events from the moment on that Flower asks them to; a task of before is not seen, or not whole.
     eventually(lambda: worker["node"] in pages.get("/api/workers?refresh=1")[1], 30, "Flower seeing the worker")
 
     def seen() -> str:
         ident = stack.create(TITLE, tick={"duration_s": 0.05})["id"]
         stack.wait_task(ident)
         with suppress(AssertionError):
-            eventually(lambda: f'"{ident}.1"' in pages.get("/api/tasks")[1], 1, "the task in Flower")
+            eventually(
+                lambda: '"dispatch.execute"' in pages.get(f"/api/task/info/{ident}.1")[1], 1, "the task in Flower"
+            )
             return str(ident)
         return ""
 
