@@ -46,8 +46,9 @@ AGAIN_S = 40.0
 """How long to wait for what the checker then holds against its bounds."""
 REST_S = 60.0
 LATER_S = 1.2
-AGAIN_S_MAX = 10.0
-"""Lease, regrant delay, sweep and pickup. The checker would add up the bounds of faults that overlap; here is room."""
+AGAIN_S_MAX = 30.0
+"""Lease, regrant delay, sweep and pickup are less than 10 s on a quiet machine (the report shows what it was); here
+is room for one that runs other tests too. The checker would add up the bounds of faults that overlap."""
 THAWED_S_MAX = 0.2
 """How long a child may run after the thaw of its host, until its warden has been given the processor."""
 

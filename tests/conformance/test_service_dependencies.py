@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatch.ats.model import Actor
-from dispatch.service import cascade, dependencies, dependents, doomed, leases, moves, tasks
+from dispatch.service import cascade, dependencies, dependents, doomed, failures, leases, moves, tasks
 from dispatch.service.rows import Ref, fetch
 from tests.support.service import STORES, SteppingClock
 
@@ -62,8 +62,9 @@ async def test_a_wide_cascade_is_reopened_in_several_transactions(store: Store) 
         level = fan(tx, root, 1)
         leaves = fan(tx, level[0], cascade.REOPENED_MAX)
         moves.cancel(tx, Ref(root), EVE)
-        for ident in (*level, *leaves):
-            moves.fail(tx, Ref(ident), EVE, reason="Blocked: dependency #1 (cancelled)")
+        reason = "Blocked: dependency #1 (cancelled)"
+        moves.fail(tx, Ref(level[0]), EVE, reason=reason)
+        failures.fail_many(tx, [(Ref(ident), reason) for ident in leaves], EVE)
         return root, level[0]
 
     root, middle = await store.write(work)
