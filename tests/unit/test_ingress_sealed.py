@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOW = datetime.now(UTC)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    """Let each test have its own now: what is sealed five minutes after a task was created is refused as stale."""
+    global NOW  # noqa: PLW0603 - the file may have been read long before its tests run
+    NOW = datetime.now(UTC)
+
+
 UUID = "123e4567-e89b-42d3-a456-426614174000"
 
 
