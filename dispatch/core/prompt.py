@@ -47,6 +47,14 @@ meets what the block {REVIEWER_NOTE} asks for.
 """
 
 
+EARLIER_ATTEMPT: Final = "earlier-attempt"
+"""The block with how an attempt before this one ended."""
+_TRIED_BEFORE: Final = f"""\
+An attempt at the task was made before and did not finish; the block {EARLIER_ATTEMPT} says how
+it ended. What it did may still be there: look before you do something twice.
+"""
+
+
 def context_of(payload: Any) -> str:
     """Return the task's payload as indented JSON without the internal fields; "" if nothing is left."""
     if isinstance(payload, dict):
@@ -63,12 +71,13 @@ def build_prompt(
 
     ``boundaries`` yields random strings; the first that occurs in none of the
     texts is taken. ``extra`` holds further named blocks (results of
-    dependencies, a reviewer's note). Empty blocks are left out.
+    dependencies, a reviewer's note, the end of an earlier attempt). Empty blocks are left out.
     """
     blocks = {"title": title, "description": description, "context": context_of(payload), **(extra or {})}
     blocks = {name: text for name, text in blocks.items() if text}
     boundary = next(b for b in boundaries if not any(b in text for text in blocks.values()))
     parts = [_FRAME.format(boundary=boundary, others=_OTHERS if extra else "")]
     parts += [_SENT_BACK] if REVIEWER_NOTE in blocks else []
+    parts += [_TRIED_BEFORE] if EARLIER_ATTEMPT in blocks else []
     parts += [f"--- begin {name} {boundary}\n{text}\n--- end {name} {boundary}\n" for name, text in blocks.items()]
     return "\n".join(parts)

@@ -84,6 +84,7 @@ def task_json(ref: AttemptRef, task: Task, work: Work) -> dict[str, Any]:
         "description": work.description,
         "payload": payload,
         "dependencies": list(work.dependencies),
+        **({} if work.earlier is None else {"earlier_attempt": work.earlier.as_json()}),
         **({} if work.review is None else {"review": work.review.as_json()}),
     }
 

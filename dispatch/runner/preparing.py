@@ -60,7 +60,9 @@ class Preparing:
 
         def prompt() -> bytes:
             boundaries = iter(lambda: secrets.token_hex(8), None)
-            blocks = results.blocks(work.dependencies) | (work.review.blocks() if work.review is not None else {})
+            blocks = results.blocks(work.dependencies)
+            for found in (work.earlier, work.review):
+                blocks |= {} if found is None else found.blocks()
             text = build_prompt(work.title, work.description, work.payload, boundaries, blocks)
             return text.encode("utf-8", "replace")
 

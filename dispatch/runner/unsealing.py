@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from dispatch.core import graph, results
+from dispatch.core.earlier import Earlier, earlier_of
 from dispatch.core.review import Review, bounded
 from dispatch.core.sealed import RESULT_NOTE
 from dispatch.crypto import encoding, keys, opening, sending
@@ -76,6 +77,8 @@ class Work:
     opened: Opened | None = None
     review: Review | None = None
     """Why it was sent back, with the result of the attempt before."""
+    earlier: Earlier | None = None
+    """How an attempt before this one ended, which did not finish."""
 
     def environment_value(self) -> str:
         """Return ``ATS_DEPENDENCIES``. Environments can be read: for a sealed task it holds ids and states only."""
@@ -107,6 +110,7 @@ class Unsealing:
         Raises NotAcceptedError, NotNowError, and LeaseLostError when the task is no longer ours.
         """
         task = grant.task
+        earlier = earlier_of(ref.attempt, task.reason, task.lease_losses)
         trust = self._trust(ref)
         created_at_s = task.created_at.timestamp() if task.created_at is not None else None
         outside = opening.Outside(task.id, task.title, task.channel, task.payload, created_at_s)
@@ -116,14 +120,15 @@ class Unsealing:
             except SealError as exc:
                 self._refuse(ref, exc.refusal, str(exc), OPEN_SENTENCE)
             review = _reviewed(grant, results.text_of(task.outputs))
-            return Work(task.title, task.description, task.payload, grant.dependencies, review=review)
+            return Work(task.title, task.description, task.payload, grant.dependencies, review=review, earlier=earlier)
         opened = self._opened(ref, task, outside, trust)
         self._register(ref, opened)
         said = opened.content
         sealed = sending.sealed_in(task.outputs)
-        earlier = None if sealed is None else _opened_answer(sealed, task.id, opened, trust)
-        review = _reviewed(grant, RESULT_NOTE if earlier is None else earlier)
-        return Work(said.title, said.description, said.payload, self._dependencies(ref, opened, trust), opened, review)
+        answer = None if sealed is None else _opened_answer(sealed, task.id, opened, trust)
+        review = _reviewed(grant, RESULT_NOTE if answer is None else answer)
+        needed = self._dependencies(ref, opened, trust)
+        return Work(said.title, said.description, said.payload, needed, opened, review, earlier)
 
     def _trust(self, ref: AttemptRef) -> Trust:
         try:

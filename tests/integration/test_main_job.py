@@ -70,6 +70,18 @@ print("at last"); sys.exit(0 if seen else 75)"""
     assert (done["status"], done["attempts"], done["fencing_token"]) == ("completed", 1, 2)
 
 
+def test_a_second_attempt_reads_how_the_first_ended(fleet: Fleet):
+    """The prompt after a failure has the exit code and what the command said last, in a block of its own."""
+    stack = fleet(slots=1)
+    code = """import sys
+_, block, rest = prompt.partition("--- begin earlier-" + "attempt ")
+if not block: sys.exit("no such luck")
+print(rest)"""
+    done = stack.wait_task(stack.create(tick={"code": code})["id"])
+    assert (done["status"], done["attempts"]) == ("completed", 2)
+    assert "exit code 1: no such luck" in done["outputs"][0]["response"]
+
+
 def test_three_failures_are_final(fleet: Fleet):
     """B1: a task that fails three times is failed for good, with the count, the exit code and stderr in its reason."""
     stack = fleet(slots=1)
