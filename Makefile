@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test bench chaos hosts race fuzz docs lock clean
+.PHONY: help demo up check format test slow bench chaos hosts race fuzz docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: $(STAMP)  ## Put the code into the one format
 # fill the end. Four at a time are faster on a quiet machine, and on a busy one they wait for each other too long.
 test: $(STAMP)  ## Run the default tests (real processes, on two cores)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: $(STAMP)  ## Run the long tests, which the default run leaves out
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 	@$(BIN)/python -m tests.bench

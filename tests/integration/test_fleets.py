@@ -32,7 +32,7 @@ DIAMOND = (Planned("beta", (0,)), Planned("beta", (0, 1)), Planned("alpha", (4, 
 """Alpha, twice beta, alpha."""
 
 
-@pytest.fixture(params=["ours", "foreign"], scope="module")
+@pytest.fixture(params=["ours", pytest.param("foreign", marks=pytest.mark.slow)], scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[World]:
     """Two running fleets and their service, for all tests of this file."""
     with world_of(request.param, *CHANNELS, DISPATCH_MAX_ATTEMPTS="1") as world:

@@ -148,7 +148,7 @@ def test_dependencies_on_other_channels(world: World):
     world.check_order()
 
 
-@pytest.mark.parametrize("kind", ["ours", "foreign"])
+@pytest.mark.parametrize("kind", ["ours", pytest.param("foreign", marks=pytest.mark.slow)])
 def test_lost_redis_and_killed_ingresses_strand_nothing(kind: str):
     """FLUSHALL, kill -9 of Redis and of one of two ingresses while tasks wait: each runs once, in order, or fails."""
     with world_of(kind) as world:

@@ -15,7 +15,7 @@ import pytest
 from dispatch.cli.main import cli
 from dispatch.core.lifecycle import ATS_WORD, MOVES, STATUS_OF_ATS_WORD, Status
 from dispatch.errors import GatewayRejectedError
-from tests.support.service import STORES, service_on
+from tests.support.service import service_on
 from tests.support.tools import ANN, PROJECT, RUN
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ FACES: dict[str, Callable[[Faces, str, Status], Outcome]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(STORES))
+# The same cells on both stores, without the faces, are in tests/conformance.
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def faces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faces]:
     """One service on each database for all cells."""
     directory = tmp_path_factory.mktemp("faces")

@@ -278,7 +278,7 @@ async def client_over(transport: Alternating, url: str, era: Any) -> AsyncIterat
         yield client
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", ["auto", pytest.param("legacy", marks=pytest.mark.slow)])
 async def test_two_processes_serve_one_client_in_turn(service: ToolService, tmp_path: Path, era: Any) -> None:
     """No request needs the process that answered the one before."""
     with ToolService(tmp_path) as second:
@@ -541,7 +541,7 @@ def test_whatever_comes_no_mistake_is_made(service: ToolService, body: Any, head
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", ["auto", pytest.param("legacy", marks=pytest.mark.slow)])
 async def test_a_service_that_stops_answers_those_who_wait(tmp_path: Path, era: Any) -> None:
     """SIGTERM ends it in good order: the waiting call is told to come again, and uvicorn has nothing to cut off."""
     with ToolService(tmp_path) as service:

@@ -105,7 +105,7 @@ async def test_a_waiting_call_shows_that_it_lives(cli: Cli) -> None:
     assert message == "wait still waits"
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", ["auto", pytest.param("legacy", marks=pytest.mark.slow)])
 async def test_a_service_that_is_away_is_told_and_its_return_noticed(tmp_path: Path, era: Any) -> None:
     """tools/list is an error of the protocol, a call a refusal, both with what to do; then both work."""
     where = f"127.0.0.1:{free_port()}"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     Connect = Callable[..., AbstractAsyncContextManager[Client]]
 
 AUTHOR, WORKER, OTHER = (str(uuid.uuid5(uuid.NAMESPACE_DNS, name)) for name in ("author", "worker", "other"))
-WAYS = [(carrier, era) for carrier in ("http", "stdio") for era in ("auto", "legacy")]
+WAYS = [("http", "auto"), ("http", "legacy"), ("stdio", "auto")]
+OLD_STDIO = ("stdio", "legacy")
 WAITING = pytest.mark.parametrize(
     "connect", [("http", "auto"), ("http", "legacy"), ("stdio", "auto")], indirect=True, ids="-".join
 )
@@ -41,7 +42,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
         yield running
 
 
-@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
+@pytest.fixture(params=[*WAYS, pytest.param(OLD_STDIO, marks=pytest.mark.slow)], ids="-".join)
 def connect(request: pytest.FixtureRequest, service: ServiceProcess, tmp_path: Path) -> Connect:
     """Makes clients that have connected in one of the four ways."""
     carrier, era = request.param

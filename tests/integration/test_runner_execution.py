@@ -214,7 +214,14 @@ def test_a_chain_of_forks_is_caught(start: Start, tmp_path: Path) -> None:
     assert worker.strays() == []
 
 
-@pytest.mark.parametrize(("stream", "kept"), [("out", "stdout"), ("err", "stderr"), ("both", "stdout")])
+@pytest.mark.parametrize(
+    ("stream", "kept"),
+    [
+        pytest.param("out", "stdout", marks=pytest.mark.slow),
+        pytest.param("err", "stderr", marks=pytest.mark.slow),
+        ("both", "stdout"),
+    ],
+)
 def test_a_gibibyte_goes_through(start: Start, stream: str, kept: str) -> None:
     """S4: 1 GiB without a newline on either stream, or both in turn: bounded memory, right ends, in seconds."""
     size = 1 << 30
