@@ -32,6 +32,8 @@ TITLE_CHARS_MAX: Final = 200
 NOT_RUN: Final = "not_run"
 """How an attempt ended that started nothing."""
 _BAD: Final = FAILURES | {EndReason.LEASE_LOST}
+_ELSEWHERE: Final = frozenset({"claim", "attempt"})
+"""Spans whose parent another process makes."""
 
 Times = tuple[int, int]
 """When a span began and ended, in nanoseconds since 1970."""
@@ -96,7 +98,7 @@ def create(trace: TaskTrace, task: TaskFacts, actor_id: str, times: Times, link:
 
 
 def end(trace: TaskTrace, task_id: str, status: str, actor_id: str, seq: int, at_ns: int) -> Span:
-    """Return the mark of a task's end. ``status`` is an ATS word, ``seq`` the number of the event: a task may end twice."""
+    """Return the mark of a task's end. ``status`` is an ATS word, ``seq`` the event's number: a task may end twice."""
     return Span(
         trace,
         "end",
@@ -132,24 +134,22 @@ class AttemptSpans:
     def claim(self, times: Times) -> Span:
         """Return the span of the call that got the grant."""
         root = self.trace.span_id("create") if self.trace.has_create else None
-        return self._span("claim", Kind.CLIENT, times, root, remote=True, **{"dispatch.actor.id": self.actor_id})
+        return self._span("claim", Kind.CLIENT, times, root, {"dispatch.actor.id": self.actor_id})
 
     def enqueue(self, times: Times, queue: str, error: str = "") -> Span:
         """Return the span of the message's way into the queue."""
         facts = self._message(queue, "enqueue", "send")
-        return self._span("enqueue", Kind.PRODUCER, times, self._id("claim"), queue=queue, error=error, **facts)
+        return self._span("enqueue", Kind.PRODUCER, times, self._id("claim"), facts, error=error)
 
     def whole(self, times: Times, queue: str, reason: EndReason | None, error: str = "") -> Span:
         """Return the span of the attempt. ``reason`` is how its child ended, None when none was started."""
         facts = self._message(queue, "attempt", "process")
         facts["dispatch.outcome"] = NOT_RUN if reason is None else reason.value
-        error = reason.value if reason in _BAD and reason is not None else error
-        parent = self._id("enqueue")
-        return self._span("attempt", Kind.CONSUMER, times, parent, queue=queue, remote=True, error=error, **facts)
+        return self._span("attempt", Kind.CONSUMER, times, self._id("enqueue"), facts, error=_error_of(reason) or error)
 
     def start(self, times: Times) -> Span:
         """Return the span of the call that began the attempt, tries without an answer included."""
-        return self._span("start", Kind.CLIENT, times, self._id("attempt"))
+        return self._span("start", Kind.CLIENT, times, self._id("attempt"), {})
 
     def run(self, times: Times, ran: Ran) -> Span:
         """Return the span of the child process."""
@@ -158,14 +158,13 @@ class AttemptSpans:
             facts["process.exit.code"] = ran.exit_code
         if ran.signal is not None:
             facts["dispatch.signal"] = ran.signal
-        error = ran.reason.value if ran.reason in _BAD else ""
-        return self._span("run", Kind.INTERNAL, times, self._id("attempt"), error=error, **facts)
+        return self._span("run", Kind.INTERNAL, times, self._id("attempt"), facts, error=_error_of(ran.reason))
 
     def report(self, times: Times, verb: str, outcome: str, *, is_heard: bool) -> Span:
         """Return the span of the report: its verb (complete, fail, release), and what became of it."""
         facts = {"dispatch.report": verb, "dispatch.report.outcome": outcome}
         error = "" if is_heard else outcome
-        return self._span("report", Kind.CLIENT, times, self._id("attempt"), error=error, **facts)
+        return self._span("report", Kind.CLIENT, times, self._id("attempt"), facts, error=error)
 
     def child_traceparent(self) -> str:
         """Return the ``traceparent`` that makes the spans of the child process children of ``run``."""
@@ -189,13 +188,28 @@ class AttemptSpans:
         kind: Kind,
         times: Times,
         parent_id: int | None,
+        facts: Mapping[str, str | int],
         *,
-        queue: str = "",
-        remote: bool = False,
         error: str = "",
-        **facts: str | int,
     ) -> Span:
-        ids = {"dispatch.task.id": self.task_id, "dispatch.attempt": self.attempt, "dispatch.fencing_token": self.token}
-        name = f"{what} {queue}" if queue else what
-        parent_is_remote = remote and parent_id is not None
-        return Span(self.trace, name, kind, self._id(what), times, {**ids, **facts}, parent_id, parent_is_remote, error)
+        ids: dict[str, str | int] = {
+            "dispatch.task.id": self.task_id,
+            "dispatch.attempt": self.attempt,
+            "dispatch.fencing_token": self.token,
+        }
+        queue = facts.get("messaging.destination.name")
+        return Span(
+            self.trace,
+            f"{what} {queue}" if queue else what,
+            kind,
+            self._id(what),
+            times,
+            {**ids, **facts},
+            parent_id,
+            is_parent_remote=what in _ELSEWHERE and parent_id is not None,
+            error=error,
+        )
+
+
+def _error_of(reason: EndReason | None) -> str:
+    return reason.value if reason in _BAD and reason is not None else ""

@@ -90,7 +90,7 @@ class RunnerContext:
 
 
 def execute(ref: AttemptRef, ctx: RunnerContext, queue: str = "") -> AttemptEnd | None:
-    """Run one attempt, which came from ``queue``, and report it; None when it was dropped before anything was started."""
+    """Run one attempt, which came from ``queue``, and report it; None when nothing was started."""
     child = pool_child.current(ctx.data_dir)
     with child.inbox.listening():
         return _Execution(ref, ctx, child, AttemptTrace(ref, queue)).run()
