@@ -76,7 +76,7 @@ def trace_of(uuid: str | None, task_id: str) -> TaskTrace | None:
 
 
 def record(span: Span) -> None:
-    """Send a span in the background, if its trace is sampled. Call from one thread of the process."""
+    """Send a span in the background, if its trace is sampled."""
     if _state is None or not span.trace.is_sampled:
         return
     try:

@@ -1,7 +1,7 @@
 """Posts spans to an OTLP collector over HTTP: one connection, short deadlines, no redirects, no proxy.
 
 https://opentelemetry.io/docs/specs/otlp/#otlphttp. Only the settings decide what
-is sent where: the SDK's exporter would add the headers that stand in
+is sent where: OpenTelemetry's own exporter would add the headers that stand in
 OTEL_EXPORTER_OTLP_HEADERS, which may be the secret of another collector.
 """
 

@@ -67,7 +67,7 @@ def test_a_task_without_a_uuid_gets_one_of_url_and_id(ident: str | None, url: st
 
 @pytest.mark.parametrize("make", [uuid.uuid4, uuid.uuid1, lambda: uuid.UUID(int=next(COUNTER))])
 def test_the_ratio_holds_for_any_kind_of_uuid(make) -> None:
-    """A tenth of the tasks are traced, random ids or not; all with 1, none with 0; a larger ratio keeps the smaller's."""
+    """A tenth of the tasks are traced, random ids or not; all with 1, none with 0; a larger share holds a smaller."""
     idents = [make() for _ in range(4000)]
     tenth = {ident for ident in idents if of(ident, 0.1).is_sampled}
     assert 300 < len(tenth) < 500

@@ -195,7 +195,10 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_ATS_ORG": "acme"}, "belong together"),
         ({"DISPATCH_ATS_PROJECT": "web"}, "belong together"),
         ({"DISPATCH_TRACES_URL": "127.0.0.1:4318"}, "DISPATCH_TRACES_URL must start with http:// or https://"),
-        ({"DISPATCH_TRACES_URL": "http://u:pw@c:4318"}, "without user, password or query (it is 'http://u:***@c:4318')"),
+        (
+            {"DISPATCH_TRACES_URL": "http://u:pw@c:4318"},
+            "without user, password or query (it is 'http://u:***@c:4318')",
+        ),
         ({"DISPATCH_TRACES_URL": "http://c:4318/v1/traces"}, "must be the base URL, without /v1/traces"),
         ({"DISPATCH_TRACES_RATIO": "1.1"}, "DISPATCH_TRACES_RATIO must be between 0 and 1"),
     ],
