@@ -367,7 +367,8 @@ def check_traces(settings: Settings) -> list[Check]:
     if url is None:
         return [Check("traces", "ok", "No task is traced.")]
     try:
-        sending.Sender(url, recorder.prepare(settings.traces)).send(b"")
+        with contextlib.closing(sending.Sender(url, recorder.prepare(settings.traces))) as sender:
+            sender.send(b"")
     except ConfigurationError as exc:
         return [Check("traces", "error", str(exc))]
     except sending.NotTakenError as exc:

@@ -132,7 +132,7 @@ def _start_main(sender: Any, **_: Any) -> None:
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
         fenced = any(has_fencing(check.extensions) for check in checks)
         key_files(settings).trust()
-        recorder.begin(recorder.WORKER, settings, log)
+        recorder.begin(recorder.WORKER, settings, log, ats_url=protocol.endpoint_of(settings.ats).base_url)
     except DispatchError as exc:
         _exit_with(exc)
     if settings.metrics.worker_port:

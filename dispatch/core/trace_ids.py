@@ -23,11 +23,15 @@ _CHARS_MAX: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A span of somebody else."""
+    """A span, as others are told of it."""
 
     trace_id: int
     span_id: int
     is_sampled: bool
+
+    def traceparent(self) -> str:
+        """Write it as a ``traceparent``."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.is_sampled:02x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class TaskTrace:
 
     def traceparent(self, span_id: int) -> str:
         """Return what a process is handed so that its spans become children of this one."""
-        return f"00-{self.trace_id:032x}-{span_id:016x}-{self.is_sampled:02x}"
+        return Link(self.trace_id, span_id, self.is_sampled).traceparent()
 
 
 def trace_of(uuid: str | None, *, url: str, task_id: str, ratio: float) -> TaskTrace:

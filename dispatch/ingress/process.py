@@ -40,7 +40,8 @@ async def _serve(settings: Settings, actor: Actor) -> None:
     if settings.metrics.ingress_port:
         metrics.begin(metrics.INGRESS)
         metrics.serve(settings.metrics.bind, settings.metrics.ingress_port, get_logger("ingress"))
-    recorder.begin(recorder.INGRESS, settings, get_logger("ingress"))
+    ats_url = protocol.endpoint_of(settings.ats).base_url
+    recorder.begin(recorder.INGRESS, settings, get_logger("ingress"), ats_url=ats_url)
     ingress = Ingress(settings, actor, extensions=extensions)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

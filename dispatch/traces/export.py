@@ -84,6 +84,7 @@ class Exporter:
                 self._hurry.clear()
             while self._queue:
                 self._send([self._queue.popleft() for _ in range(min(_BATCH_MAX, len(self._queue)))])
+        self._sender.close()
 
     def _send(self, spans: list[Span]) -> None:
         try:

@@ -58,13 +58,16 @@ def prepare(wanted: Traces) -> Mapping[str, str]:
     return headers
 
 
-def begin(process: str, settings: Settings, log: Any) -> None:
-    """Record from now on, if the settings name a collector. Raises ConfigurationError when that is not possible."""
+def begin(process: str, settings: Settings, log: Any, *, ats_url: str = "") -> None:
+    """Record from now on, if the settings name a collector. Raises ConfigurationError when that is not possible.
+
+    ``ats_url`` is the base URL of the service that tasks come from, for those that have no UUID there.
+    """
     global _state  # noqa: PLW0603 - see the module
     wanted = settings.traces
     if not wanted.url:
         return
-    _state = _State(process, wanted.url, prepare(wanted), wanted.ratio, settings.ats.url, log)
+    _state = _State(process, wanted.url, prepare(wanted), wanted.ratio, ats_url, log)
     log.info("traces_on", url=wanted.url, ratio=wanted.ratio)
 
 
