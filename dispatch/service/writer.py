@@ -203,9 +203,10 @@ class GroupCommit(ABC):
             if job.expires_ms is not None:
                 self.on_lease(job.expires_ms)
             job.settle()
-            if self.on_committed is not None and job.events:
-                self.on_committed(job.events, job.origin)
         self._publish([event for job in jobs for event in job.events], before)
+        if self.on_committed is not None:
+            for job in jobs:
+                self.on_committed(job.events, job.origin)
 
     def _run_batch(self, jobs: list[_Job]) -> int:
         """Run every job in one transaction; every one of them then has its result or its error."""

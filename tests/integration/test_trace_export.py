@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
+from email import message_from_bytes
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +19,7 @@ from dispatch.core.spans import AttemptSpans, Span, TaskFacts, create
 from dispatch.core.trace_ids import trace_of
 from dispatch.errors import ConfigurationError
 from dispatch.preflight import check_traces
+from dispatch.runner import http_call
 from dispatch.settings import load
 from dispatch.traces import recorder
 from dispatch.traces.export import QUEUE_MAX, Exporter, resource_of
@@ -127,6 +132,18 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
     with pytest.raises(NotTakenError, match="refused"):
         sender.send(b"4")
     sender.close()
+
+
+def test_an_http_executor_hands_the_trace_on(collector: Collector) -> None:
+    """It sends the traceparent of its attempt, unless a header of the settings says otherwise; without one, none."""
+    handed = TRACE.traceparent(1)
+    argv = [sys.executable, "-P", http_call.__file__]
+    for env, headers in (({"TRACEPARENT": handed}, {}), ({"TRACEPARENT": handed}, {"traceparent": "mine"}), ({}, {})):
+        order = {"url": f"{collector.url}/v1/traces", "headers": headers, "body": {}}
+        collector.status = 204
+        subprocess.run(argv, input=json.dumps(order), text=True, env=env, check=True, timeout=30)
+    found = [message_from_bytes(body.partition(b"\n\n")[0])["traceparent"] for body in collector.bodies]
+    assert found == [handed, "mine", None]
 
 
 def test_headers_are_read_as_opentelemetry_has_them() -> None:
