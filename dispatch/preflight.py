@@ -32,6 +32,7 @@ from dispatch.errors import (
     GatewayError,
     GatewayUnavailableError,
 )
+from dispatch.traces import recorder, sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,7 +45,7 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-Need = Literal["service", "redis", "executor", "data_dir", "user", "callbacks"]
+Need = Literal["service", "redis", "executor", "data_dir", "user", "callbacks", "traces"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +361,22 @@ def check_callbacks(settings: Settings) -> list[Check]:
     return [Check("callbacks", "ok", f"Callbacks are signed. {told}")]
 
 
+def check_traces(settings: Settings) -> list[Check]:
+    """If traces are wanted, can they be sent?"""
+    url = settings.traces.url
+    if url is None:
+        return [Check("traces", "ok", "No task is traced.")]
+    try:
+        with contextlib.closing(sending.Sender(url, recorder.prepare(settings.traces))) as sender:
+            sender.send(b"")
+    except ConfigurationError as exc:
+        return [Check("traces", "error", str(exc))]
+    except sending.NotTakenError as exc:
+        advice = "Check DISPATCH_TRACES_URL and DISPATCH_TRACES_HEADERS_FILE; until then spans are dropped."
+        return [Check("traces", "warning", f"The collector at {url} takes no spans: {exc}.", advice)]
+    return [Check("traces", "ok", f"The collector at {url} takes spans.")]
+
+
 _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "service": check_service,
     "redis": check_redis,
@@ -367,6 +384,7 @@ _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "data_dir": check_data_dir,
     "user": check_user,
     "callbacks": check_callbacks,
+    "traces": check_traces,
 }
 
 

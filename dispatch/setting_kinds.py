@@ -131,6 +131,11 @@ def seconds(low: float, high: float) -> Callable[[Any], float]:
     return lambda value: number(value, low, high)
 
 
+def share(value: Any) -> float:
+    """Read a part of the whole, from 0 to 1."""
+    return number(value, 0, 1)
+
+
 def milliseconds(low: float, high: float) -> Callable[[Any], float]:
     """Return a reader of milliseconds, which gives seconds."""
     return lambda value: number(value, low, high) / 1000.0
@@ -158,6 +163,19 @@ def url(*schemes: str) -> Callable[[Any], Url]:
         return url
 
     return parse
+
+
+def collector(value: Any) -> Url | None:
+    """Read the URL of a collector, which may be left out. Secrets have no place in it."""
+    if not text(value):
+        return None
+    found = url("http", "https")(value)
+    parts = urlsplit(found)
+    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("must be a URL such as http://127.0.0.1:4318, without user, password or query")
+    if parts.path.endswith("/v1/traces"):
+        raise ValueError("must be the base URL, without /v1/traces at its end")
+    return found
 
 
 def ports(value: Any) -> frozenset[int]:

@@ -288,6 +288,31 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """OpenTelemetry traces (docs/traces.md)."""
+
+    url: str | None = setting(
+        "traces_url",
+        None,
+        kinds.collector,
+        "base URL of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318; needs the extra 'otel'",
+    )
+    headers: Secret | None = setting(
+        "traces_headers",
+        None,
+        kinds.secret,
+        "headers of what is sent there: name=value, comma-separated, percent-encoded",
+        secret=True,
+    )
+    ratio: float = setting(
+        "traces_ratio",
+        1,
+        kinds.share,
+        "share of tasks that are traced, 0 to 1; the same in every process",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """This host."""
 
@@ -315,6 +340,7 @@ class Settings:
     notify: Notify = field(default_factory=Notify)
     flower: Flower = field(default_factory=Flower)
     metrics: Metrics = field(default_factory=Metrics)
+    traces: Traces = field(default_factory=Traces)
     local: Local = field(default_factory=Local)
     routing: Routing = field(default_factory=Routing)
     """Executors, routes and classes: tables whose names the operator chooses (dispatch.routing_settings)."""
@@ -477,6 +503,7 @@ def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] 
         notify=Notify(**tables.get("notify", {})),
         flower=Flower(**tables.get("flower", {})),
         metrics=Metrics(**tables.get("metrics", {})),
+        traces=Traces(**tables.get("traces", {})),
         local=Local(**tables.get("local", {})),
         routing=_routing(path, document, execution, broker),
     )

@@ -40,6 +40,7 @@ from dispatch.runner.redaction import secrets_of
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import load
+from dispatch.traces import recorder
 from workers.presence import PresenceThread
 from workers.wake import RedisWakes
 
@@ -72,10 +73,10 @@ class Slot:
     def __init__(self, context: RunnerContext) -> None:
         self._context = context
 
-    def run(self, ref: AttemptRef) -> EndReason | None:
-        """Run one attempt to its end and report it; None when it was dropped."""
+    def run(self, ref: AttemptRef, queue: str) -> EndReason | None:
+        """Run one attempt, which came from ``queue``, to its end and report it; None when it was dropped."""
         began = time.monotonic()
-        end = execute(ref, self._context)
+        end = execute(ref, self._context, queue)
         reason = end.reason if end is not None else None
         metrics.count("dispatch_attempts_total", outcome="dropped" if reason is None else reason.value)
         if reason is not None:
@@ -131,6 +132,7 @@ def _start_main(sender: Any, **_: Any) -> None:
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
         fenced = any(has_fencing(check.extensions) for check in checks)
         key_files(settings).trust()
+        recorder.begin(recorder.WORKER, settings, log, ats_url=protocol.endpoint_of(settings.ats).base_url)
     except DispatchError as exc:
         _exit_with(exc)
     if settings.metrics.worker_port:
@@ -180,6 +182,12 @@ def _start_slot(**_: Any) -> None:
             secrets=secrets_of(settings),
         )
     )
+
+
+@signals.worker_process_shutdown.connect
+def _end_slot(**_: Any) -> None:
+    """In each pool child, at its end."""
+    recorder.end()
 
 
 def _running() -> tuple[str, ...]:

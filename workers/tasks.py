@@ -20,7 +20,8 @@ def execute(task_id: str, attempt: int, token: int, actor_id: str) -> str | None
     if not (_is_name(task_id) and _is_name(actor_id) and _is_count(attempt) and _is_count(token)):
         log.error("message_malformed")
         raise Ignore
-    end = slot().run(AttemptRef(task_id, attempt, token, actor_id))
+    queue = str((execute.request.delivery_info or {}).get("routing_key") or "")
+    end = slot().run(AttemptRef(task_id, attempt, token, actor_id), queue)
     if end is None or end is EndReason.SHUTDOWN:
         raise Ignore
     return end.value

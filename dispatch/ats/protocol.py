@@ -60,6 +60,8 @@ class Endpoint:
     """``/orgs/{org}/projects/{project}``, or ""."""
     token: str | None = field(default=None, repr=False)
     """Bearer token, or None."""
+    traceparent: str = ""
+    """The span in which calls are made, as W3C Trace Context writes it, or ""."""
 
     @property
     def authority(self) -> str:
@@ -124,6 +126,8 @@ def headers(where: Endpoint, actor: Actor) -> dict[str, str]:
     }
     if where.token:
         found["Authorization"] = f"Bearer {where.token}"
+    if where.traceparent:
+        found["traceparent"] = where.traceparent
     return found
 
 

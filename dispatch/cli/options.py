@@ -16,6 +16,7 @@ from dispatch import settings as settings_module
 from dispatch.ats.protocol import Endpoint, endpoint_of
 from dispatch.cli.output import Output
 from dispatch.core.priority import NUMBER_OF
+from dispatch.core.trace_ids import link_of
 from dispatch.errors import ConfigurationError, UsageError
 from dispatch.setting_kinds import Url
 
@@ -84,8 +85,9 @@ class State:
 
     @cached_property
     def endpoint(self) -> Endpoint:
-        """Where the task service is."""
-        return endpoint_of(self.settings.ats)
+        """Where the task service is. In an attempt that is traced, calls are made in its trace."""
+        found, link = endpoint_of(self.settings.ats), link_of(os.environ.get("TRACEPARENT", ""))
+        return found if link is None else replace(found, traceparent=link.traceparent())
 
     @cached_property
     def client(self) -> Client:

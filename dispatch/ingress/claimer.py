@@ -18,6 +18,7 @@ from dispatch import metrics
 from dispatch.core.admission import credit_for, free_window
 from dispatch.core.retry import is_poison, poison_reason
 from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError
+from dispatch.ingress import tracing
 from dispatch.ingress.enqueuer import EnqueueError
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ class Claimer:
             else:
                 metrics.count("dispatch_claims_total", result="granted")
                 self._ledger.granted(result.ref, sent_at=result.sent_at, lease_s=result.lease_s)
+                tracing.claimed(result)
                 self._spawn(self._admit(result))
 
     async def _take_places(self, batch: dict[str, int]) -> dict[str, int]:
@@ -259,14 +261,17 @@ class Claimer:
     async def _enqueue(self, claim: Claim) -> None:
         ref = claim.ref
         choice = self._backlog.choice_of(ref.task_id)
+        began_ns = time.time_ns()
         try:
             await self._enqueuer.enqueue(ref, choice.queue)
         except EnqueueError as exc:
+            tracing.enqueued(claim, choice.queue, began_ns, "not_taken")
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))
             await self._give_back(ref, "The queue did not take the task.")
             return
         self._ledger.enqueued(ref, time.monotonic())
+        tracing.enqueued(claim, choice.queue, began_ns)
         self._log.info("task_enqueued", task=ref.task_id, token=ref.token, attempt=ref.attempt)
 
     async def _give_back(self, ref: AttemptRef, reason: str) -> None:

@@ -17,6 +17,7 @@ from dispatch.errors import ConfigurationError
 from dispatch.ingress.identity import Identity
 from dispatch.ingress.main import Ingress
 from dispatch.log import get_logger
+from dispatch.traces import recorder
 
 if TYPE_CHECKING:
     from dispatch.settings import Settings
@@ -39,6 +40,8 @@ async def _serve(settings: Settings, actor: Actor) -> None:
     if settings.metrics.ingress_port:
         metrics.begin(metrics.INGRESS)
         metrics.serve(settings.metrics.bind, settings.metrics.ingress_port, get_logger("ingress"))
+    ats_url = protocol.endpoint_of(settings.ats).base_url
+    recorder.begin(recorder.INGRESS, settings, get_logger("ingress"), ats_url=ats_url)
     ingress = Ingress(settings, actor, extensions=extensions)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -57,4 +60,5 @@ def run(settings: Settings) -> None:
         actor = Actor("agent", identity.actor_id, settings.ats.actor_name)
         uvloop.run(_serve(settings, actor))
     finally:
+        recorder.end()
         identity.release()

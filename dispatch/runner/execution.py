@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import time
 import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +21,7 @@ from dispatch.crypto import opening
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError, LeaseLostError
 from dispatch.runner import attempt, attempt_log, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
+from dispatch.runner.attempt_trace import AttemptTrace
 from dispatch.runner.lease_keeper import Lease
 from dispatch.runner.live import LiveBuffer
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
@@ -87,20 +89,21 @@ class RunnerContext:
     rand: Callable[[], float] = field(default=random.random)
 
 
-def execute(ref: AttemptRef, ctx: RunnerContext) -> AttemptEnd | None:
-    """Run one attempt and report it; None when it was dropped before anything was started."""
+def execute(ref: AttemptRef, ctx: RunnerContext, queue: str = "") -> AttemptEnd | None:
+    """Run one attempt, which came from ``queue``, and report it; None when nothing was started."""
     child = pool_child.current(ctx.data_dir)
     with child.inbox.listening():
-        return _Execution(ref, ctx, child).run()
+        return _Execution(ref, ctx, child, AttemptTrace(ref, queue)).run()
 
 
 class _Execution:
     """The steps of one attempt, and what they hand on to each other."""
 
-    def __init__(self, ref: AttemptRef, ctx: RunnerContext, child: PoolChild) -> None:
+    def __init__(self, ref: AttemptRef, ctx: RunnerContext, child: PoolChild, trace: AttemptTrace) -> None:
         self._ref = ref
         self._ctx = ctx
         self._child = child
+        self._trace = trace
         self._spool = spool.Spool(ctx.data_dir)
         self._lease: Lease | None = None
         self._kept = False
@@ -133,6 +136,7 @@ class _Execution:
         finally:
             self._child.stop_watching()
         self._end_ward()
+        self._trace.over(end)
         return end
 
     def _poison(self, max_attempts: int) -> None:
@@ -144,6 +148,7 @@ class _Execution:
     def _start(self) -> Grant | None:
         ctx, ref = self._ctx, self._ref
         runner = f"{ctx.runner}/{os.getpid()}/{secrets.token_hex(4)}"
+        asked_ns = time.time_ns()
 
         def start() -> tuple[float, Grant]:
             sent_at = tree.boottime()
@@ -157,6 +162,7 @@ class _Execution:
         except GatewayError as exc:
             ctx.log.info("attempt_dropped", error=str(exc), **self._ids)
             return None
+        self._trace.started(grant.task, asked_ns)
         self._lease = Lease(sent_at, grant.ttl_s)
         if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
             ctx.warden.extend(self._lease.warden_deadline)
@@ -259,21 +265,10 @@ class _Execution:
             raise NotNowError("There was no time left to read its dependencies.")
 
     def _environment(self, grant: Grant, prepared: Prepared) -> dict[str, str]:
-        ref, ctx, work = self._ref, self._ctx, prepared.work
-        handed = {"ATS_DEPENDENCIES": work.environment_value()} if work.dependencies else {}
-        return process.child_environment(
-            os.environ,
-            prepared.start.env,
-            {
-                "ATS_TASK_ID": ref.task_id,
-                "ATS_URL": ctx.ats_url,
-                "ATS_CHANNEL": grant.task.channel,
-                "ATS_ATTEMPT": str(ref.attempt),
-                "ATS_FENCING_TOKEN": str(ref.token),
-                "DISPATCH_ATTEMPT": self._child.owner.tag(ref.task_id, ref.token),
-                **handed,
-            },
-        )
+        ref, ctx = self._ref, self._ctx
+        own = {"ATS_URL": ctx.ats_url, "DISPATCH_ATTEMPT": self._child.owner.tag(ref.task_id, ref.token)}
+        told = prepared.variables(ref, grant.task) | own | self._trace.spawning()
+        return process.child_environment(os.environ, prepared.start.env, told)
 
     def _run(self, grant: Grant, prepared: Prepared, directory: str) -> AttemptEnd:
         ctx, lease, start = self._ctx, self._lease, prepared.start
@@ -298,9 +293,11 @@ class _Execution:
             streams=streams,
         )
         try:
-            return AttemptLoop(running, limits, wiring).run()
+            end = AttemptLoop(running, limits, wiring).run()
         finally:
             streams.close()
+        self._trace.ran(end, prepared.choice.executor)
+        return end
 
     def _streams(self, prepared: Prepared) -> Streams:
         """Return where output goes. Of a sealed task nothing is shown and nothing is kept."""
@@ -393,5 +390,8 @@ class _Execution:
             self._child.wait(min(seconds, give_up_at - now))
             return True
 
-        report = spool.Report(kind, self._ref, **fields)
-        spool.deliver(report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log)
+        report, began_ns = spool.Report(kind, self._ref, **fields), time.time_ns()
+        outcome = spool.deliver(
+            report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log
+        )
+        self._trace.reported(kind, outcome, began_ns)

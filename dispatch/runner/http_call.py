@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -31,10 +32,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def call(order: dict[str, Any]) -> int:
     """Make the request, write what came to stdout or stderr, and return the exit code."""
+    headers = {"Content-Type": "application/json", "User-Agent": "dispatch"}
+    if "TRACEPARENT" in os.environ:
+        headers["traceparent"] = os.environ["TRACEPARENT"]
     request = urllib.request.Request(  # noqa: S310 - the settings allow http and https only
         order["url"],
         data=json.dumps(order["body"]).encode(),
-        headers={"Content-Type": "application/json", "User-Agent": "dispatch", **order["headers"]},
+        headers={**headers, **order["headers"]},
         method="POST",
     )
     opener = urllib.request.build_opener(_NoRedirect)

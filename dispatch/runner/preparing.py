@@ -36,6 +36,17 @@ class Prepared:
         payload = self.work.payload
         return self.choice.review or (isinstance(payload, dict) and payload.get("review") is True)
 
+    def variables(self, ref: AttemptRef, task: Task) -> dict[str, str]:
+        """Return what the child finds about its task in its environment."""
+        handed = {"ATS_DEPENDENCIES": self.work.environment_value()} if self.work.dependencies else {}
+        return {
+            "ATS_TASK_ID": ref.task_id,
+            "ATS_CHANNEL": task.channel,
+            "ATS_ATTEMPT": str(ref.attempt),
+            "ATS_FENCING_TOKEN": str(ref.token),
+            **handed,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Preparing:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
-from dispatch.service import tenants
+from dispatch.service import tenants, tracing
 from dispatch.service.audience import Audience
 from dispatch.service.caller import authenticate, read_headers
 from dispatch.service.calls import Calls
@@ -55,11 +55,13 @@ def create_app(
     regrant_delay_ms: int = 15_000,
     origins: frozenset[str] = frozenset(),
     toolbox: Toolbox | None = None,
+    is_traced: bool = False,
 ) -> ServiceApp:
     """Build the application on a store that was started. Its lifespan runs the expiry of leases.
 
     ``origins`` are the web sites whose pages may call it, where there are keys.
     ``toolbox`` stands in for the tools on the store, which REST and MCP show.
+    With ``is_traced`` it tells of tasks as spans.
     """
     toolbox = toolbox or LocalToolbox(store, lock_ms=lock_ms)
     feed = Feed(store, origins)
@@ -71,6 +73,8 @@ def create_app(
     mcp = McpFace(toolbox, caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
     audience = Audience(store, feed)
+    if is_traced:
+        tracing.watch(store)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -94,7 +98,10 @@ def create_app(
         # The REST face answers every path and every mistake itself; Starlette's layers would only cost.
         if scope["type"] != "http":
             await starlette(scope, receive, send)
-        elif serves(scope["path"]):
+            return
+        if is_traced:
+            tracing.note_origin(scope)
+        if serves(scope["path"]):
             await mcp(scope, receive, into_the_void(send))
         else:
             await rest(scope, receive, into_the_void(send))

@@ -23,6 +23,7 @@ from dispatch.service.caller import is_loopback
 from dispatch.service.clock import Clock
 from dispatch.service.protocols import HttpProtocol, SocketProtocol
 from dispatch.service.sqlite import SqliteStore
+from dispatch.traces import recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,17 +142,20 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
             metrics.begin(metrics.SERVICE)
             measures.watch(store)
             metrics.serve(settings.metrics.bind, settings.metrics.service_port, _log)
+        recorder.begin(recorder.SERVICE, settings, _log)
         app = create_app(
             store,
             default_lease_ms=round(settings.service.default_lease_s * 1000),
             lock_ms=round(settings.service.lock_s * 1000),
             regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
             origins=settings.service.allowed_origins,
+            is_traced=settings.traces.url is not None,
         )
         await serve_app(app, sock, on_ready, has_keys=await store.has_keys())
     finally:
         sock.close()
         await store.close()
+        recorder.end()
 
 
 async def serve_app(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.clock import Clock
     from dispatch.service.keys import Key
+    from dispatch.service.origin import Origin
 
 T = TypeVar("T")
 
@@ -98,6 +99,8 @@ class Store(Protocol):
     """After ``start``: whether no other service had the database open, so that nobody can have renewed."""
     on_lease: Callable[[int], None]
     """Called on the event loop with the expiry of leases that were just granted or extended by this process."""
+    on_committed: Callable[[Sequence[Event], Origin | None], None] | None
+    """Called on the event loop with the events of each request of this process, and where that came from."""
 
     def write(self, work: Callable[[Tx], T]) -> Awaitable[T]:
         """Run ``work`` as one transaction and return its result once it is durable.

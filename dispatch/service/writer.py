@@ -20,14 +20,16 @@ from dispatch.errors import DispatchError, OverloadedError
 from dispatch.log import get_logger
 from dispatch.service import deliveries
 from dispatch.service.events import Bus, Event
+from dispatch.service.origin import ORIGIN
 from dispatch.service.store import Tx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from dispatch.service.clock import Clock
+    from dispatch.service.origin import Origin
 
 T = TypeVar("T")
 
@@ -39,11 +41,12 @@ _log: Final = get_logger("service")
 class _Job:
     """One request for the writer."""
 
-    __slots__ = ("error", "events", "expires_ms", "future", "lines", "result", "work")
+    __slots__ = ("error", "events", "expires_ms", "future", "lines", "origin", "result", "work")
 
-    def __init__(self, work: Callable[[Tx], Any], future: asyncio.Future[Any]) -> None:
+    def __init__(self, work: Callable[[Tx], Any], future: asyncio.Future[Any], origin: Origin | None) -> None:
         self.work = work
         self.future = future
+        self.origin = origin
         self.result: Any = None
         self.error: BaseException | None = None
         self.events: list[Event] = []
@@ -87,6 +90,7 @@ class GroupCommit(ABC):
         self.bus = Bus()
         self.is_alone = True
         self.on_lease: Callable[[int], None] = lambda _expires_ms: None
+        self.on_committed: Callable[[Sequence[Event], Origin | None], None] | None = None
         self._closed = False
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(self.readers, "store-reader")
@@ -164,7 +168,7 @@ class GroupCommit(ABC):
         if self._closed or self._queue.qsize() >= _QUEUE_MAX:
             future.set_exception(OverloadedError("The service has too many requests waiting; try again."))
         else:
-            self._queue.put(_Job(work, future))
+            self._queue.put(_Job(work, future, ORIGIN.get() if self.on_committed is not None else None))
         return future
 
     def read(self, work: Callable[[Tx], T]) -> asyncio.Future[T]:
@@ -200,6 +204,9 @@ class GroupCommit(ABC):
                 self.on_lease(job.expires_ms)
             job.settle()
         self._publish([event for job in jobs for event in job.events], before)
+        if self.on_committed is not None:
+            for job in jobs:
+                self.on_committed(job.events, job.origin)
 
     def _run_batch(self, jobs: list[_Job]) -> int:
         """Run every job in one transaction; every one of them then has its result or its error."""

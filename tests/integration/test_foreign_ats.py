@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
 from dispatch.ats import protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
+from tests.support.collector import Collector, Seen
 from tests.support.fake_ats import FakeAts
 from tests.support.processes import eventually, is_running
 
@@ -29,9 +32,16 @@ def ats(request: pytest.FixtureRequest) -> Iterator[FakeAts]:
 
 
 @pytest.fixture
-def fleet(ats: FakeAts, make_stack: Callable[..., Stack]) -> Stack:
+def collector() -> Iterator[Collector]:
+    """Where its spans go."""
+    with Collector() as made:
+        yield made
+
+
+@pytest.fixture
+def fleet(ats: FakeAts, collector: Collector, make_stack: Callable[..., Stack]) -> Stack:
     """An ingress and a worker with two slots against that ATS."""
-    stack = make_stack(DISPATCH_ATS_URL=ats.url, DISPATCH_LEASE_MS="8000")
+    stack = make_stack(DISPATCH_ATS_URL=ats.url, DISPATCH_LEASE_MS="8000", DISPATCH_TRACES_URL=collector.url)
     stack.redis.start()
     stack.start_ingress()
     stack.start_worker(2)
@@ -51,8 +61,11 @@ def ended(ats: FakeAts, ident: int, status: str) -> dict[str, Any]:
     )
 
 
-def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack):
-    """Plain success, three failures, a success at the second attempt and a cancel end as they do on our own service."""
+def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector: Collector):
+    """Plain success, three failures, a success at the second attempt and a cancel end as they do on our own service.
+
+    Where tasks have no UUID, ingress and worker agree on a trace all the same.
+    """
     good = add(ats, fleet)
     bad = add(ats, fleet, exits=[1])
     second = add(ats, fleet, exits=[1, 0])
@@ -66,6 +79,19 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack):
     fleet_call(ats, long, "cancel")
     eventually(lambda: not is_running(child), 3, "the end of the cancelled tree")
     assert ats.tasks[long]["status"] == "cancelled"
+    trace_id = uuid5(NAMESPACE_URL, f"{ats.url}/tasks/{second}").hex
+
+    def seen() -> list[Seen]:
+        return [span for span in collector.spans if span.trace_id == trace_id]
+
+    eventually(lambda: len(seen()) >= 12, 10, "the spans of two attempts")
+    spans = seen()
+    assert Counter(span.name.partition(" ")[0] for span in spans) == dict.fromkeys(
+        ("claim", "enqueue", "attempt", "start", "run", "report"), 2
+    )
+    ids = {span.span_id for span in spans}
+    assert {span.name for span in spans if span.parent_id not in ids} == {"claim"}
+    assert {span.parent_id for span in spans if span.name == "claim"} == {""}
 
 
 def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):

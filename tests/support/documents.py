@@ -30,6 +30,7 @@ TABLES = {
     "notify": "Who is told that something happened to a task.",
     "flower": "Flower, the page that shows workers, queues and attempts.",
     "metrics": "Prometheus metrics.",
+    "traces": "OpenTelemetry traces.",
     "local": "This host.",
 }
 

@@ -69,6 +69,9 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "service_metrics_port": ("9101", 9101),
     "ingress_metrics_port": ("9102", 9102),
     "worker_metrics_port": ("9103", 9103),
+    "traces_url": ("https://collector.example:4318/otlp/", "https://collector.example:4318/otlp"),
+    "traces_headers": ("Authorization=Bearer%20x", Secret("Authorization=Bearer%20x")),
+    "traces_ratio": ("0.25", 0.25),
     "data_dir": ("/var/lib/dispatch", Path("/var/lib/dispatch")),
     "log_level": ("debug", "debug"),
 }
@@ -191,6 +194,13 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
         ({"DISPATCH_ATS_ORG": "acme"}, "belong together"),
         ({"DISPATCH_ATS_PROJECT": "web"}, "belong together"),
+        ({"DISPATCH_TRACES_URL": "127.0.0.1:4318"}, "DISPATCH_TRACES_URL must start with http:// or https://"),
+        (
+            {"DISPATCH_TRACES_URL": "http://u:pw@c:4318"},
+            "without user, password or query (it is 'http://u:***@c:4318')",
+        ),
+        ({"DISPATCH_TRACES_URL": "http://c:4318/v1/traces"}, "must be the base URL, without /v1/traces"),
+        ({"DISPATCH_TRACES_RATIO": "1.1"}, "DISPATCH_TRACES_RATIO must be between 0 and 1"),
     ],
 )
 def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> None:
@@ -236,6 +246,11 @@ def test_secrets_are_masked_in_every_shape(shape: Any) -> None:
     assert "hunter2" not in shape(settings)
     assert [value_of(settings, name).reveal() for name in SECRETS] == ["hunter2"] * len(SECRETS)
     assert shape(Secret("")).strip() in ("", "Secret('')")
+
+
+def test_an_empty_collector_is_none() -> None:
+    """DISPATCH_TRACES_URL may be set to nothing, which switches traces off whatever the file says."""
+    assert load({"DISPATCH_TRACES_URL": " "}).traces.url is None
 
 
 def test_a_password_in_a_query_is_shown_as_stars() -> None:
