@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -23,8 +24,12 @@ from dispatch.errors import GatewayUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+T = TypeVar("T")
+
 LOOK_S: Final = 5.0
 """How often a followed task is looked at even if no event comes: events may be lost."""
+_NEWEST: Final = 50
+"""How many messages of a thread are asked for while it is followed; all of them when that leaves a gap."""
 
 
 @click.command()
@@ -173,7 +178,7 @@ class _ThreadPrinter:
     def print(self, messages: Sequence[dict[str, Any]]) -> None:
         """Print those messages that are new."""
         for place, message in enumerate(messages):
-            mark = str(message.get("id", place))
+            mark = str(message.get("id", f"at {place}"))
             if mark in self._seen:
                 continue
             self._seen.add(mark)
@@ -183,8 +188,11 @@ class _ThreadPrinter:
                 print_messages(self._state.output, [message])
 
     async def print_new(self, client: AsyncClient, task: Task) -> None:
-        """Fetch the thread and print what is new."""
-        self.print(answers.messages_of(await client.send(protocol.list_messages(task.id))))
+        """Fetch the end of the thread, as long as it joins what is known, or all of it; print what is new."""
+        newest = answers.messages_of(await client.send(protocol.list_messages(task.id, limit=_NEWEST)))
+        if len(newest) >= _NEWEST and str(newest[0].get("id", "")) not in self._seen:
+            newest = answers.messages_of(await client.send(protocol.list_messages(task.id)))
+        self.print(newest)
 
 
 def wait_until_ended(state: State, task_id: str) -> Task:
@@ -200,14 +208,14 @@ def wait_until_ended(state: State, task_id: str) -> Task:
 
 
 async def _follow(state: State, task_id: str, look: Callable[[AsyncClient, Task], Awaitable[None]]) -> Task:
-    """Look at a task whenever something happens to it, until it has ended."""
+    """Look at a task whenever something happens to it, until it has ended. A service that goes away is waited for."""
     async with AsyncClient(state.endpoint, state.actor) as client:
         task = parse_task(await client.send(protocol.get(task_id)))
         wake = asyncio.Event()
         pump = asyncio.create_task(_wake_on_events(state, task, wake))
         try:
             while True:
-                await look(client, task)
+                await _insist(state, partial(look, client, task))
                 if task.status in FINISHED_ATS_WORDS:
                     return task
                 # Not wait_for: before Python 3.12 it swallows a Ctrl-C that comes together with the news.
@@ -215,16 +223,16 @@ async def _follow(state: State, task_id: str, look: Callable[[AsyncClient, Task]
                     async with asyncio.timeout(LOOK_S):
                         await wake.wait()
                 wake.clear()
-                task = await _look_again(state, client, task.id)
+                task = parse_task(await _insist(state, partial(client.send, protocol.get(task.id))))
         finally:
             await cancel_all([pump])
 
 
-async def _look_again(state: State, client: AsyncClient, task_id: str) -> Task:
+async def _insist(state: State, call: Callable[[], Awaitable[T]]) -> T:
     is_told = False
     while True:
         try:
-            return parse_task(await client.send(protocol.get(task_id)))
+            return await call()
         except GatewayUnavailableError as exc:
             if not is_told:
                 state.output.note(f"{exc} Trying again.")
