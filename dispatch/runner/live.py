@@ -142,8 +142,8 @@ class LiveBuffer:
         text = data.decode("utf-8", "replace").replace("\0", "")
         if self._shown >= ATTEMPT_BYTES_MAX:
             text += (
-                f"\n[... this attempt has written {ATTEMPT_BYTES_MAX >> 20} MiB here, which is all that a thread shows. "
-                f"It runs on, and its progress is still shown; the whole log is {self._where} ...]"
+                f"\n[... this attempt has written {ATTEMPT_BYTES_MAX >> 20} MiB here, which is all that a thread shows."
+                f" It runs on, and its progress is still shown; the whole log is {self._where} ...]"
             )
         if left_out:
             text = f"[... {left_out} bytes are left out here; the whole log is {self._where} ...]\n{text}"
