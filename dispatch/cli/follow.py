@@ -17,7 +17,7 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import print_messages, print_response, shown_progress
+from dispatch.cli.thread import outcome, print_messages, print_response, shown_progress
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
@@ -165,7 +165,11 @@ def logs(state: State, task_id: str, follow: bool) -> None:  # noqa: FBT001 - cl
     if state.output.is_json:
         state.output.json_line(task.raw)
     else:
+        if task.outputs:
+            state.output.heading("Response")
         print_response(state.output, task)
+        if task.status in FINISHED_ATS_WORDS and task.status != "completed":
+            state.output.note(outcome(task))
 
 
 class _ThreadPrinter:

@@ -31,7 +31,8 @@ ATTEMPT_BYTES_MAX: Final = 1_048_576
 BUFFER_BYTES_MAX: Final = 65_536
 _PARTIAL_S: Final = 1.0
 """How long a line without its end (a prompt, dots) waits."""
-_PAUSE_MAX_S: Final = 15.0
+_PAUSES_MAX: Final = 5
+"""How many intervals lie between two tries at most while the service does not answer."""
 _CATCH_UP: Final = 0.25
 """The part of the interval between two messages while what gathered in an outage is said."""
 
@@ -286,8 +287,7 @@ class LiveOutput:
         else:
             watch.unsaid = text, facts
             watch.buffer.fall_behind()
-        pause_s = min(self._every_s * 2.0 ** min(watch.failures, 10), _PAUSE_MAX_S)
-        watch.next_at = time.monotonic() + pause_s
+        watch.next_at = time.monotonic() + self._every_s * min(watch.failures, _PAUSES_MAX)
         if not watch.is_told:
             watch.is_told = True
             self._log.warning(
