@@ -142,7 +142,7 @@ class LiveBuffer:
         self._shown += len(data)
         text = data.decode("utf-8", "replace").replace("\0", "")
         if self._shown >= ATTEMPT_BYTES_MAX:
-            text += (
+            text = text.rstrip("\n") + (
                 f"\n[... this attempt has written {ATTEMPT_BYTES_MAX >> 20} MiB here, which is all that a thread shows."
                 f" It runs on, and its progress is still shown; the whole log is {self._where} ...]"
             )
