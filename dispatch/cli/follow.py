@@ -17,7 +17,7 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import outcome, print_messages, print_response, shown_progress
+from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
@@ -180,7 +180,9 @@ class _ThreadPrinter:
         self._seen: set[Any] = set()
 
     def print(self, messages: Sequence[dict[str, Any]]) -> None:
-        """Print those messages that are new."""
+        """Print those messages that are new, and say so where some of before are missing."""
+        if len(messages) >= THREAD_MAX and str(messages[0].get("id")) not in self._seen:
+            self._state.output.note(thread_is_cut(len(messages)))
         for place, message in enumerate(messages):
             mark = str(message.get("id", f"at {place}"))
             if mark in self._seen:

@@ -196,7 +196,8 @@ class Output:
 
         width = max((len(name) for name, _ in shown), default=0)
         for name, value in shown:
-            style = STYLES.get(value.split(" ", 1)[0], "") if name in ("status", "service", "redis") else ""
+            word = value.split(" ", 1)[0].rstrip(",:")
+            style = STYLES.get(word, "") if name in ("status", "service", "redis") else ""
             self.console.print(Text.assemble((f"{name:>{width}}  ", "bold"), (value, style)), soft_wrap=True)
 
     def heading(self, text: str) -> None:

@@ -14,7 +14,7 @@ from dispatch.ats import answers, protocol
 from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.cli.options import Priority, State, TaskId, common_options, refuse_constant
 from dispatch.cli.output import ago, duration
-from dispatch.cli.thread import outcome, print_messages, print_response, shown_progress
+from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import UsageError
 
@@ -234,6 +234,8 @@ def show(state: State, task_id: str) -> None:
             state.output.text(text)
     if messages:
         state.output.heading("Thread")
+        if len(messages) >= THREAD_MAX:
+            state.output.note(thread_is_cut(len(messages)))
         print_messages(state.output, messages)
     if task.outputs:
         state.output.heading("Response")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
     from dispatch.ats.model import Task
     from dispatch.cli.output import Output
+
+
+THREAD_MAX: Final = 1_000
+"""How many messages our service shows of a thread at most, the newest."""
+
+
+def thread_is_cut(shown: int) -> str:
+    """Return the sentence that the beginning of a thread is missing, and where to find it."""
+    return (
+        f"Only the newest {shown:,} messages of this thread are shown; all that an attempt wrote is in its log on the "
+        "host that ran it, in logs/ of the data directory."
+    )
 
 
 def text_of(parts: Any) -> str:

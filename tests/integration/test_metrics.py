@@ -38,7 +38,8 @@ def look_closer(scraper: Prometheus, ports: dict[str, int]) -> None:
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             assert scraper.wait_for(target["expr"]), target["expr"]
-    outcomes = scraper.wait_for("dispatch_attempts_total > 0")
+    scraper.wait_for("sum(dispatch_attempts_total) == 3")
+    outcomes = scraper.query("dispatch_attempts_total > 0")
     assert {one["metric"]["outcome"]: one["value"][1] for one in outcomes} == {"success": "2", "exit": "1"}
     for port in ports.values():
         assert promtool("check", "metrics", stdin=page(port)) == (0, "")
