@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test slow bench chaos hosts race fuzz docs lock clean
+.PHONY: help demo up check format test slow bench chaos hosts race watch fuzz docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ hosts: $(STAMP)  ## Lose three hosts (namespaces; needs root): one cut off, one 
 
 race: $(STAMP)  ## Let 32 claimers in 8 processes race for one task, 1,000 times
 	@$(BIN)/python -m tests.race
+
+watch: $(STAMP)  ## Watch a task for ten minutes from another host, through restarts (namespaces; needs root)
+	@$(BIN)/python -m tests.watch
 
 fuzz: $(STAMP)  ## Send nonsense to every part of the API for SECONDS=300
 	@FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -p no:cacheprovider --timeout 0 tests/property/test_api_fuzz.py

@@ -36,7 +36,9 @@ persistent = False
 max_tasks = 10_000
 purge_offline_workers = 300
 
-# "args" shows id and title, a task's own page also the attempt: the messages themselves hold no title.
+# "args" shows id and title, a task's own page also the attempt: the messages themselves hold no title. "state" is that
+# of the attempt, "result" how it ended. Flower itself counts and searches by Celery's state, in which each attempt that
+# was reported is a success: search for result:exit, result:timeout and so on to find those that failed.
 tasks_columns = "args,uuid,state,result,received,runtime,worker"
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.ats import protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor, parse_task
+from dispatch.core.retry import FAILURES, EndReason
 from dispatch.errors import ConfigurationError, GatewayError, GatewayUnavailableError
 
 if TYPE_CHECKING:
@@ -131,9 +132,27 @@ def title_of(answer: Any) -> str:
 
 
 def describe(task: Any, titles: Titles) -> Any:
-    """Return Flower's copy of a task with its arguments in an operator's words: ``#12 Title``, and which attempt."""
+    """Return Flower's copy of a task in an operator's words: ``#12 Title``, which attempt, and how it ended.
+
+    To Celery every attempt that was brought to its end and reported is a
+    success; here its state is that of the attempt.
+    """
     seen = attempt_in(task.uuid, task.args)
     if seen is not None:
         task.args = f"#{seen.task_id} {titles.of(seen.task_id)}".rstrip()
         task.kwargs = f"attempt {seen.attempt}, token {seen.token}, claimed by {seen.actor_id}"
+        if getattr(task, "state", "") == "SUCCESS":
+            task.state, task.result = _ended(str(task.result))
     return task
+
+
+def _ended(result: str) -> tuple[str, str]:
+    """Return the state and the word for what the message of an attempt came to, as Celery shows it."""
+    word = result.strip("'")
+    if word == EndReason.SUCCESS:
+        return "SUCCESS", word
+    if word in FAILURES:
+        return "FAILURE", word
+    if word == EndReason.TEMPFAIL:
+        return "RETRY", word
+    return ("IGNORED", "dropped: the message was stale") if word == "None" else ("REVOKED", word)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from dispatch.core.retry import EndReason
+
 SERVICE: Final = "service"
 INGRESS: Final = "ingress"
 WORKER: Final = "worker"
@@ -40,6 +42,8 @@ class Metric:
     meaning: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    values: tuple[str, ...] = ()
+    """What the one label of a counter may say: all are 0 from the start, so that the first of a kind is an increase."""
 
 
 METRICS: Final = (
@@ -53,6 +57,7 @@ METRICS: Final = (
     ),
     Metric("dispatch_waiting_tasks", "gauge", SERVICE, "pending tasks that wait for others"),
     Metric("dispatch_leases_overdue", "gauge", SERVICE, "leases that have run out and are about to be taken back"),
+    Metric("dispatch_oldest_attempt_seconds", "gauge", SERVICE, "age of the attempt that runs longest; 0: none runs"),
     Metric(
         "dispatch_pickup_seconds",
         "histogram",
@@ -60,11 +65,25 @@ METRICS: Final = (
         "from a task's creation to the start of its first attempt",
         buckets=_SHORT_S,
     ),
-    Metric("dispatch_claims_total", "counter", INGRESS, "tries to claim: granted, refused, error", ("result",)),
+    Metric(
+        "dispatch_claims_total",
+        "counter",
+        INGRESS,
+        "tries to claim",
+        ("result",),
+        values=("granted", "refused", "error"),
+    ),
     Metric("dispatch_in_flight_tasks", "gauge", INGRESS, "claims of this ingress that have not ended"),
     Metric("dispatch_backlog_tasks", "gauge", INGRESS, "claimable tasks that this ingress knows of"),
     Metric("dispatch_fleet_slots", "gauge", INGRESS, "slots of the workers that take tasks"),
     Metric("dispatch_redis_up", "gauge", INGRESS, "1 while Redis answers this ingress"),
+    Metric(
+        "dispatch_steering_orders",
+        "gauge",
+        INGRESS,
+        "orders in force, by what they name: channel and queue are paused, host is drained",
+        ("kind",),
+    ),
     Metric("dispatch_graph_waiting_tasks", "gauge", INGRESS, "tasks that this ingress keeps back for what they need"),
     Metric(
         "dispatch_feed_lag_seconds",
@@ -77,8 +96,9 @@ METRICS: Final = (
         "dispatch_deliveries_total",
         "counter",
         INGRESS,
-        "tries to deliver a callback: delivered, retry, failed, empty",
+        "tries to deliver a callback; empty: the task named no address any more",
         ("outcome",),
+        values=("delivered", "retry", "failed", "empty"),
     ),
     Metric(
         "dispatch_attempts_total",
@@ -86,9 +106,26 @@ METRICS: Final = (
         WORKER,
         "attempts that ended, by how; dropped: never begun, because the message was stale",
         ("outcome",),
+        values=(*(reason.value for reason in EndReason), "dropped"),
     ),
     Metric("dispatch_attempt_seconds", "histogram", WORKER, "how long attempts took", buckets=_SHORT_S),
-    Metric("dispatch_renewals_total", "counter", WORKER, "renewals of leases: ok, failed, lost", ("result",)),
+    Metric(
+        "dispatch_renewals_total",
+        "counter",
+        WORKER,
+        "renewals of leases",
+        ("result",),
+        values=("ok", "failed", "lost"),
+    ),
+    Metric(
+        "dispatch_renewal_seconds", "histogram", WORKER, "how long the service took to renew a lease", buckets=_LAG_S
+    ),
+    Metric(
+        "dispatch_spool_reports",
+        "gauge",
+        WORKER,
+        "reports in the data directory, of all workers that share it, that the service has not taken yet",
+    ),
     Metric("dispatch_worker_slots", "gauge", WORKER, "attempts that this worker can run at once"),
     Metric("dispatch_worker_draining", "gauge", WORKER, "1 while it takes nothing new"),
 )
@@ -140,6 +177,8 @@ def begin(process: str, *, directory: Path | None = None) -> None:
             continue
         if one.kind == "counter":
             _live[one.name] = library.Counter(one.name, one.meaning, one.labels, **into)
+            for value in one.values:
+                _live[one.name].labels(value)
         elif one.kind == "histogram":
             _live[one.name] = library.Histogram(one.name, one.meaning, one.labels, buckets=one.buckets, **into)
     registry.register(_Gauges(process))

@@ -230,6 +230,7 @@ def _serve_metrics(main: Main, slots: int) -> None:
         return
     metrics.watch("dispatch_worker_slots", lambda: slots)
     metrics.watch("dispatch_worker_draining", lambda: float(main.presence is not None and main.presence.is_draining))
+    metrics.watch("dispatch_spool_reports", spool.Spool(main.settings.local.data_dir).waiting)
     metrics.serve(wanted.bind, wanted.worker_port, log)
 
 

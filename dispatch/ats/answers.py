@@ -19,7 +19,7 @@ from dispatch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 RETRY_AFTER_MAX_S: Final = 3_600.0
 """A longer ``Retry-After`` is cut to this."""
@@ -120,6 +120,28 @@ def messages_of(answer: Any) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
         raise GatewayUnavailableError("The task service answered something that is not a list of messages.")
     return [row for row in rows if isinstance(row, dict)]
+
+
+SAID_AMONG: Final = 20
+"""How many messages at the end of a thread are looked at by ``was_said``."""
+
+
+def message_id_of(answer: Any) -> str:
+    """Read the id of a message that was appended, in its envelope or bare; "" when there is none."""
+    message = answer.get("message", answer) if isinstance(answer, dict) else None
+    found = message.get("id") if isinstance(message, dict) else None
+    return str(found) if isinstance(found, int | str) else ""
+
+
+def was_said(messages: Sequence[dict[str, Any]], text: str, *, after: str) -> bool:
+    """Say whether a thread has this text behind the message ``after``; without one, as its newest message."""
+    for message in reversed(messages[-(SAID_AMONG if after else 1) :]):
+        if after and str(message.get("id")) == after:
+            return False
+        parts = message.get("parts")
+        if isinstance(parts, list) and any(isinstance(part, dict) and part.get("content") == text for part in parts):
+            return True
+    return False
 
 
 def progress_of(messages: Iterable[Any], task: Task) -> tuple[int, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats import protocol
+from dispatch.ats import answers, protocol
 from dispatch.ats.model import Actor, Grant, parse_task
 from dispatch.core import results
 from dispatch.core.review import Review, bounded
@@ -62,9 +62,14 @@ class FencedGateway:
         """Return a task as it is now, without its thread."""
         return parse_task(self._client.send(protocol.get(task_id, fields=_READ)))
 
-    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> str:
         """Append a text to the task's thread."""
-        self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token, meta=meta))
+        return answers.message_id_of(self._send(ref, protocol.post_log(ref.task_id, text, token=ref.token, meta=meta)))
+
+    def was_said(self, ref: AttemptRef, text: str, *, after: str) -> bool:
+        """Look for a text at the end of the thread."""
+        thread = self._send(ref, protocol.list_messages(ref.task_id, limit=answers.SAID_AMONG))
+        return answers.was_said(answers.messages_of(thread), text, after=after)
 
     def _send(self, ref: AttemptRef, request: protocol.Request) -> Any:
         return self._client.send(request, actor=Actor("agent", ref.actor_id, self._actor_name))

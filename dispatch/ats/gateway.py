@@ -64,10 +64,17 @@ class TaskGateway(Protocol):
         """Return a task as it is now: another one than the attempt's."""
         ...
 
-    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
-        """Append a text of kind ``log`` to the task's thread, with facts for programs. Repeated, it stands there twice.
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> str:
+        """Append a text of kind ``log`` to the task's thread, with facts for programs; return the message's id, or "".
 
-        May be called by a third thread, beside reports and renewals.
+        Repeated, it stands there twice. May be called by a third thread, beside reports and renewals.
+        """
+        ...
+
+    def was_said(self, ref: AttemptRef, text: str, *, after: str) -> bool:
+        """Say whether a text that got no answer stands on the thread all the same.
+
+        ``after`` is the id of the message that was said before it, "" if there is none.
         """
         ...
 

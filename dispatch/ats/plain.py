@@ -152,10 +152,15 @@ class PlainGateway:
         """Return a task as it is now."""
         return parse_task(self._client.send(protocol.get(task_id)))
 
-    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> str:  # noqa: ARG002
         """Append a text to the task's thread, after a look at the task; there is no place for facts."""
         self._held(ref)
-        self._send(ref, protocol.post_message(ref.task_id, text))
+        return answers.message_id_of(self._send(ref, protocol.post_message(ref.task_id, text)))
+
+    def was_said(self, ref: AttemptRef, text: str, *, after: str) -> bool:
+        """Look for a text at the end of the thread."""
+        thread = self._send(ref, protocol.list_messages(ref.task_id))
+        return answers.was_said(answers.messages_of(thread), text, after=after)
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
         """Bring the task back to pending, or let its lease run out at once where the service refuses that."""

@@ -65,7 +65,8 @@ def look(state: State, *, at_tasks: bool = True) -> Seen:
     rows = _look_at_service(state, seen, at_tasks=at_tasks)
     _look_at_redis(state, seen, rows)
     seen.now = time.monotonic()
-    busy = Counter(task.runner for task in seen.running if task.runner)
+    # A worker says who it is as host/pid/nonce.
+    busy = Counter(task.runner.partition("/")[0] for task in seen.running if task.runner)
     seen.fleet = replace(seen.fleet, busy=busy)
     return seen
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -16,15 +17,19 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import print_messages, print_response, shown_progress
+from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+T = TypeVar("T")
+
 LOOK_S: Final = 5.0
 """How often a followed task is looked at even if no event comes: events may be lost."""
+_NEWEST: Final = 50
+"""How many messages of a thread are asked for while it is followed; all of them when that leaves a gap."""
 
 
 @click.command()
@@ -160,7 +165,11 @@ def logs(state: State, task_id: str, follow: bool) -> None:  # noqa: FBT001 - cl
     if state.output.is_json:
         state.output.json_line(task.raw)
     else:
+        if task.outputs:
+            state.output.heading("Response")
         print_response(state.output, task)
+        if task.status in FINISHED_ATS_WORDS and task.status != "completed":
+            state.output.note(outcome(task))
 
 
 class _ThreadPrinter:
@@ -171,9 +180,11 @@ class _ThreadPrinter:
         self._seen: set[Any] = set()
 
     def print(self, messages: Sequence[dict[str, Any]]) -> None:
-        """Print those messages that are new."""
+        """Print those messages that are new, and say so where some of before are missing."""
+        if len(messages) >= THREAD_MAX and str(messages[0].get("id")) not in self._seen:
+            self._state.output.note(thread_is_cut(len(messages)))
         for place, message in enumerate(messages):
-            mark = str(message.get("id", place))
+            mark = str(message.get("id", f"at {place}"))
             if mark in self._seen:
                 continue
             self._seen.add(mark)
@@ -183,8 +194,11 @@ class _ThreadPrinter:
                 print_messages(self._state.output, [message])
 
     async def print_new(self, client: AsyncClient, task: Task) -> None:
-        """Fetch the thread and print what is new."""
-        self.print(answers.messages_of(await client.send(protocol.list_messages(task.id))))
+        """Fetch the end of the thread, as long as it joins what is known, or all of it; print what is new."""
+        newest = answers.messages_of(await client.send(protocol.list_messages(task.id, limit=_NEWEST)))
+        if len(newest) >= _NEWEST and str(newest[0].get("id", "")) not in self._seen:
+            newest = answers.messages_of(await client.send(protocol.list_messages(task.id)))
+        self.print(newest)
 
 
 def wait_until_ended(state: State, task_id: str) -> Task:
@@ -200,14 +214,14 @@ def wait_until_ended(state: State, task_id: str) -> Task:
 
 
 async def _follow(state: State, task_id: str, look: Callable[[AsyncClient, Task], Awaitable[None]]) -> Task:
-    """Look at a task whenever something happens to it, until it has ended."""
+    """Look at a task whenever something happens to it, until it has ended. A service that goes away is waited for."""
     async with AsyncClient(state.endpoint, state.actor) as client:
         task = parse_task(await client.send(protocol.get(task_id)))
         wake = asyncio.Event()
         pump = asyncio.create_task(_wake_on_events(state, task, wake))
         try:
             while True:
-                await look(client, task)
+                await _insist(state, partial(look, client, task))
                 if task.status in FINISHED_ATS_WORDS:
                     return task
                 # Not wait_for: before Python 3.12 it swallows a Ctrl-C that comes together with the news.
@@ -215,16 +229,16 @@ async def _follow(state: State, task_id: str, look: Callable[[AsyncClient, Task]
                     async with asyncio.timeout(LOOK_S):
                         await wake.wait()
                 wake.clear()
-                task = await _look_again(state, client, task.id)
+                task = parse_task(await _insist(state, partial(client.send, protocol.get(task.id))))
         finally:
             await cancel_all([pump])
 
 
-async def _look_again(state: State, client: AsyncClient, task_id: str) -> Task:
+async def _insist(state: State, call: Callable[[], Awaitable[T]]) -> T:
     is_told = False
     while True:
         try:
-            return parse_task(await client.send(protocol.get(task_id)))
+            return await call()
         except GatewayUnavailableError as exc:
             if not is_told:
                 state.output.note(f"{exc} Trying again.")

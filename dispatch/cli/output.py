@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,14 +22,22 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-# C0 and C1 controls, DEL, marks that reorder text or hide, line and paragraph separators, lone surrogates.
+# C0 and C1 controls, DEL, marks that reorder text or hide, line and paragraph separators, lone surrogates, tags.
 _UNSAFE_CHARS: Final = (
-    "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff\\ud800-\\udfff"
+    "\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff"
+    "\\ufff9-\\ufffb\\ud800-\\udfff\\U000e0000-\\U000e007f"
 )
 _UNSAFE: Final = re.compile(f"[{_UNSAFE_CHARS}]")
 _UNSAFE_IN_LINE: Final = re.compile(f"[\\t\\n{_UNSAFE_CHARS}]+")
-_ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+# Colours and moves; texts for the terminal (titles, links, the clipboard), which end with their line at the latest so
+# that they hide no other; everything else that an escape character begins.
+_ESCAPE_SEQUENCE: Final = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-Z\\^-~])"
+)
+_OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\r\n])")
 
+COLUMN_MIN: Final = 8
+"""No column is made narrower than this for the sake of others."""
 STYLES: Final = {
     "pending": "yellow",
     "in_progress": "cyan",
@@ -56,6 +66,20 @@ def clean_text(value: Any) -> str:
     return _UNSAFE.sub("", _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n"))
 
 
+def settled_text(value: Any) -> str:
+    """Return what a program wrote as ``clean_text`` does, and of a line that it wrote over only the last state."""
+    text = "" if value is None else str(value)
+    return clean_text(_OVERWRITTEN.sub("", _ESCAPE_SEQUENCE.sub("", text)))
+
+
+def fitted(widths: Sequence[int], room: int) -> list[int]:
+    """Return the widths of columns that share ``room``: where it is too little, the widest give way first."""
+    found = [min(width, max(room, COLUMN_MIN)) for width in widths]
+    while sum(found) > room and max(found) > COLUMN_MIN:
+        found[found.index(max(found))] -= 1
+    return found
+
+
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Write JSON that is safe to show: unsafe characters only occur inside strings, where they become escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
@@ -79,6 +103,19 @@ def ago(at: datetime | None, now: datetime | None = None) -> str:
     if abs(seconds) < 1:
         return "now"
     return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(seconds)}"
+
+
+def _wrapped(text: str) -> str:
+    """Return a sentence in lines of the terminal's width, indented as it is."""
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    return textwrap.fill(
+        clean_line(text),
+        shutil.get_terminal_size().columns,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class Output:
@@ -112,6 +149,10 @@ class Output:
         click.echo(clean_line(text))
         sys.stdout.flush()
 
+    def prose(self, text: str) -> None:
+        """Print a sentence; on a terminal no word of it is cut in two."""
+        click.echo(_wrapped(text) if self.is_terminal else clean_line(text))
+
     def text(self, text: Any) -> None:
         """Print a text of several lines."""
         click.echo(clean_text(text))
@@ -119,7 +160,7 @@ class Output:
     def note(self, text: str) -> None:
         """Tell a person something beside the result, on stderr; says nothing when JSON was asked for."""
         if not self.is_json:
-            click.echo(clean_line(text), err=True)
+            click.echo(_wrapped(text) if sys.stderr.isatty() else clean_line(text), err=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, styled: int | None = None) -> None:
         """Print rows: a table with headings on a terminal, tab-separated lines without elsewhere.
@@ -130,15 +171,17 @@ class Output:
             for row in rows:
                 click.echo("\t".join(clean_line(cell) for cell in row))
             return
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        last = len(columns) - 1
-        for index, column in enumerate(columns):
-            table.add_column(column, overflow="ellipsis", no_wrap=True, ratio=1 if index == last else None)
-        for row in rows:
-            cells = [clean_line(cell) for cell in row]
+        shown = [[clean_line(cell) for cell in row] for row in rows]
+        natural = [max(map(cell_len, column)) for column in zip(columns, *shown, strict=True)]
+        widths = fitted(natural, self.console.width - 2 * (len(columns) - 1))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for column, width in zip(columns, widths, strict=True):
+            table.add_column(column, overflow="ellipsis", no_wrap=True, width=width)
+        for cells in shown:
             table.add_row(*(Text(c, STYLES.get(c, "") if i == styled else "") for i, c in enumerate(cells)))
         self.console.print(table)
 
@@ -153,7 +196,8 @@ class Output:
 
         width = max((len(name) for name, _ in shown), default=0)
         for name, value in shown:
-            style = STYLES.get(value.split(" ", 1)[0], "") if name in ("status", "service", "redis") else ""
+            word = value.split(" ", 1)[0].rstrip(",:")
+            style = STYLES.get(word, "") if name in ("status", "service", "redis") else ""
             self.console.print(Text.assemble((f"{name:>{width}}  ", "bold"), (value, style)), soft_wrap=True)
 
     def heading(self, text: str) -> None:

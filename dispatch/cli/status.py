@@ -171,7 +171,7 @@ def _task_lines(state: State, seen: Seen, counts: dict[str, Any]) -> Iterator[tu
     if seen.oldest is not None:
         yield "oldest pending", f"#{seen.oldest.id}, created {ago(seen.oldest.created_at, seen.now_at)}"
     if (first := oldest_running(seen)) is not None:
-        where = f" on {first.runner}" if first.runner else ""
+        where = f" on {first.runner.partition('/')[0]}" if first.runner else ""
         yield "oldest running", f"#{first.id}, for {duration((seen.now_at - started_at(first)).total_seconds())}{where}"
     leases = leases_of(seen.running, seen.now_at, _near_s(state))
     shown_leases = [f"{count} {name.replace('_', ' ')}" for name, count in leases.items() if count]
@@ -196,7 +196,7 @@ def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str,
     elif stuck:
         output.heading("Stuck")
         for one in stuck:
-            output.line(f"{one.text}{_names(one.tasks)}")
+            output.prose(f"{one.text}{_names(one.tasks)}")
             output.note(f"  {one.next}")
     if running:
         output.heading("Running")

@@ -14,7 +14,7 @@ from dispatch.ats import answers, protocol
 from dispatch.ats.model import Task, parse_task, parse_time
 from dispatch.cli.options import Priority, State, TaskId, common_options, refuse_constant
 from dispatch.cli.output import ago, duration
-from dispatch.cli.thread import print_messages, print_response, shown_progress
+from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import UsageError
 
@@ -83,15 +83,6 @@ def _wait(state: State, task: Task) -> int:
         print_response(state.output, task)
         state.output.note(outcome(task))
     return 0 if task.status == "completed" else 1
-
-
-def outcome(task: Task) -> str:
-    """Return one sentence about how a task ended."""
-    raw = task.raw or {}
-    begun, ended = parse_time(raw.get("created_at")), parse_time(raw.get("completed_at"))
-    took = f" after {duration((ended - begun).total_seconds())}" if begun and ended else ""
-    reason = f": {raw['reason']}" if raw.get("reason") and task.status != "completed" else ""
-    return f"Task {task.id} {task.status}{took}{reason}"
 
 
 def read_payload(given: str) -> Any:
@@ -243,6 +234,8 @@ def show(state: State, task_id: str) -> None:
             state.output.text(text)
     if messages:
         state.output.heading("Thread")
+        if len(messages) >= THREAD_MAX:
+            state.output.note(thread_is_cut(len(messages)))
         print_messages(state.output, messages)
     if task.outputs:
         state.output.heading("Response")

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from dispatch.ats.model import parse_time
-from dispatch.cli.output import ago, clean_line, clean_text
+from dispatch.cli.output import ago, clean_line, clean_text, duration, settled_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from dispatch.ats.model import Task
     from dispatch.cli.output import Output
+
+
+THREAD_MAX: Final = 1_000
+"""How many messages our service shows of a thread at most, the newest."""
+
+
+def thread_is_cut(shown: int) -> str:
+    """Return the sentence that the beginning of a thread is missing, and where to find it."""
+    return (
+        f"Only the newest {shown:,} messages of this thread are shown; all that an attempt wrote is in its log on the "
+        "host that ran it, in logs/ of the data directory."
+    )
 
 
 def text_of(parts: Any) -> str:
@@ -64,14 +76,24 @@ def print_response(output: Output, task: Task) -> None:
         output.text(text.rstrip("\n"))
 
 
+def outcome(task: Task) -> str:
+    """Return one sentence about how a task ended."""
+    raw = task.raw or {}
+    begun, ended = parse_time(raw.get("created_at")), parse_time(raw.get("completed_at"))
+    took = f" after {duration((ended - begun).total_seconds())}" if begun and ended else ""
+    reason = f": {raw['reason']}" if raw.get("reason") and task.status != "completed" else ""
+    return f"Task {task.id} {task.status}{took}{reason}"
+
+
 def print_messages(output: Output, messages: Iterable[Mapping[str, Any]]) -> None:
     """Print messages: who and how long ago, then the text, on a terminal; time, name and text elsewhere.
 
-    What a running attempt writes is printed as it came, line by line.
+    What a running attempt writes is printed line by line, a line that it wrote over as it was last.
     """
     for message in messages:
         who = clean_line(message.get("actor_name") or message.get("actor_type") or "somebody")
-        text = clean_text(text_of(message.get("parts")))
+        clean = settled_text if message.get("kind") == "log" else clean_text
+        text = clean(text_of(message.get("parts")))
         at = parse_time(message.get("created_at"))
         if not output.is_terminal:
             at_once = text.rstrip("\n").split("\n") if message.get("kind") == "log" else [text]

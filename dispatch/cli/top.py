@@ -20,6 +20,7 @@ from dispatch.cli.options import State, common_options
 from dispatch.cli.output import STYLES, clean_line, duration
 from dispatch.cli.status import lines, started_at
 from dispatch.cli.stuck import look_for_stuck
+from dispatch.cli.thread import shown_progress
 from dispatch.core.standing import fleet_troubles
 from dispatch.errors import GatewayError
 
@@ -39,6 +40,8 @@ _STUCK_EVERY_S: Final = 5.0
 _PROGRESS_EVERY_S: Final = 5.0
 _PROGRESS_A_LOOK: Final = 5
 """How many threads are read in one look, so that looking stays cheap."""
+_LOOKED_AT: Final = 20
+"""How many messages of a thread; a heartbeat a minute stands between those that show output."""
 _KEPT_MAX: Final = 1_000
 COLUMNS: Final = ("TASK", "HOST", "ATTEMPT", "ELAPSED", "CHANNEL", "TITLE", "PROGRESS")
 
@@ -66,8 +69,12 @@ class Progress:
         return self._known.get(task.id, (0.0, ""))[1]
 
     def _newest(self, task: Task) -> str:
-        thread = answers.messages_of(self._state.client.send(protocol.list_messages(task.id)))
-        for message in reversed(thread):
+        """Return how far a task is; if it does not say, its newest line; without one, what was said last."""
+        thread = answers.messages_of(self._state.client.send(protocol.list_messages(task.id, limit=_LOOKED_AT)))
+        if (progress := answers.progress_of(thread, task)) is not None:
+            return shown_progress(progress)
+        written = [message for message in thread if message.get("kind") == "log"]
+        for message in reversed([*thread, *written]):
             parts = message.get("parts")
             for part in reversed(parts if isinstance(parts, list) else []):
                 text = part.get("content") if isinstance(part, dict) else None
@@ -116,7 +123,7 @@ def _row(seen: Seen, task: Task, progress: Progress) -> tuple[Any, ...]:
     elapsed = duration((seen.now_at - began).total_seconds()) if began is not None else "queued"
     title = "(sealed)" if task.sealed else clean_line(task.title)
     attempt = task.attempts if task.runner else task.attempts + 1
-    return task.id, task.runner or "", attempt, elapsed, task.channel, title, progress.of(task)
+    return task.id, (task.runner or "").partition("/")[0], attempt, elapsed, task.channel, title, progress.of(task)
 
 
 def _live(state: State, progress: Progress) -> None:
@@ -143,7 +150,7 @@ def _screen(state: State, seen: Seen, stuck: list[Stuck], rows: list[tuple[Any, 
     from rich.text import Text
 
     head = Table.grid(padding=(0, 2))
-    head.add_column(justify="right", style="bold")
+    head.add_column(justify="right", style="bold", no_wrap=True, min_width=len("oldest running"))
     head.add_column(no_wrap=True, overflow="ellipsis")
     for name, value in lines(state, seen):
         word = clean_line(value)

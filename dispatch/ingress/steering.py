@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from dispatch import metrics
 from dispatch.ats import orders
 from dispatch.broker import DRAIN_KEY, PRESENCE_CHANNEL, STEER_CHANNEL
-from dispatch.core.steering import EXTENSION, Steering, steering_of
+from dispatch.core.steering import EXTENSION, KINDS, Steering, steering_of
 from dispatch.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -51,10 +52,15 @@ class Orders:
         self._pauses: frozenset[tuple[str, str]] = frozenset()
         self._ends = asyncio.Event()
         """Set when another moment is the next at which an order ends."""
+        metrics.watch("dispatch_steering_orders", self._counted)
 
     def holds(self, channel: str, queue: str) -> bool:
         """Say whether nothing of ``channel`` may be claimed for ``queue`` now."""
         return self._known is None or self._known.pause_of(channel, queue, time.monotonic()) is not None
+
+    def _counted(self) -> metrics.Values:
+        in_force = () if self._known is None else self._known.in_force(time.monotonic())
+        return {(kind,): float(sum(order.kind == kind for order in in_force)) for kind in KINDS}
 
     def any_pause(self) -> bool:
         """Say whether anything at all is paused, or nothing is known yet."""

@@ -262,6 +262,7 @@ class LeaseKeeper:
             self._retry(watch, exc)
         else:
             metrics.count("dispatch_renewals_total", result="ok")
+            metrics.observe("dispatch_renewal_seconds", self._clock() - sent_at)
             if self._watch is not watch:
                 return
             if not watch.lease.renewed(sent_at, grant.ttl_s):

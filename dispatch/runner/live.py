@@ -1,8 +1,9 @@
 """What a running attempt writes, on its task's thread while it runs.
 
 The main thread puts output into a bounded buffer and never waits; a thread of
-its own, with a connection of its own, says it at intervals. What the service
-does not take is lost here and stands in the attempt's log on its host.
+its own, with a connection of its own, says it at intervals. While the service
+is away the buffer fills; what does not fit is lost here and stands in the
+attempt's log on its host.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ ATTEMPT_BYTES_MAX: Final = 1_048_576
 BUFFER_BYTES_MAX: Final = 65_536
 _PARTIAL_S: Final = 1.0
 """How long a line without its end (a prompt, dots) waits."""
-_PAUSE_MAX_S: Final = 15.0
+_PAUSES_MAX: Final = 5
+"""How many intervals lie between two tries at most while the service does not answer."""
+_CATCH_UP: Final = 0.25
+"""The part of the interval between two messages while what gathered in an outage is said."""
 
 
 class LiveBuffer:
@@ -55,6 +59,7 @@ class LiveBuffer:
         self._skips = {"stdout": False, "stderr": False}
         self._left_out = 0
         self._shown = 0
+        self._behind = 0
         self._progress: Progress | None = None
 
     def feed(self, name: str, chunk: bytes) -> None:
@@ -92,6 +97,7 @@ class LiveBuffer:
             cut = cut or len(self._lines)
             del self._lines[:cut]
             self._left_out += cut
+            self._behind = max(0, self._behind - cut)
 
     def tell(self, progress: Progress) -> None:
         """Take how far the attempt is."""
@@ -106,11 +112,23 @@ class LiveBuffer:
         with self._lock:
             return bool(self._lines) or bool(self._partial_since)
 
-    def drain(self) -> tuple[str, dict[str, Any] | None]:
-        """Return the text of the next message, "" for none, and its facts. What it holds counts as told."""
+    def fall_behind(self) -> None:
+        """Have all that is here said, a message's worth at a time: nobody took anything for a while."""
         with self._lock:
-            data = bytes(self._lines) + self._ripe()
-            self._lines.clear()
+            self._behind = len(self._lines)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether some of that is still to be said."""
+        return self._behind > 0
+
+    def drain(self) -> tuple[str, dict[str, Any] | None]:
+        """Return the text of the next message, "" for none, and its facts. What it holds counts as told.
+
+        Of more than fits it is the newest, and the oldest for who fell behind.
+        """
+        with self._lock:
+            data = bytes(self._take()) + (b"" if self._behind else self._ripe())
             left_out, self._left_out = self._left_out, 0
             progress = self._progress
         data = self._redactor.redact(data)
@@ -124,10 +142,23 @@ class LiveBuffer:
         self._shown += len(data)
         text = data.decode("utf-8", "replace").replace("\0", "")
         if self._shown >= ATTEMPT_BYTES_MAX:
-            text += f"\n[... what follows is not shown here; the whole log is {self._where} ...]"
+            text = text.rstrip("\n") + (
+                f"\n[... this attempt has written {ATTEMPT_BYTES_MAX >> 20} MiB here, which is all that a thread shows."
+                f" It runs on, and its progress is still shown; the whole log is {self._where} ...]"
+            )
         if left_out:
             text = f"[... {left_out} bytes are left out here; the whole log is {self._where} ...]\n{text}"
         return text.rstrip("\n"), _facts(progress, self._redactor)
+
+    def _take(self) -> bytearray:
+        """Take the lines for one message: all of them, or of somebody behind the oldest, at the end of a line."""
+        end = len(self._lines)
+        if self._behind and end > MESSAGE_BYTES_MAX:
+            end = self._lines.rfind(b"\n", 0, MESSAGE_BYTES_MAX) + 1 or self._lines.find(b"\n") + 1 or end
+        taken = self._lines[:end]
+        del self._lines[:end]
+        self._behind = max(0, self._behind - end)
+        return taken
 
     def lost(self, text: str) -> None:
         """Count a message that nobody took."""
@@ -175,6 +206,10 @@ class _Watch:
     ref: AttemptRef
     buffer: LiveBuffer
     next_at: float
+    unsaid: tuple[str, dict[str, Any] | None] | None = None
+    """A message that was tried and got no answer."""
+    last: str = ""
+    """The id of the last message that was taken."""
     failures: int = 0
     is_told: bool = False
 
@@ -209,7 +244,7 @@ class LiveOutput:
     def _run(self) -> None:
         while True:
             watch = self._watch
-            if watch is None or not watch.buffer.pending():
+            if watch is None or not (watch.unsaid or watch.buffer.pending()):
                 self._news.wait()
                 self._news.clear()
                 continue
@@ -225,25 +260,36 @@ class LiveOutput:
                 self._watch = None
 
     def _say(self, watch: _Watch) -> None:
-        watch.next_at = time.monotonic() + self._every_s
-        text, facts = watch.buffer.drain()
+        again = watch.unsaid is not None
+        text, facts = watch.unsaid or watch.buffer.drain()
+        watch.next_at = time.monotonic() + self._every_s * (_CATCH_UP if watch.buffer.is_behind else 1.0)
         if not text or self._watch is not watch:
             return
         try:
-            self._gateway.say(watch.ref, text, facts)
+            # No answer is not "not taken".
+            if not (again and self._gateway.was_said(watch.ref, text, after=watch.last)):
+                watch.last = self._gateway.say(watch.ref, text, facts)
         except LeaseLostError:
             if self._watch is watch:
                 self._watch = None
         except GatewayError as exc:
-            watch.failures += 1
-            watch.buffer.lost(text)
-            pause_s = min(self._every_s * 2.0 ** min(watch.failures, 10), _PAUSE_MAX_S)
-            watch.next_at = time.monotonic() + pause_s
-            if not watch.is_told:
-                watch.is_told = True
-                rejected = isinstance(exc, GatewayRejectedError)
-                self._log.warning(
-                    "live_output_lost", task=watch.ref.task_id, token=watch.ref.token, refused=rejected, error=str(exc)
-                )
+            self._not_taken(watch, exc, text, facts)
         else:
-            watch.failures = 0
+            watch.failures, watch.unsaid = 0, None
+
+    def _not_taken(self, watch: _Watch, exc: GatewayError, text: str, facts: dict[str, Any] | None) -> None:
+        """Keep the message, unless the service refuses it, and pause."""
+        watch.failures += 1
+        refused = isinstance(exc, GatewayRejectedError)
+        if refused:
+            watch.unsaid = None
+            watch.buffer.lost(text)
+        else:
+            watch.unsaid = text, facts
+            watch.buffer.fall_behind()
+        watch.next_at = time.monotonic() + self._every_s * min(watch.failures, _PAUSES_MAX)
+        if not watch.is_told:
+            watch.is_told = True
+            self._log.warning(
+                "live_output_delayed", task=watch.ref.task_id, token=watch.ref.token, refused=refused, error=str(exc)
+            )

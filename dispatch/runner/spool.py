@@ -153,6 +153,10 @@ class Spool:
         """Forget a report that was accepted or refused."""
         (self._directory / self._name(report)).unlink(missing_ok=True)
 
+    def waiting(self) -> int:
+        """Return how many reports lie here."""
+        return sum(1 for _ in self._directory.glob("*.json"))
+
     def leftovers(self) -> Iterator[tuple[Path, Report | None]]:
         """Yield what earlier processes left, oldest name first; None where a file cannot be read as a report."""
         for path in sorted(self._directory.glob("*.json")):

@@ -63,9 +63,16 @@ def _overdue(tx: Tx) -> metrics.Values:
     return float(tx.one(query)[0])
 
 
+def _oldest_attempt(tx: Tx) -> metrics.Values:
+    query = select(func.min(_C.started_at)).where(_C.status == Status.IN_PROGRESS.value, _C.runner.is_not(None))
+    started_at = tx.one(query)[0]
+    return 0.0 if started_at is None else max(0, tx.now_ms - started_at) / 1000
+
+
 _WORK: Final[dict[str, Callable[[Tx], metrics.Values]]] = {
     "dispatch_tasks": _by_status,
     "dispatch_queue_age_seconds": _age,
     "dispatch_waiting_tasks": _waiting,
     "dispatch_leases_overdue": _overdue,
+    "dispatch_oldest_attempt_seconds": _oldest_attempt,
 }

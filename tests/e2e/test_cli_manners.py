@@ -16,7 +16,11 @@ from tests.support.fake_ats import FakeAts
 from tests.support.processes import ROOT, eventually
 from tests.support.redis import RedisServer, free_port
 
-HOSTILE = "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x07bell \u202eright\u2066 a\rb\x9b2J \u2028end"
+HOSTILE = (
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x07bell \u202eright\u2066 a\rb\x9b2J \u2028end"
+    "\x1b]52;c;cm0gLXJmIH4=\x07 \x1b[10A\x1b[2K\x1b[1;1H \x1bP+q544e\x1b\\ \x1b(0 \x1bc \u061c\U000e0041"
+)
+UNSAFE = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
 
 
 @pytest.fixture
@@ -171,12 +175,14 @@ def test_text_of_tasks_cannot_drive_the_terminal(ats, cli, command):
     """Control sequences, bells, reordering marks and fake lines in titles, threads and results never get through."""
     ats.add(title=HOSTILE + "\n101  completed", description=HOSTILE, payload={"x": HOSTILE})
     ats.tasks[100] |= {"outputs": [{"response": HOSTILE}], "status": "completed", "reason": HOSTILE}
-    ats.tasks[100]["messages"].append({"id": 1, "actor_name": HOSTILE, "parts": [{"type": "text", "content": HOSTILE}]})
+    for ident, kind in enumerate(("message", "log"), 1):
+        said = {"id": ident, "kind": kind, "actor_name": HOSTILE, "parts": [{"type": "text", "content": HOSTILE}]}
+        ats.tasks[100]["messages"].append(said)
     shown = cli.on_terminal(*command).out
     shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)  # the colours are ours: those of the title carry no marker
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", shown)
+    assert not re.search(UNSAFE, shown)
     piped = cli(*command).out
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", piped)
+    assert not re.search(UNSAFE, piped)
     if command == ["list"]:
         assert len(piped.splitlines()) == 1
 

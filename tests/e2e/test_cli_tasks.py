@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 
 import pytest
@@ -326,6 +327,28 @@ def test_logs_follow_prints_what_comes_and_ends_with_the_task(ats, cli):
     ats.emit("completed", 100)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "done\n", "")
+
+
+def test_who_reads_a_long_thread_is_told_that_it_is_cut(ats, cli):
+    """The service shows the newest thousand messages; that there were more is said beside them, once."""
+    ats.add()
+    ats.tasks[100]["messages"] = [
+        {"id": number, "kind": "log", "parts": [{"type": "text", "content": "x"}]} for number in range(1000)
+    ]
+    for command in ("logs", "show"):
+        err = cli.here(command, "100").err
+        assert err.count("Only the newest 1,000 messages") == 1, command
+    ats.tasks[100]["messages"].pop()
+    assert cli.here("logs", "100").err == ""
+
+
+def test_logs_says_how_a_task_ended_that_was_not_completed(ats, cli):
+    """The reason of a failure comes last, beside the result: a program that reads the thread does not get it."""
+    ats.add()
+    ats.tasks[100] |= {"status": "failed", "reason": "exit code 3"}
+    ended = cli.here("logs", "100")
+    assert ended.out == ""
+    assert re.fullmatch(r"Task 100 failed.*: exit code 3\n", ended.err)
 
 
 def test_watch_prints_events_as_json_lines(ats, cli):

@@ -59,13 +59,14 @@ def test_a_service_that_hangs_costs_log_lines_only(start: Start, tmp_path: Path)
     assert worker.calls("complete")
 
 
-def test_lost_lines_are_counted_and_the_next_ones_come(start: Start, tmp_path: Path) -> None:
-    """A service that was away gets what follows, and a note of what it missed."""
-    worker = start(SHELL + "; read x < fifo", task={"title": "t"}, moods={"say.unavailable": 1})
-    eventually(lambda: worker.events("live_output_lost"))
+@pytest.mark.parametrize(("mood", "sent"), [("unavailable", 2), ("unanswered", 1)])
+def test_a_service_that_was_away_gets_every_line_once(start: Start, tmp_path: Path, mood: str, sent: int) -> None:
+    """What it did not take comes again, what it took without saying so does not; then come the next lines."""
+    worker = start(SHELL + "; read x < fifo", task={"title": "t"}, moods={f"say.{mood}": 1})
+    eventually(lambda: worker.events("live_output_delayed"))
     go_on(tmp_path)
-    texts = eventually(lambda: len(said := worker.calls("say")) == 2 and said, 8.0)
-    assert texts[1]["text"].startswith("[... ")
-    assert texts[1]["text"].endswith("\nthree")
+    *first, last = eventually(lambda: len(said := worker.calls("say")) > sent and said, 8.0)
+    assert len({said["text"] for said in first}) == 1
+    assert last["text"] == "three"
     go_on(tmp_path)
     assert worker.result()["reason"] == "success"

@@ -245,8 +245,49 @@ Two processes of one kind on one host need two ports; the second one that wants 
 `metrics_not_served` and goes on without. A worker shows the sums of all its pool children, dead ones included: they
 count into files in `metrics/` of the data directory, which the worker removes. Counters begin at 0 with each process.
 
-[config/grafana-dashboard.json](../config/grafana-dashboard.json) shows them; import it into Grafana and choose the data
-source.
+## Switching them on
+
+With the units, in `/etc/dispatch/dispatch.env` on `10.0.0.1` and on a worker host:
+
+```
+DISPATCH_METRICS_BIND=10.0.0.1
+DISPATCH_SERVICE_METRICS_PORT=9701
+DISPATCH_INGRESS_METRICS_PORT=9702
+```
+
+```
+DISPATCH_METRICS_BIND=10.0.0.2
+DISPATCH_WORKER_METRICS_PORT=9711
+```
+
+A second worker of that host (`dispatch-worker@2`) has its own port in `/etc/dispatch/worker-2.env`:
+
+```
+DISPATCH_WORKER_METRICS_PORT=9712
+```
+
+In containers, which have addresses of their own: `METRICS_PORT=9700 docker compose -f docker/compose.yaml up -d`.
+`dispatch up` takes the three ports from its environment or `dispatch.toml`. Whoever reaches an address may read what is
+shown there: let it be one that Prometheus reaches and strangers do not.
+
+## Prometheus and Grafana
+
+[config/prometheus.yml](../config/prometheus.yml) scrapes these hosts and reads
+[config/alerts.yml](../config/alerts.yml); put both into Prometheus's directory and write your hosts into the first.
+
+| the alerts wake somebody (`severity: page`) when | and are for the morning (`severity: ticket`) when |
+|---|---|
+| the service, every ingress, or Redis is away | a worker is away |
+| tasks are ready and no worker takes any, or one has been ready for 15 minutes | callbacks were given up |
+| leases are overdue, or a fifth of all renewals fails | |
+| results lie on a worker host for 10 minutes | |
+
+The bounds are a beginning: set them to what your tasks may wait.
+
+[config/grafana-dashboard.json](../config/grafana-dashboard.json) shows all metrics; import it into Grafana and choose
+the data source. Tests put every query and every alert to a real Prometheus where there is one.
+
+## All of them
 
 This page is written by `make docs` from `dispatch/metrics.py`.
 
@@ -259,7 +300,7 @@ def metrics_page() -> str:
     """Return docs/metrics.md."""
     lines = []
     for one in METRICS:
-        labels = ", ".join(f"`{label}`" for label in one.labels)
+        labels = ", ".join(f"`{label}`" for label in one.labels) + (f": {', '.join(one.values)}" if one.values else "")
         lines.append(f"| `{one.name}` | {one.kind} | {one.process} | {labels} | {one.meaning} |")
     return METRICS_HEAD + "\n".join(lines) + "\n"
 

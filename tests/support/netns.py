@@ -42,6 +42,11 @@ def why_not() -> str | None:
 class HostProcess(LogProcess):
     """A process on a host. ``pid`` is of its ``unshare``, which ends with it; signals go to the process itself."""
 
+    @property
+    def inner(self) -> int:
+        """The pid, as seen from outside, of the first process in the pid namespace."""
+        return children_of(self.pid)[0]
+
     def signal(self, number: int) -> None:
         """Send a signal to the first process in the pid namespace; when that one dies, all of them do."""
         if self.exit_code is None:

@@ -133,8 +133,10 @@ class Host:
                 shutil.copy(source, credentials / name)
             elif key == "ExecStart":
                 argv = shlex.split(value)
-        file = self.path("etc/dispatch/dispatch.env")
-        environment |= dict(line.split("=", 1) for line in file.read_text("utf-8").splitlines())
+        for place in re.findall(r"^EnvironmentFile=-/(.*)$", text, re.MULTILINE):
+            file = self.path(place)
+            lines = file.read_text("utf-8").splitlines() if file.exists() else []
+            environment |= dict(line.split("=", 1) for line in lines)
         argv = [re.sub(r"\$\{(\w+)\}", lambda m: environment[m[1]], word) for word in argv]
         return argv + [f"--port={self.network.ports[5555]}"] * ("flower" in argv), environment
 

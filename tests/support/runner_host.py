@@ -58,6 +58,7 @@ class ScriptedGateway:
 
     def __init__(self, directory: Path, config: dict[str, Any]) -> None:
         self._directory = directory
+        self._said = ""
         self._lease_s = config.get("lease_s", 120.0)
         self._task = config.get("task", {})
         self._dependencies = tuple(config.get("dependencies", ()))
@@ -123,9 +124,18 @@ class ScriptedGateway:
         """Take a failure."""
         self._call("fail", reason=reason, token=ref.token)
 
-    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> None:
-        """Take a message."""
+    def say(self, ref: AttemptRef, text: str, meta: dict[str, Any] | None = None) -> str:
+        """Take a message. In the mood ``unanswered`` it is taken and nothing comes back."""
         self._call("say", text=text, meta=meta, token=ref.token)
+        self._said = text
+        if self._takes("say.unanswered"):
+            self._raise("unavailable")
+        return "1"
+
+    def was_said(self, ref: AttemptRef, text: str, *, after: str) -> bool:
+        """Say whether this was the last text that was taken."""
+        self._call("was_said", text=text, after=after)
+        return text == self._said
 
     def release(self, ref: AttemptRef, *, counted: bool, delay_s: float, reason: str) -> None:
         """Take a task back."""

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from dispatch.ats.model import Task
 from dispatch.cli.main import COMMANDS, cli
-from dispatch.cli.output import ago, clean_line, clean_text, dumps, duration
+from dispatch.cli.output import ago, clean_line, clean_text, dumps, duration, fitted, settled_text
 from dispatch.cli.thread import response_of, text_of
 
 NAMES = [name for section in COMMANDS.values() for name in section]
@@ -25,6 +25,12 @@ NAMES = [name for section in COMMANDS.values() for name in section]
         ("\x1b]0;title\x07x", "x"),
         ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
         ("\x9b31mx\x07", "31mx"),
+        ("\x1b]52;c;cm0gLXJmIH4=\x07paste", "paste"),
+        ("\x1b]52;c;cm0gLXJmIH4=\nnext", "next"),
+        ("\x1bPq#0;2\x1b\\\x1b_G;\x1b\\\x1b^x\x1b\\\x1bXy\x1b\\z", "z"),
+        ("\x1b(B\x1b)0\x1b7\x1b[10A\x1b8\x1bc\x1b=bold\x1b(B\x1b[m", "bold"),
+        ("\x1b\x1b[31m\x1b", ""),
+        ("a\u061cb\u180ec\ufff9d\U000e0041\U000e007fe", "a b c d e"),
         ("a\u202eb\u2066c\u200bd\u2028e\ufefff\ud800g", "a b c d e f g"),
         ("\x00\x7f", ""),
         (None, ""),
@@ -40,6 +46,36 @@ def test_line_is_one_line_without_controls(raw, line):
 def test_text_keeps_its_lines_and_nothing_else():
     """A description keeps line ends and tabs; the rest of the control characters goes."""
     assert clean_text("a\r\nb\tc\rd\x1b[2Je\x08") == "a\nb\tcde"
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("\r 10 %\r 20 %\r100 %\ndone\r\n", "100 %\ndone\n"),
+        (" 10 %\r 20 %\r", " 20 %"),
+        ("\x1b[2K\r 10 %\x1b[2K\r 20 %", " 20 %"),
+        ("one\ntwo\r\nthree", "one\ntwo\nthree"),
+        ("\x1b[32mPASS\x1b[0m a\x1b(B", "PASS a"),
+    ],
+)
+def test_a_line_that_was_written_over_is_shown_as_it_was_last(written, seen):
+    """Progress bars are one line, and colours are none."""
+    assert settled_text(written) == seen
+
+
+@pytest.mark.parametrize(
+    ("natural", "room", "widths"),
+    [
+        ([2, 11, 4, 20], 40, [2, 11, 4, 20]),
+        ([2, 11, 4, 90], 60, [2, 11, 4, 43]),
+        ([2, 90, 4, 90], 60, [2, 27, 4, 27]),
+        ([20, 20], 10, [8, 8]),
+        ([2, 3], 0, [2, 3]),
+    ],
+)
+def test_what_is_widest_gives_way_first(natural, room, widths):
+    """A long title costs no other column a character, and no column vanishes."""
+    assert fitted(natural, room) == widths
 
 
 def test_json_is_safe_and_means_the_same():

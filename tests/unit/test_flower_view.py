@@ -95,3 +95,23 @@ def test_flowers_copy_says_id_title_and_attempt() -> None:
     other = SimpleNamespace(uuid="c0ffee", args="(1,)", kwargs="{}")
     assert describe(other, titles).args == "(1,)"
     assert json.dumps(vars(other))
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "shown"),
+    [
+        ("STARTED", None, ("STARTED", None)),
+        ("SUCCESS", "'success'", ("SUCCESS", "success")),
+        ("SUCCESS", "'exit'", ("FAILURE", "exit")),
+        ("SUCCESS", "'timeout'", ("FAILURE", "timeout")),
+        ("SUCCESS", "'tempfail'", ("RETRY", "tempfail")),
+        ("SUCCESS", "'cancelled'", ("REVOKED", "cancelled")),
+        ("SUCCESS", "None", ("IGNORED", "dropped: the message was stale")),
+        ("FAILURE", "None", ("FAILURE", "None")),
+    ],
+)
+def test_the_state_is_that_of_the_attempt(state: str, result: str | None, shown: tuple[str, str | None]) -> None:
+    """A failed attempt is no success, although its message was handled; what Celery calls otherwise stays."""
+    task = SimpleNamespace(uuid="12.3", args="('12', 2, 3, 'dispatch-a')", kwargs="{}", state=state, result=result)
+    task = describe(task, Titles(lambda _: "t"))
+    assert (task.state, task.result) == shown

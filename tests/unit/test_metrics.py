@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+from typing import Any
 
+import yaml
+
+from dispatch.core.lifecycle import Status
 from dispatch.metrics import METRICS
 from tests.support.processes import ROOT
 
@@ -43,24 +47,78 @@ def test_names_say_their_unit() -> None:
         assert one.kind != "histogram" or one.name.endswith("_seconds")
 
 
+SCRAPED = {
+    name + suffix: one
+    for name, one in NAMES.items()
+    for suffix in (("_bucket", "_sum", "_count") if one.kind == "histogram" else ("",))
+}
+OWN_LABELS = {"instance", "job", "le"}
+"""What Prometheus itself, and a histogram, add to every metric."""
+
+
+def names_in(query: str) -> set[str]:
+    """Return the metrics in a query, after a look at its labels and their values: all must be declared."""
+    names = set(re.findall(r"\bdispatch_\w+", query))
+    assert names <= set(SCRAPED), query
+    labels = {label for by in re.findall(r"by \(([^)]*)\)", query) for label in by.split(", ")} - OWN_LABELS
+    assert all(labels <= set(SCRAPED[name].labels) for name in names), query
+    for name, label, value in re.findall(r'\b(dispatch_\w+){(\w+)="(\w+)"}', query):
+        assert (label,) == SCRAPED[name].labels, query
+        known = SCRAPED[name].values or [state.value for state in Status]
+        assert value in known, query
+    return {SCRAPED[name].name for name in names}
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard."""
+    return json.loads((ROOT / "config/grafana-dashboard.json").read_text("utf-8"))
+
+
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     """Every query of the dashboard names only metrics and labels that are declared, and every metric is shown."""
-    dashboard = json.loads((ROOT / "config/grafana-dashboard.json").read_text("utf-8"))
-    scraped = {
-        name + suffix: one
-        for name, one in NAMES.items()
-        for suffix in (("_bucket", "_sum", "_count") if one.kind == "histogram" else ("",))
-    }
     shown = set()
-    for panel in dashboard["panels"]:
+    for panel in dashboard()["panels"]:
         for target in panel["targets"]:
-            names = re.findall(r"\bdispatch_\w+", target["expr"])
+            names = names_in(target["expr"])
             assert names
-            assert set(names) <= set(scraped), target["expr"]
-            labels = {label for by in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in by.split(", ")} - {
-                "le"
-            }
-            assert all(labels <= set(scraped[name].labels) for name in names), target["expr"]
-            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels
-            shown |= {scraped[name].name for name in names}
+            by = {label for found in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in found.split(", ")}
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= by
+            shown |= names
     assert shown == set(NAMES)
+
+
+def test_the_dashboard_is_one_that_grafana_can_show() -> None:
+    """Panels have ids and places of their own within its 24 columns, and take the data source that was chosen."""
+    found = dashboard()
+    (variable,) = found["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert panel["type"] == "timeseries"
+        assert panel["datasource"] == {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
+        assert panel["fieldConfig"]["defaults"]["unit"] in {"short", "s", "ops"}
+        refs = [target["refId"] for target in panel["targets"]]
+        assert refs == list("ABCDEF"[: len(refs)])
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + 8)}
+        assert place["h"] == 8
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    assert len(taken) == 24 * 8 * -(-len(panels) // 3), "there is a hole between the panels"
+
+
+def test_alerts_ask_for_metrics_that_exist() -> None:
+    """Every alert names declared metrics and labels, and jobs that the example scrapes; it says what and what then."""
+    rules = yaml.safe_load((ROOT / "config/alerts.yml").read_text("utf-8"))["groups"][0]["rules"]
+    scraped = yaml.safe_load((ROOT / "config/prometheus.yml").read_text("utf-8"))
+    assert scraped["rule_files"] == ["alerts.yml"]
+    jobs = {job["job_name"] for job in scraped["scrape_configs"]}
+    for rule in rules:
+        assert names_in(rule["expr"]) or "up{job=" in rule["expr"]
+        assert set(re.findall(r'job="([\w-]+)"', rule["expr"])) <= jobs
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+    assert len({rule["alert"] for rule in rules}) == len(rules)

@@ -85,6 +85,21 @@ def test_the_newest_of_much_is_shown_and_the_rest_counted() -> None:
     assert (rest[-1], len(rest)) == ("049999", MESSAGE_BYTES_MAX // 7)
 
 
+def test_after_an_outage_the_oldest_comes_first_and_nothing_is_left_out() -> None:
+    """Who could say nothing for a while says all of it, a message at a time; then again the newest of much."""
+    live, said = buffer(), ""
+    lines = b"".join(b"%06d\n" % number for number in range(4_000))
+    live.feed("stdout", lines)
+    live.fall_behind()
+    while live.is_behind:
+        text, _ = live.drain()
+        assert len(text) <= MESSAGE_BYTES_MAX
+        said += text + "\n"
+    assert said.encode() == lines
+    live.feed("stdout", lines)
+    assert "bytes are left out here" in live.drain()[0]
+
+
 def test_a_line_without_end_costs_no_memory() -> None:
     """It is left out beyond a bound, and what follows it is shown."""
     live = buffer()
@@ -98,11 +113,15 @@ def test_a_line_without_end_costs_no_memory() -> None:
 
 def test_an_attempt_shows_so_much_and_then_only_progress() -> None:
     """The thread stays readable; how far it is can still be seen."""
-    live = buffer()
+    live, last = buffer(), ""
     for _ in range(ATTEMPT_BYTES_MAX // 7_000 + 2):
         live.feed("stdout", b"x" * 6_999 + b"\n")
-        last, _ = live.drain()
+        before, last = last, live.drain()[0]
     assert last == ""
+    assert before.endswith(
+        "[... this attempt has written 1 MiB here, which is all that a thread shows. It runs on, and its progress is "
+        "still shown; the whole log is host:/log ...]"
+    )
     live.tell(Progress(50, "half"))
     assert live.drain() == ("[50 %] half", {"progress": 50, "text": "half"})
 

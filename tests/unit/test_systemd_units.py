@@ -86,6 +86,8 @@ def test_workers_may_drain_and_their_warden_outlives_them() -> None:
     execution = load({}).execution
     assert int(unit["TimeoutStopSec"][0]) > execution.drain_s + execution.grace_s
     assert (unit["KillMode"], unit["OOMPolicy"]) == (["process"], ["continue"])
+    # What is said of one worker alone, its slots and its port for metrics, wins over what is said of all.
+    assert unit["EnvironmentFile"] == ["-/etc/dispatch/dispatch.env", "-/etc/dispatch/worker-%i.env"]
     for name in set(COMMANDS) - {"dispatch-worker@"}:
         assert directives(name)["KillMode"] == ["mixed"]
 
