@@ -32,11 +32,15 @@ _NAMED: Final = ("sh", "-c", 'hostname "$0" && exec "$@"')
 
 
 def why_not() -> str | None:
-    """Say why this process cannot even try to make namespaces: it is not root. None when it is.
+    """Say why this process cannot even try to make namespaces: it is not root, or has no iproute2. None when it can.
 
-    Root that cannot make them is a broken test machine: ``Network`` raises, and the test must fail.
+    In CI, and as root who has the command and still cannot make them, ``Network`` raises: the test must fail.
     """
-    return None if os.geteuid() == 0 else "network namespaces need root"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None and not os.environ.get("CI"):
+        return "network namespaces need iproute2; on Debian: apt-get install iproute2"
+    return None
 
 
 class HostProcess(LogProcess):
