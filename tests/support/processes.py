@@ -23,11 +23,16 @@ T = TypeVar("T")
 
 
 def eventually(get: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
-    """Call ``get`` until it returns something true, and return that. Fails the test after ``timeout_s``."""
+    """Call ``get`` until it returns something true, and return that. Fails the test after ``timeout_s``.
+
+    The longer it takes the less often it looks, because looking costs the processes under test their time.
+    """
     deadline = time.monotonic() + timeout_s
+    pause_s = 0.01
     while not (value := get()):
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
-        time.sleep(0.01)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.1, 0.05)
     return value
 
 
