@@ -53,6 +53,14 @@ METRICS: Final = (
     ),
     Metric("dispatch_waiting_tasks", "gauge", SERVICE, "pending tasks that wait for others"),
     Metric("dispatch_leases_overdue", "gauge", SERVICE, "leases that have run out and are about to be taken back"),
+    Metric("dispatch_database_bytes", "gauge", SERVICE, "size of the database, pages that are free again included"),
+    Metric(
+        "dispatch_removed_total",
+        "counter",
+        SERVICE,
+        "rows that were kept long enough: events, log_messages, tasks and so on",
+        ("kind",),
+    ),
     Metric(
         "dispatch_pickup_seconds",
         "histogram",

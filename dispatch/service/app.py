@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
+from dispatch.core.retention import Retention
 from dispatch.service import tenants
 from dispatch.service.audience import Audience
 from dispatch.service.caller import authenticate, read_headers
@@ -20,6 +21,7 @@ from dispatch.service.handlers import Context
 from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.protocols import into_the_void
 from dispatch.service.rest import RestFace
+from dispatch.service.sweep import Sweep
 from dispatch.service.tools.registry import LocalToolbox
 
 if TYPE_CHECKING:
@@ -55,10 +57,12 @@ def create_app(
     regrant_delay_ms: int = 15_000,
     origins: frozenset[str] = frozenset(),
     toolbox: Toolbox | None = None,
+    retention: Retention | None = None,
 ) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases.
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases, and the sweep.
 
     ``origins`` are the web sites whose pages may call it, where there are keys.
+    ``retention`` says how long what is kept; without it everything is, for ever.
     ``toolbox`` stands in for the tools on the store, which REST and MCP show.
     """
     toolbox = toolbox or LocalToolbox(store, lock_ms=lock_ms)
@@ -71,16 +75,19 @@ def create_app(
     mcp = McpFace(toolbox, caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
     audience = Audience(store, feed)
+    sweep = Sweep(store, retention or Retention())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
         audience.start()
+        sweep.start()
         try:
             yield
         finally:
             await mcp.close()
+            await sweep.close()
             await audience.close()
             await expiry.close()
 
