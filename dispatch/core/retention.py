@@ -17,7 +17,7 @@ TASKS: Final = "tasks"
 KINDS: Final = (IDEMPOTENCY_KEYS, DELIVERIES, EVENTS, LOG_MESSAGES, HISTORY, TASKS)
 """What is removed, in this order: what is small and old first, whole tasks last."""
 
-DUTY: Final = 0.1
+DUTY: Final = 0.2
 """The part of the time that removing may take of the one writer."""
 PAUSE_MIN_S: Final = 0.02
 PAUSE_MAX_S: Final = 5.0

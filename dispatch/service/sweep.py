@@ -1,7 +1,7 @@
 """Removes what is kept no longer, a little at a time, for as long as the service runs.
 
 Every step is one of the writer's jobs, and the writer is left to others for
-nine times as long as the step took. Of several services on one database one
+four times as long as the step took. Of several services on one database one
 sweeps at a time; if it dies, another does.
 """
 
