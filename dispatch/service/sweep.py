@@ -64,7 +64,7 @@ class Sweep:
             except OverloadedError:
                 pass  # the store has logged it; what is left is old tomorrow too
             except Exception:  # noqa: BLE001 - a mistake here must not fill the disk for good, nor end the service
-                _log.exception("sweep_failed")
+                _log.exception("removal_failed")
 
     async def go_through(self) -> Counter[str] | None:
         """Remove everything that is old now; return how many of each kind, None if it is another service's turn."""

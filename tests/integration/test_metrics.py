@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tests.support.stack import Stack
 
+NOT_YET = {"dispatch_deliveries_total", "dispatch_removed_total"}
+"""Counters with labels, of what does not happen in this test."""
+
 
 def scrape(port: int) -> dict[str, float]:
     """Return what a process shows: name with labels -> value."""
@@ -46,6 +49,7 @@ def test_a_fleet_can_be_watched(make_stack: Callable[..., Stack]) -> None:
     assert service["dispatch_pickup_seconds_count"] == 3
     assert (service['dispatch_tasks{status="completed"}'], service['dispatch_tasks{status="todo"}']) == (2, 3)
     assert service['dispatch_queue_age_seconds{channel="nobody"}'] >= 0
+    assert service["dispatch_database_bytes"] > 100_000
     assert (service["dispatch_waiting_tasks"], service["dispatch_leases_overdue"]) == (1, 0)
     eventually(lambda: scrape(ports["ingress"])["dispatch_graph_waiting_tasks"] == 1, 5, "the waiting task")
     ingress = scrape(ports["ingress"])
@@ -55,7 +59,7 @@ def test_a_fleet_can_be_watched(make_stack: Callable[..., Stack]) -> None:
     seen = {name.partition("{")[0] for found in (worker, service, ingress) for name in found}
     for one in METRICS:
         lines = {one.name + "_count"} if one.kind == "histogram" else {one.name}
-        assert lines <= seen or one.name == "dispatch_deliveries_total", one.name
+        assert lines <= seen or one.name in NOT_YET, one.name
     stack.processes[-1].stop()
     assert not list((stack.directory / "data" / "metrics").iterdir())
     assert not listening_ports([ports["worker"]])
