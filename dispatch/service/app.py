@@ -20,8 +20,8 @@ from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
 from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.protocols import into_the_void
+from dispatch.service.pruner import Pruner
 from dispatch.service.rest import RestFace
-from dispatch.service.sweep import Sweep
 from dispatch.service.tools.registry import LocalToolbox
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def create_app(
     toolbox: Toolbox | None = None,
     retention: Retention | None = None,
 ) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases, and the sweep.
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases, and the pruner.
 
     ``origins`` are the web sites whose pages may call it, where there are keys.
     ``retention`` says how long what is kept; without it everything is, for ever.
@@ -75,19 +75,19 @@ def create_app(
     mcp = McpFace(toolbox, caller_of, calls)
     expiry = Expiry(store, regrant_delay_ms)
     audience = Audience(store, feed)
-    sweep = Sweep(store, retention or Retention())
+    pruner = Pruner(store, retention or Retention())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
         audience.start()
-        sweep.start()
+        pruner.start()
         try:
             yield
         finally:
             await mcp.close()
-            await sweep.close()
+            await pruner.close()
             await audience.close()
             await expiry.close()
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
 from dispatch.log import get_logger
-from dispatch.service import history, listeners, strict, sweeps, wire
+from dispatch.service import history, listeners, pruning, strict, wire
 from dispatch.service.access import Access
 from dispatch.service.caller import actor_of, authenticate, is_still_good, read_headers, refuse_socket
 from dispatch.service.fields import NAME_CHARS_MAX
@@ -315,7 +315,7 @@ class _Connection:
             cursor = self._cursor
             try:
                 gap, events = await self._store.read(
-                    lambda tx: (sweeps.gap(tx), history.page(tx, cursor, newest, _PAGE))  # noqa: B023
+                    lambda tx: (pruning.gap(tx), history.page(tx, cursor, newest, _PAGE))  # noqa: B023
                 )
             except OverloadedError:
                 await asyncio.sleep(_RETRY_S)

@@ -21,8 +21,9 @@ from sqlalchemy import and_, bindparam, delete, exists, or_, select, tuple_, uni
 
 from dispatch.core import retention as kinds
 from dispatch.core.retention import going
-from dispatch.service import sweeps
+from dispatch.service import pruning
 from dispatch.service.deliveries import WAITING
+from dispatch.service.pruning import ROWS_MAX, Step
 from dispatch.service.schema import (
     deliveries,
     events,
@@ -33,7 +34,6 @@ from dispatch.service.schema import (
     task_needs,
     tasks,
 )
-from dispatch.service.sweeps import ROWS_MAX, Step
 from dispatch.service.walks import IDS
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ DROP_UUIDS: Final = delete(idempotency_keys).where(
 
 def step(tx: Tx, before_ms: int) -> Step:
     """Remove some tasks that ended before then, or, of tasks with very many rows, some of these first."""
-    at, number = sweeps.cursor(tx, kinds.TASKS)
+    at, number = pruning.cursor(tx, kinds.TASKS)
     # At the beginning, and after the oldest one, it goes on with the newest.
     values = {"p_before": before_ms, "p_at": at or before_ms, "p_number": number}
     window = tx.all(NEXT_OLD, values)
     if not window:
-        sweeps.advance(tx, kinds.TASKS, 0, 0)
+        pruning.advance(tx, kinds.TASKS, 0, 0)
         return Step(0, more=False)
     chosen = _going(tx, [row.id for row in window], before_ms)
     if chosen and not _empty(tx, chosen):
@@ -114,12 +114,12 @@ def step(tx: Tx, before_ms: int) -> Step:
         tx.run(DROP_UUIDS, {"p_scopes": scopes, "p_uuids": [row.uuid for row in gone]})
         for statement in DROPS:
             tx.run(statement, {"p_ids": chosen})
-    sweeps.advance(tx, kinds.TASKS, window[-1].completed_at, window[-1].id)
+    pruning.advance(tx, kinds.TASKS, window[-1].completed_at, window[-1].id)
     return Step(len(chosen), more=True)
 
 
 def _going(tx: Tx, ids: Sequence[int], before_ms: int) -> list[int]:
-    _, newest, _ = sweeps.newest_event(tx)
+    _, newest, _ = pruning.newest_event(tx)
     free = [row.id for row in tx.all(FREE, {"p_ids": ids, "p_newest": newest, "p_before": before_ms})]
     needers: dict[int, list[Any]] = {}
     for task, needer in tx.all(NEEDERS, {"p_ids": ids}):
@@ -130,7 +130,7 @@ def _going(tx: Tx, ids: Sequence[int], before_ms: int) -> list[int]:
 def _empty(tx: Tx, ids: Sequence[int]) -> bool:
     """Remove events and messages of the tasks; say whether none are left."""
     seqs = [row.seq for row in tx.all(EVENTS_OF, {"p_ids": ids})]
-    sweeps.forget_events(tx, seqs)
+    pruning.forget_events(tx, seqs)
     if len(seqs) == ROWS_MAX:
         return False
     found = [row.id for row in tx.all(MESSAGES_OF, {"p_ids": ids})]

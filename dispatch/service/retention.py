@@ -2,7 +2,7 @@
 
 Every step is one transaction on a ``Tx`` and removes what is older than
 ``before_ms``. What a step looks at is bounded as well as what it removes: it
-goes along an index from where the last one stopped (``sweeps``).
+goes along an index from where the last one stopped (``pruning``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, delete, select, text, tuple_
 
 from dispatch.core import retention as kinds
-from dispatch.service import deliveries, removal, sweeps
+from dispatch.service import deliveries, pruning, removal
+from dispatch.service.pruning import ROWS_MAX, Step
 from dispatch.service.schema import AGING, events, idempotency_keys, messages, tasks
 from dispatch.service.schema import deliveries as delivery_rows
-from dispatch.service.sweeps import ROWS_MAX, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,14 +92,14 @@ def _deliveries(tx: Tx, before_ms: int) -> Step:
 
 def _events(tx: Tx, before_ms: int) -> Step:
     """Remove events that only tell of a message; the others are the history of their tasks."""
-    _, after = sweeps.cursor(tx, kinds.EVENTS)
-    newest, _, _ = sweeps.newest_event(tx)
+    _, after = pruning.cursor(tx, kinds.EVENTS)
+    newest, _, _ = pruning.newest_event(tx)
     rows = tx.all(NEXT_EVENTS, {"p_after": after})
     old = list(takewhile(lambda row: row.created_at < before_ms and row.seq < newest, rows))
     echoes = [row.seq for row in old if row.message_id is not None]
-    sweeps.forget_events(tx, echoes)
+    pruning.forget_events(tx, echoes)
     if old:
-        sweeps.advance(tx, kinds.EVENTS, tx.now_ms, old[-1].seq)
+        pruning.advance(tx, kinds.EVENTS, tx.now_ms, old[-1].seq)
     return Step(len(echoes), len(old) == ROWS_MAX)
 
 
@@ -108,7 +108,7 @@ def _ended(tx: Tx, kind: str, before_ms: int) -> Sequence[Any]:
 
     Each end passes here once. A task that was reopened comes again when it ends again.
     """
-    at, number = sweeps.cursor(tx, kind)
+    at, number = pruning.cursor(tx, kind)
     return tx.all(NEXT_ENDED, {"p_before": before_ms, "p_at": at, "p_number": number})
 
 
@@ -118,10 +118,10 @@ def _log_messages(tx: Tx, before_ms: int) -> Step:
         return Step(0, more=False)
     found = {row.id for row in tx.all(LOGS_OF, {"p_ids": [row.id for row in ended]})}
     if len(found) < ROWS_MAX:
-        sweeps.advance(tx, kinds.LOG_MESSAGES, ended[-1].completed_at, ended[-1].id)
-    gone = sorted(found - {sweeps.newest_event(tx)[2]})
+        pruning.advance(tx, kinds.LOG_MESSAGES, ended[-1].completed_at, ended[-1].id)
+    gone = sorted(found - {pruning.newest_event(tx)[2]})
     if gone:
-        sweeps.forget_events(tx, [row.seq for row in tx.all(EVENTS_OF_MESSAGES, {"p_ids": gone})])
+        pruning.forget_events(tx, [row.seq for row in tx.all(EVENTS_OF_MESSAGES, {"p_ids": gone})])
         tx.run(_DROP_MESSAGES, {"p_ids": gone})
     return Step(len(gone), more=True)
 
@@ -130,12 +130,12 @@ def _history(tx: Tx, before_ms: int) -> Step:
     ended = _ended(tx, kinds.HISTORY, before_ms)
     if not ended:
         return Step(0, more=False)
-    newest, _, _ = sweeps.newest_event(tx)
+    newest, _, _ = pruning.newest_event(tx)
     values = {"p_ids": [row.id for row in ended], "p_newest": newest, "p_before": before_ms}
     gone = [row.seq for row in tx.all(HISTORY_OF, values)]
     if len(gone) < ROWS_MAX:
-        sweeps.advance(tx, kinds.HISTORY, ended[-1].completed_at, ended[-1].id)
-    sweeps.forget_events(tx, gone)
+        pruning.advance(tx, kinds.HISTORY, ended[-1].completed_at, ended[-1].id)
+    pruning.forget_events(tx, gone)
     return Step(len(gone), more=True)
 
 

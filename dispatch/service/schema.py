@@ -261,8 +261,8 @@ deliveries: Final = Table(
     Index(None, "task_id"),
 )
 
-sweeps: Final = Table(
-    "sweeps",
+pruning: Final = Table(
+    "pruning",
     metadata,
     Column("name", String(32), primary_key=True, comment="a kind of rows that are removed; turn; gap"),
     _time("at", nullable=False),

@@ -1,4 +1,4 @@
-"""The task service with years of ended tasks: its start, and what claims take before, during and after the sweep.
+"""The task service with years of ended tasks: its start, and what claims take before, during and after the pruner.
 
 Run it by itself, it takes a quarter of an hour: ``python -m tests.bench.retention sqlite 200000``. Each task has ten
 events and two or three log messages of a kilobyte.
@@ -136,7 +136,7 @@ def measure(engine: str, count: int) -> None:
             began = time.monotonic()
             while not (done := service.process.find("old_rows_removed")):
                 print(f"during: {shown(claims(service.url, 20))} {counts(engine, url)}", flush=True)
-            print(f"swept in {time.monotonic() - began:.0f} s: {done[0]['removed']}", flush=True)
+            print(f"pruned in {time.monotonic() - began:.0f} s: {done[0]['removed']}", flush=True)
             print(f"after: {shown(claims(service.url, 20))}", flush=True)
         if engine == "sqlite":
             print({path.name: path.stat().st_size >> 20 for path in directory.iterdir()}, flush=True)

@@ -24,15 +24,15 @@ from dispatch.service import (
     leases,
     messages,
     moves,
+    pruning,
     seals,
-    sweeps,
     tasks,
 )
 from dispatch.service.deliveries import Outcome, Range
+from dispatch.service.pruner import EVERY_S, Pruner
+from dispatch.service.pruning import ROWS_MAX
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.schema import metadata
-from dispatch.service.sweep import EVERY_S, Sweep
-from dispatch.service.sweeps import ROWS_MAX
 from dispatch.settings import Service
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class Bench:
         self.store = store
         self.clock = clock
 
-    async def sweep(self, retention: Retention) -> dict[str, int]:
+    async def prune(self, retention: Retention) -> dict[str, int]:
         """Remove what is old; return how many of each kind. The turn of the service that did so before is over."""
         self.clock.step(EVERY_S)
-        return dict(await Sweep(self.store, retention).go_through() or {})
+        return dict(await Pruner(self.store, retention).go_through() or {})
 
     async def write(self, work: Any, *args: Any, **options: Any) -> Any:
         """Run a use case as one transaction."""
@@ -101,7 +101,7 @@ class Bench:
 
     async def counts(self) -> dict[str, int]:
         """Return how many rows each table has, of those that hold what belongs to tasks."""
-        names = [name for name in metadata.tables if name not in ("organizations", "projects", "sweeps")]
+        names = [name for name in metadata.tables if name not in ("organizations", "projects", "pruning")]
         counted = {name: select(func.count()).select_from(metadata.tables[name]) for name in names}
         return await self.store.read(lambda tx: {name: tx.one(query)[0] for name, query in counted.items()})
 
@@ -135,12 +135,12 @@ async def test_by_default_only_what_nobody_misses_goes(bench: Bench) -> None:
     await bench.end(ended)
     bench.clock.step(3650 * DAY_S)
     await bench.say(ended, "afterwards")
-    assert await bench.sweep(Service().retention) == {"events": 6, "log_messages": 1}
+    assert await bench.prune(Service().retention) == {"events": 6, "log_messages": 1}
     assert await bench.texts(ended) == ["note", "message", "afterwards"]
     assert await bench.texts(running) == ["log", "note", "message"]
     assert await bench.told(ended) == ["task.created", "task.cancelled", "task.message"]
     assert await bench.told(running) == ["task.created"]
-    assert await bench.sweep(Service().retention) == {}
+    assert await bench.prune(Service().retention) == {}
 
 
 async def test_what_is_kept_for_ever_is(bench: Bench) -> None:
@@ -150,25 +150,25 @@ async def test_what_is_kept_for_ever_is(bench: Bench) -> None:
     await bench.end(ident)
     bench.clock.step(3650 * DAY_S)
     before = await bench.counts()
-    assert await bench.sweep(Retention()) == {}
+    assert await bench.prune(Retention()) == {}
     assert await bench.counts() == before
 
 
-async def test_a_task_that_ends_again_is_swept_again(bench: Bench) -> None:
+async def test_a_task_that_ends_again_is_pruned_again(bench: Bench) -> None:
     """The logs of a reopened task go when its second end is old, not before."""
     keep = Retention(log_messages_s=DAY_S)
     ident = await bench.new()
     await bench.say(ident, "first")
     await bench.end(ident)
     bench.clock.step(2 * DAY_S)
-    assert await bench.sweep(keep) == {"log_messages": 1}
+    assert await bench.prune(keep) == {"log_messages": 1}
     await bench.write(moves.reopen, Ref(ident), EVE)
     await bench.say(ident, "second")
     bench.clock.step(2 * DAY_S)
-    assert await bench.sweep(keep) == {}
+    assert await bench.prune(keep) == {}
     await bench.end(ident)
     bench.clock.step(2 * DAY_S)
-    assert await bench.sweep(keep) == {"log_messages": 1}
+    assert await bench.prune(keep) == {"log_messages": 1}
     assert await bench.texts(ident) == []
 
 
@@ -180,13 +180,13 @@ async def test_the_numbers_of_events_go_on(bench: Bench) -> None:
     await bench.say(ident, "y")
     newest = bench.store.bus.last_seq
     bench.clock.step(3650 * DAY_S)
-    await bench.sweep(ALL)
+    await bench.prune(ALL)
     assert await bench.left(ident) == {ident}
     assert await bench.told(ident) == ["task.message"]
     other = await bench.new()
     seqs = await bench.store.read(lambda tx: [line.seq for line in history.of_task(tx, other)])
     assert seqs == [newest + 1]
-    await bench.sweep(ALL)
+    await bench.prune(ALL)
     assert await bench.left(ident, other) == {other}
 
 
@@ -195,17 +195,17 @@ async def test_the_gap_is_noted_with_the_removal(bench: Bench) -> None:
     first = await bench.new()
     await bench.say(first, "x")
     second = bench.store.bus.last_seq
-    assert await bench.store.read(sweeps.gap) == 0
+    assert await bench.store.read(pruning.gap) == 0
     bench.clock.step(2 * DAY_S)
     await bench.say(await bench.new(), "y")
-    await bench.sweep(ALL)
-    assert await bench.store.read(sweeps.gap) == second
+    await bench.prune(ALL)
+    assert await bench.store.read(pruning.gap) == second
     await bench.end(first)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    await bench.sweep(replace(ALL, events_s=0))
+    await bench.prune(replace(ALL, events_s=0))
     assert await bench.left(first) == set()
-    assert await bench.store.read(sweeps.gap) == bench.store.bus.last_seq - 1
+    assert await bench.store.read(pruning.gap) == bench.store.bus.last_seq - 1
 
 
 async def test_history_goes_after_the_end_of_the_task(bench: Bench) -> None:
@@ -214,7 +214,7 @@ async def test_history_goes_after_the_end_of_the_task(bench: Bench) -> None:
     await bench.end(ended)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    assert await bench.sweep(Retention(history_s=DAY_S)) == {"history": 2}
+    assert await bench.prune(Retention(history_s=DAY_S)) == {"history": 2}
     assert (await bench.told(ended), await bench.told(open_one)) == ([], ["task.created"])
     assert (await bench.row(ended)).status == "cancelled"
 
@@ -230,8 +230,8 @@ async def test_deliveries_that_wait_are_kept(bench: Bench) -> None:
         await bench.write(deliveries.report, row.id, where, token=row.token, outcome=outcome)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    assert await bench.sweep(Retention(deliveries_s=DAY_S)) == {"deliveries": 3}
-    await bench.sweep(ALL)
+    assert await bench.prune(Retention(deliveries_s=DAY_S)) == {"deliveries": 3}
+    await bench.prune(ALL)
     (kept,) = await bench.left(*ids)
     assert [(row.task_id, row.state) for row in await bench.store.read(lambda tx: deliveries.find(tx, where))] == [
         (kept, "waiting")
@@ -257,8 +257,8 @@ async def test_everything_of_a_task_goes_with_it(bench: Bench) -> None:
     await bench.write(deliveries.report, delivery.id, where, token=1, outcome=Outcome("delivered"))
     bench.clock.step(2 * DAY_S)
     last = await bench.new()
-    swept = await bench.sweep(Retention(tasks_s=DAY_S, idempotency_keys_s=DAY_S))
-    assert swept == {"tasks": 2, "idempotency_keys": 1}
+    pruned = await bench.prune(Retention(tasks_s=DAY_S, idempotency_keys_s=DAY_S))
+    assert pruned == {"tasks": 2, "idempotency_keys": 1}
     left = await bench.counts()
     assert left == {**before, "tasks": before["tasks"] + 1, "events": before["events"] + 1}
     with pytest.raises(NotFoundError):
@@ -283,17 +283,17 @@ async def test_what_is_needed_stays(bench: Bench) -> None:
     await bench.end(child)
     await bench.write(changes.update, Ref(spoken_of), EVE, {}, note="still of interest", meta_bytes_max=0)
     everything = (needed, waits, parent, child, open_parent, early, free, spoken_of)
-    assert await bench.sweep(ALL) != {}
+    assert await bench.prune(ALL) != {}
     assert await bench.left(*everything) == {*everything} - {free}
     await bench.end(waits, open_parent)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    await bench.sweep(ALL)
+    await bench.prune(ALL)
     assert await bench.left(*everything) == set()
 
 
 async def test_a_long_chain_and_a_circle_go_at_once(bench: Bench) -> None:
-    """What depends on others goes with them in one sweep, over many steps, and so does what depends on each other."""
+    """What depends on others goes with them in one go, over many steps, and so does what depends on each other."""
     chain = [await bench.new()]
     for _ in range(45):
         chain.append(await bench.new((chain[-1],)))
@@ -302,7 +302,7 @@ async def test_a_long_chain_and_a_circle_go_at_once(bench: Bench) -> None:
     await bench.end(*chain, circle, circle_2)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    assert (await bench.sweep(ALL))["tasks"] == 48
+    assert (await bench.prune(ALL))["tasks"] == 48
 
 
 async def test_the_register_of_sealed_messages_outlives_the_task(bench: Bench) -> None:
@@ -322,7 +322,7 @@ async def test_the_register_of_sealed_messages_outlives_the_task(bench: Bench) -
     await bench.write(deliveries.report, row.id, Range(), token=row.token, outcome=Outcome("empty"))
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    assert (await bench.sweep(ALL))["tasks"] == 1
+    assert (await bench.prune(ALL))["tasks"] == 1
     with pytest.raises(ReusedSealError) as refused:
         await run()
     assert "first_id" not in refused.value.facts
@@ -333,7 +333,7 @@ async def test_a_repeated_request_is_known_for_a_time(bench: Bench) -> None:
     plan = creation.Plan(tasks.NewTask("t", uuid=str(uuid.uuid4())), key="k")
     await bench.write(creation.create, PROJECT, BOT, "bot", plan)
     bench.clock.step(2 * DAY_S)
-    assert await bench.sweep(Retention(idempotency_keys_s=DAY_S)) == {"idempotency_keys": 1}
+    assert await bench.prune(Retention(idempotency_keys_s=DAY_S)) == {"idempotency_keys": 1}
     assert (await bench.write(creation.create, PROJECT, BOT, "bot", replace(plan, key=None)))[1] is False
     with pytest.raises(ConflictError):
         await bench.write(creation.create, PROJECT, BOT, "bot", replace(plan, task=replace(plan.task, title="u")))
@@ -348,7 +348,7 @@ async def test_a_repeated_request_whose_answer_is_gone_is_not_done_again(bench: 
     await bench.end(row.id, other.id)
     bench.clock.step(2 * DAY_S)
     await bench.new()
-    assert (await bench.sweep(Retention(tasks_s=DAY_S)))["tasks"] == 2
+    assert (await bench.prune(Retention(tasks_s=DAY_S)))["tasks"] == 2
     before = await bench.counts()
     for work in (
         lambda tx: creation.create(tx, PROJECT, BOT, "bot", plan),
@@ -361,11 +361,11 @@ async def test_a_repeated_request_whose_answer_is_gone_is_not_done_again(bench: 
 
 async def test_one_service_at_a_time(bench: Bench) -> None:
     """While one service has its turn another does not remove; when it has died, the other does."""
-    take = sweeps.take_turn
+    take = pruning.take_turn
     assert await bench.write(take, "one", for_ms=60_000)
     assert not await bench.write(take, "two", for_ms=60_000)
     if bench.store.is_shared:
-        assert await Sweep(bench.store, ALL).go_through() is None
+        assert await Pruner(bench.store, ALL).go_through() is None
     bench.clock.step(30)
     assert await bench.write(take, "one", for_ms=60_000)
     bench.clock.step(59)
@@ -375,8 +375,8 @@ async def test_one_service_at_a_time(bench: Bench) -> None:
     assert not await bench.write(take, "one", for_ms=60_000)
 
 
-async def test_every_statement_of_the_sweep_goes_by_an_index(bench: Bench) -> None:
-    """What the sweep runs reads no table from its beginning, however many rows that has."""
+async def test_every_statement_of_the_pruner_goes_by_an_index(bench: Bench) -> None:
+    """What the pruner runs reads no table from its beginning, however many rows that has."""
     parent = await bench.new(payload=WITH_URL)
     child = await bench.new((parent,), parent_id=parent)
     for ident in (child, parent):
@@ -391,14 +391,14 @@ async def test_every_statement_of_the_sweep_goes_by_an_index(bench: Bench) -> No
     ran: list[tuple[str, Any]] = []
     engine = bench.store._engine  # type: ignore[attr-defined]
     event.listen(engine, "before_cursor_execute", lambda _c, _k, text, values, _x, _m: ran.append((text, values)))
-    swept = await bench.sweep(ALL)
-    assert set(swept) == set(KINDS)
+    pruned = await bench.prune(ALL)
+    assert set(pruned) == set(KINDS)
     plans = await bench.store.read(lambda tx: _plans(tx, ran.copy(), is_postgres=bench.store.is_shared))
     assert len(plans) > 20
     # The newest event is read from the end of its table, which is one row.
     plans = {text: plan for text, plan in plans.items() if "ORDER BY events.seq DESC" not in text}
     scanned = {
-        text: plan for text, plan in plans.items() if re.search(r"SCAN|Seq Scan", re.sub(r"\S* ?sweeps", "", plan))
+        text: plan for text, plan in plans.items() if re.search(r"SCAN|Seq Scan", re.sub(r"\S* ?pruning", "", plan))
     }
     assert not scanned
 

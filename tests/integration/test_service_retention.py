@@ -17,8 +17,8 @@ from dispatch.ats.feed import Connected, Feed
 from dispatch.ats.model import Actor, Event
 from dispatch.core.retention import KINDS, Retention
 from dispatch.service.clock import Clock
+from dispatch.service.pruner import Pruner
 from dispatch.service.sqlite import SqliteStore
-from dispatch.service.sweep import Sweep
 from tests.support.processes import eventually
 from tests.support.service import ServiceProcess
 
@@ -52,12 +52,12 @@ def service(tmp_path: Path) -> Iterator[ServiceProcess]:
         service.stop()
 
 
-def _sweep(directory: Path) -> None:
+def _prune(directory: Path) -> None:
     async def run() -> None:
         store = SqliteStore(directory / "tasks.db", Clock())
         await store.start()
         try:
-            await Sweep(store, ALL).go_through()
+            await Pruner(store, ALL).go_through()
         finally:
             await store.close()
 
@@ -79,7 +79,7 @@ def test_a_subscriber_that_was_away_too_long_is_told(service: ServiceProcess) ->
 
     Our own feed goes on, and its reader lists anew as after every connection.
     """
-    _sweep(service.directory)
+    _prune(service.directory)
     service.start()
     frames = _frames(service.url, 1)
     assert [frame["type"] for frame in frames] == ["connected", "subscribed", "gap", "task.cancelled", "task.created"]
@@ -109,7 +109,7 @@ def test_a_running_service_removes_by_itself(service: ServiceProcess) -> None:
     """Soon after its start it says how many of what it removed, without what is kept for ever; numbers go on."""
     service._settings |= {"DISPATCH_TASKS_KEEP_S": "86400", "DISPATCH_EVENTS_KEEP_S": "0"}
     service.start()
-    eventually(lambda: service.process.find("old_rows_removed"), 30, "the sweep")
+    eventually(lambda: service.process.find("old_rows_removed"), 30, "the pruner")
     (line,) = service.process.find("old_rows_removed")
     assert line["removed"] == {"log_messages": 5, "tasks": 1}
     client = service.client()

@@ -14,7 +14,7 @@ GRAPH = st.dictionaries(st.integers(0, 12), st.sets(st.integers(0, 15), max_size
 
 
 def test_zero_is_for_ever() -> None:
-    """A kind with 0 has no limit; the others have one in the past, in the order in which they are swept."""
+    """A kind with 0 has no limit; the others have one in the past, in the order in which they are pruned."""
     assert list(Retention().limits(10_000)) == []
     assert list(Retention(tasks_s=2, events_s=1.5).limits(10_000)) == [("events", 8_500), ("tasks", 8_000)]
     assert {field.name for field in fields(Retention)} == {f"{kind}_s" for kind in KINDS}

@@ -22,12 +22,12 @@ _TO_TASK = "fk_sealed_messages_task_id_tasks"
 def upgrade() -> None:
     """Add the table and the indexes, and free the register from the tasks."""
     op.create_table(
-        "sweeps",
+        "pruning",
         sa.Column("name", sa.String(length=32), nullable=False, comment="a kind of rows that are removed; turn; gap"),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("number", _ID, nullable=False),
         sa.Column("by", sa.String(length=64), nullable=True, comment="the process of the service whose turn it is"),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_sweeps")),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_pruning")),
     )
     for name, table, columns, where in _INDEXES:
         op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
@@ -42,4 +42,4 @@ def downgrade() -> None:
         batch.create_foreign_key(_TO_TASK, "tasks", ["task_id"], ["id"])
     for name, table, _, _ in reversed(_INDEXES):
         op.drop_index(name, table_name=table)
-    op.drop_table("sweeps")
+    op.drop_table("pruning")

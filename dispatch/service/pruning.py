@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
-from dispatch.service.schema import events, sweeps
+from dispatch.service.schema import events, pruning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,13 +23,13 @@ ROWS_MAX: Final = 500
 
 _TURN: Final = "turn"
 _GAP: Final = "gap"
-_FIND: Final = select(sweeps.c.at, sweeps.c.number, sweeps.c.by).where(sweeps.c.name == bindparam("p_name"))
+_FIND: Final = select(pruning.c.at, pruning.c.number, pruning.c.by).where(pruning.c.name == bindparam("p_name"))
 _SET: Final = (
-    update(sweeps)
-    .where(sweeps.c.name == bindparam("p_name"))
+    update(pruning)
+    .where(pruning.c.name == bindparam("p_name"))
     .values(at=bindparam("p_at"), number=bindparam("p_number"), by=bindparam("p_by"))
 )
-_ADD: Final = insert(sweeps)
+_ADD: Final = insert(pruning)
 _NEWEST: Final = select(events.c.seq, events.c.task_id, events.c.message_id).order_by(events.c.seq.desc()).limit(1)
 _FORGET: Final = delete(events).where(events.c.seq.in_(bindparam("p_seqs", expanding=True)))
 
