@@ -46,7 +46,11 @@ NEXT_ENDED: Final = (
 )
 LOGS_OF: Final = (
     select(messages.c.id)
-    .where(messages.c.task_id.in_(bindparam("p_ids", expanding=True)), messages.c.kind == LOG)
+    .where(
+        messages.c.task_id.in_(bindparam("p_ids", expanding=True)),
+        messages.c.kind == LOG,
+        messages.c.created_at < bindparam("p_before"),
+    )
     .limit(ROWS_MAX)
 )
 EVENTS_OF_MESSAGES: Final = select(events.c.seq).where(events.c.message_id.in_(bindparam("p_ids", expanding=True)))
@@ -116,7 +120,8 @@ def _log_messages(tx: Tx, before_ms: int) -> Step:
     ended = _ended(tx, kinds.LOG_MESSAGES, before_ms)
     if not ended:
         return Step(0, more=False)
-    found = {row.id for row in tx.all(LOGS_OF, {"p_ids": [row.id for row in ended]})}
+    values = {"p_ids": [row.id for row in ended], "p_before": before_ms}
+    found = {row.id for row in tx.all(LOGS_OF, values)}
     if len(found) < ROWS_MAX:
         pruning.advance(tx, kinds.LOG_MESSAGES, ended[-1].completed_at, ended[-1].id)
     gone = sorted(found - {pruning.newest_event(tx)[2]})

@@ -22,6 +22,7 @@ from dispatch.service import (
     dependencies,
     history,
     leases,
+    measures,
     messages,
     moves,
     pruning,
@@ -141,6 +142,12 @@ async def test_by_default_only_what_nobody_misses_goes(bench: Bench) -> None:
     assert await bench.told(ended) == ["task.created", "task.cancelled", "task.message"]
     assert await bench.told(running) == ["task.created"]
     assert await bench.prune(Service().retention) == {}
+
+
+async def test_the_size_of_the_database_is_known(bench: Bench) -> None:
+    """The gauge shows some bytes on every database."""
+    size = await bench.store.read(lambda tx: tx.one(select(measures.database_bytes()))[0])
+    assert size > 100_000
 
 
 async def test_what_is_kept_for_ever_is(bench: Bench) -> None:
