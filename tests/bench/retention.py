@@ -120,8 +120,9 @@ def place(engine: str) -> Iterator[tuple[Path, str]]:
         yield Path(directory), stack.enter_context(server.database())
 
 
-def measure(engine: str, count: int) -> None:
+def measure(engine: str, count: int, *, keeps_tasks: bool) -> None:
     """Measure and say it."""
+    short = {**SHORT, "DISPATCH_TASKS_KEEP_S": "0"} if keeps_tasks else SHORT
     with place(engine) as (directory, url):
         with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **NEVER):
             pass
@@ -132,7 +133,7 @@ def measure(engine: str, count: int) -> None:
         with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **NEVER) as service:
             print(f"start {time.monotonic() - began:.2f} s", flush=True)
             print(f"before: {shown(claims(service.url, 20))}", flush=True)
-        with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **SHORT) as service:
+        with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **short) as service:
             began = time.monotonic()
             while not (done := service.process.find("old_rows_removed")):
                 print(f"during: {shown(claims(service.url, 20))} {counts(engine, url)}", flush=True)
@@ -158,5 +159,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", choices=sorted(_SERIES))
     parser.add_argument("tasks", type=int)
+    parser.add_argument("--keep-tasks", action="store_true", help="remove only what belongs to them")
     given = parser.parse_args()
-    measure(given.engine, given.tasks)
+    measure(given.engine, given.tasks, keeps_tasks=given.keep_tasks)
