@@ -123,7 +123,9 @@ def place(engine: str) -> Iterator[tuple[Path, str]]:
 def measure(engine: str, count: int, *, keeps_tasks: bool) -> None:
     """Measure and say it."""
     short = {**SHORT, "DISPATCH_TASKS_KEEP_S": "0"} if keeps_tasks else SHORT
-    with place(engine) as (directory, url):
+    with place(engine) as (directory, url), place(engine) as (other, other_url), contextlib.ExitStack() as stack:
+        # On a machine that does other things too, only what is measured at the same time can be compared.
+        control = stack.enter_context(ServiceProcess(other, DISPATCH_DATABASE_URL=other_url, **NEVER))
         with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **NEVER):
             pass
         began = time.monotonic()
@@ -135,9 +137,14 @@ def measure(engine: str, count: int, *, keeps_tasks: bool) -> None:
             print(f"before: {shown(claims(service.url, 20))}", flush=True)
         with ServiceProcess(directory, DISPATCH_DATABASE_URL=url, **short) as service:
             began = time.monotonic()
+            during, beside = [], []
             while not (done := service.process.find("old_rows_removed")):
-                print(f"during: {shown(claims(service.url, 20))} {counts(engine, url)}", flush=True)
+                during += claims(service.url, 10)
+                beside += claims(control.url, 10)
+                print(f"left: {counts(engine, url)}", flush=True)
             print(f"pruned in {time.monotonic() - began:.0f} s: {done[0]['removed']}", flush=True)
+            print(f"during: {shown(during)}", flush=True)
+            print(f"beside, where nothing is removed: {shown(beside)}", flush=True)
             print(f"after: {shown(claims(service.url, 20))}", flush=True)
         if engine == "sqlite":
             print({path.name: path.stat().st_size >> 20 for path in directory.iterdir()}, flush=True)
