@@ -2,7 +2,7 @@
 
 The functions are part of the transaction of the request itself. A key is kept
 for a time (``dispatch.core.retention``); a UUID that a task was created with
-is one too, and kept as long as the task.
+is one too, and kept for good.
 """
 
 from __future__ import annotations

@@ -10,14 +10,15 @@ there says "this message ran, in that task". Whoever has a copy of the message
 can create a task with it at any time, and version 1 of the envelope has no
 time in it; without the row it would run a second time. It is some 100 bytes.
 Numbers of tasks are not given a second time (AUTOINCREMENT, a sequence), so
-that the row can never mean another task.
+that the row can never mean another task. UUIDs that creators chose stay for
+good too (``idempotency``): the same request again must not run a second time.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, bindparam, delete, exists, or_, select, tuple_, union_all
+from sqlalchemy import bindparam, delete, exists, or_, select, tuple_, union_all
 
 from dispatch.core import retention as kinds
 from dispatch.core.retention import going
@@ -27,7 +28,6 @@ from dispatch.service.pruning import ROWS_MAX, Step
 from dispatch.service.schema import (
     deliveries,
     events,
-    idempotency_keys,
     messages,
     missing_dependencies,
     task_dependencies,
@@ -49,7 +49,7 @@ _child: Final = tasks.alias("child")
 _edge: Final = task_dependencies.c
 
 NEXT_OLD: Final = (
-    select(tasks.c.id, tasks.c.uuid, tasks.c.project_id, tasks.c.completed_at)
+    select(tasks.c.id, tasks.c.completed_at)
     .where(
         tasks.c.completed_at < bindparam("p_before"),
         tuple_(tasks.c.completed_at, tasks.c.id) < tuple_(bindparam("p_at"), bindparam("p_number")),
@@ -88,12 +88,6 @@ DROPS: Final = (
     delete(tasks).where(tasks.c.id.in_(IDS)),
 )
 """In this order: the last ones are what the others refer to. Who depends on them is among them."""
-DROP_UUIDS: Final = delete(idempotency_keys).where(
-    and_(
-        idempotency_keys.c.scope.in_(bindparam("p_scopes", expanding=True)),
-        idempotency_keys.c.key.in_(bindparam("p_uuids", expanding=True)),
-    )
-)
 
 
 def step(tx: Tx, before_ms: int) -> Step:
@@ -106,12 +100,9 @@ def step(tx: Tx, before_ms: int) -> Step:
         pruning.advance(tx, kinds.TASKS, 0, 0)
         return Step(0, more=False)
     chosen = _going(tx, [row.id for row in window], before_ms)
-    if chosen and not _empty(tx, chosen):
-        return Step(0, more=True)
     if chosen:
-        gone = [row for row in window if row.id in chosen]
-        scopes = sorted({f"task_id:{row.project_id}" for row in gone})
-        tx.run(DROP_UUIDS, {"p_scopes": scopes, "p_uuids": [row.uuid for row in gone]})
+        if not _empty(tx, chosen):
+            return Step(0, more=True)
         for statement in DROPS:
             tx.run(statement, {"p_ids": chosen})
     pruning.advance(tx, kinds.TASKS, window[-1].completed_at, window[-1].id)
