@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TASKS_MAX: Final = 100
 """How many ended tasks a step looks at: most have nothing to remove, and have been looked at in few statements."""
+EVENTS_MAX: Final = 2_000
+"""How many events a step looks at: most of them may be history."""
 LOG: Final = "log"
 
 _OVER: Final = (deliveries.DELIVERED, deliveries.FAILED, deliveries.EMPTY)
@@ -33,7 +35,7 @@ NEXT_EVENTS: Final = (
     select(events.c.seq, events.c.message_id, events.c.created_at)
     .where(events.c.seq > bindparam("p_after"))
     .order_by(events.c.seq)
-    .limit(ROWS_MAX)
+    .limit(EVENTS_MAX)
 )
 NEXT_ENDED: Final = (
     select(tasks.c.id, tasks.c.completed_at)
@@ -100,11 +102,12 @@ def _events(tx: Tx, before_ms: int) -> Step:
     newest, _, _ = pruning.newest_event(tx)
     rows = tx.all(NEXT_EVENTS, {"p_after": after})
     old = list(takewhile(lambda row: row.created_at < before_ms and row.seq < newest, rows))
-    echoes = [row.seq for row in old if row.message_id is not None]
+    echoes = [row.seq for row in old if row.message_id is not None][:ROWS_MAX]
     pruning.forget_events(tx, echoes)
     if old:
-        pruning.advance(tx, kinds.EVENTS, tx.now_ms, old[-1].seq)
-    return Step(len(echoes), len(old) == ROWS_MAX)
+        last = echoes[-1] if len(echoes) == ROWS_MAX else old[-1].seq
+        pruning.advance(tx, kinds.EVENTS, tx.now_ms, last)
+    return Step(len(echoes), len(echoes) == ROWS_MAX or len(old) == EVENTS_MAX)
 
 
 def _ended(tx: Tx, kind: str, before_ms: int) -> Sequence[Any]:

@@ -26,12 +26,13 @@ from dispatch.service import (
     messages,
     moves,
     pruning,
+    retention,
     seals,
     tasks,
 )
 from dispatch.service.deliveries import Outcome, Range
 from dispatch.service.pruner import EVERY_S, Pruner
-from dispatch.service.pruning import ROWS_MAX
+from dispatch.service.pruning import ROWS_MAX, Step
 from dispatch.service.rows import Ref, fetch
 from dispatch.service.schema import metadata
 from dispatch.settings import Service
@@ -177,6 +178,22 @@ async def test_a_task_that_ends_again_is_pruned_again(bench: Bench) -> None:
     bench.clock.step(2 * DAY_S)
     assert await bench.prune(keep) == {"log_messages": 1}
     assert await bench.texts(ident) == []
+
+
+async def test_a_step_is_bounded_and_the_next_one_goes_on(bench: Bench) -> None:
+    """One transaction removes ROWS_MAX events of messages at most; the rest goes with the next ones, and none twice."""
+    ident = await bench.new()
+    row = await bench.row(ident)
+    text = [{"type": "text", "content": "x"}]
+    await bench.store.write(lambda tx: [messages.append(tx, row, BOT, text) for _ in range(ROWS_MAX + 7)])
+    await bench.new()
+    bench.clock.step(2 * DAY_S)
+    before_ms = bench.clock.now_ms()
+    step = retention.STEPS["events"]
+    assert await bench.write(step, before_ms) == Step(ROWS_MAX, more=True)
+    assert len(await bench.told(ident)) == 8
+    assert await bench.write(step, before_ms) == Step(7, more=False)
+    assert await bench.write(step, before_ms) == Step(0, more=False)
 
 
 async def test_the_numbers_of_events_go_on(bench: Bench) -> None:
