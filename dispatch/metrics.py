@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from dispatch.core.retention import KINDS
 from dispatch.core.retry import EndReason
 
 SERVICE: Final = "service"
@@ -58,6 +59,15 @@ METRICS: Final = (
     Metric("dispatch_waiting_tasks", "gauge", SERVICE, "pending tasks that wait for others"),
     Metric("dispatch_leases_overdue", "gauge", SERVICE, "leases that have run out and are about to be taken back"),
     Metric("dispatch_oldest_attempt_seconds", "gauge", SERVICE, "age of the attempt that runs longest; 0: none runs"),
+    Metric("dispatch_database_bytes", "gauge", SERVICE, "size of the database, pages that are free again included"),
+    Metric(
+        "dispatch_removed_total",
+        "counter",
+        SERVICE,
+        "rows that were kept long enough: events, log_messages, tasks and so on",
+        ("kind",),
+        values=KINDS,
+    ),
     Metric(
         "dispatch_pickup_seconds",
         "histogram",

@@ -340,8 +340,18 @@ def check_data_dir(settings: Settings) -> list[Check]:
     if free < DISK_BYTES_MIN:
         sentence = f"Only {free // 1_048_576} MiB are free where the data directory {path} is."
         checks.append(Check("data_dir", "warning", sentence, "Make room."))
-    what = "can be written" if base == path else "will be made when it is needed"
+    what = f"can be written{_database(settings)}" if base == path else "will be made when it is needed"
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
+
+
+def _database(settings: Settings) -> str:
+    """Say how large the task service's SQLite file is, if it is on this host."""
+    file = Path(settings.database_url.removeprefix("sqlite:///")).expanduser()
+    try:
+        size = sum(path.stat().st_size for path in (file, Path(f"{file}-wal")) if path.exists())
+    except OSError:
+        return ""
+    return f"; the database has {size / 1_048_576:.1f} MiB" if size else ""
 
 
 def check_callbacks(settings: Settings) -> list[Check]:

@@ -136,6 +136,18 @@ def share(value: Any) -> float:
     return number(value, 0, 1)
 
 
+def seconds_or_never(low: float, high: float) -> Callable[[Any], float]:
+    """Return a reader of seconds after which something ends; 0 is never."""
+
+    def parse(value: Any) -> float:
+        found = number(value, 0, high)
+        if 0 < found < low:
+            raise ValueError(f"must be 0, or between {low:g} and {high:g}")
+        return found
+
+    return parse
+
+
 def milliseconds(low: float, high: float) -> Callable[[Any], float]:
     """Return a reader of milliseconds, which gives seconds."""
     return lambda value: number(value, low, high) / 1000.0

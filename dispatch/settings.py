@@ -25,6 +25,7 @@ import platformdirs
 
 from dispatch import routing_settings
 from dispatch import setting_kinds as kinds
+from dispatch.core.retention import Retention
 from dispatch.core.routing import Routing
 from dispatch.errors import ConfigurationError
 from dispatch.setting_kinds import Secret, masked_url, setting
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ENV_PREFIX: Final = "DISPATCH_"
+_DAY_S: Final = 86_400
 _OTHER_NAMES: Final = frozenset({"DISPATCH_CONFIG", "DISPATCH_ATTEMPT"})
 
 
@@ -187,6 +189,54 @@ class Service:
         kinds.milliseconds(1000, 86_400_000),
         "lock of a Task Tools claim that names none, from the holder's last call about the task, milliseconds",
     )
+    events_keep_s: float = setting(
+        "events_keep_s",
+        7 * _DAY_S,
+        kinds.seconds_or_never(3600, 3650 * _DAY_S),
+        "how long the event of a message can be sent again to a subscriber that was away, seconds; 0: for ever",
+    )
+    log_messages_keep_s: float = setting(
+        "log_messages_keep_s",
+        7 * _DAY_S,
+        kinds.seconds_or_never(3600, 3650 * _DAY_S),
+        "how long messages of kind log (live output, progress) are kept after their task's end, seconds; 0: for ever",
+    )
+    history_keep_s: float = setting(
+        "history_keep_s",
+        0,
+        kinds.seconds_or_never(3600, 3650 * _DAY_S),
+        "how long a task's history is kept after its end, seconds; 0: as long as the task",
+    )
+    deliveries_keep_s: float = setting(
+        "deliveries_keep_s",
+        30 * _DAY_S,
+        kinds.seconds_or_never(3600, 3650 * _DAY_S),
+        "how long callbacks that were delivered or given up are listed, seconds; 0: for ever",
+    )
+    idempotency_keys_keep_s: float = setting(
+        "idempotency_keys_keep_s",
+        30 * _DAY_S,
+        kinds.seconds_or_never(86_400, 3650 * _DAY_S),
+        "how long a repeated request is known by its idempotency key, seconds; 0: for ever",
+    )
+    tasks_keep_s: float = setting(
+        "tasks_keep_s",
+        0,
+        kinds.seconds_or_never(3600, 3650 * _DAY_S),
+        "how long ended tasks are kept, with all that belongs to them, seconds; 0: for ever",
+    )
+
+    @property
+    def retention(self) -> Retention:
+        """How long what is kept."""
+        return Retention(
+            events_s=self.events_keep_s,
+            history_s=self.history_keep_s,
+            log_messages_s=self.log_messages_keep_s,
+            deliveries_s=self.deliveries_keep_s,
+            idempotency_keys_s=self.idempotency_keys_keep_s,
+            tasks_s=self.tasks_keep_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,11 +242,14 @@ def _consume(consumer: Any, queues: tuple[str, ...], *, wanted: bool) -> None:
 
 
 def _tidy(main: Main) -> None:
-    janitor.clear_directories(main.settings.local.data_dir / "work")
     gateway = _gateway(main.settings, fenced=main.fenced)
-    spool.replay(gateway, spool.Spool(main.settings.local.data_dir), rand=random.random, log=log)
+    store = spool.Spool(main.settings.local.data_dir)
+    store.clear_partial()
+    spool.replay(gateway, store, rand=random.random, log=log)
     logs, keep_s = main.settings.local.data_dir / attempt_log.DIRECTORY, main.settings.execution.attempt_log_keep_s
     while not main.draining:
+        # Pool children that were killed leave theirs behind, also while their worker runs on.
+        janitor.clear_directories(main.settings.local.data_dir / "work")
         janitor.clear_logs(logs, keep_s)
         time.sleep(min(keep_s, _TIDY_EVERY_S))
 

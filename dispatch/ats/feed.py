@@ -250,7 +250,8 @@ class Feed:
         return event
 
 
-_CONTROL: Final = frozenset({"connected", "subscribed", "pong", "ping", "error"})
+_CONTROL: Final = frozenset({"connected", "subscribed", "pong", "ping", "error", "gap"})
+"""Frames that are no events. A gap (events that are kept no longer) comes after ``Connected``, whose list covers it."""
 
 
 class _GaveUpError(Exception):

@@ -54,7 +54,7 @@ def stale_directories(work_root: Path) -> list[Path]:
 
 
 def clear_directories(work_root: Path) -> int:
-    """Remove stale work directories; return how many. Call it once when a worker starts."""
+    """Remove stale work directories; return how many. Call it when a worker starts, and now and then."""
     stale = stale_directories(work_root)
     for path in stale:
         remove_tree(str(path))

@@ -7,9 +7,11 @@ copy of what was done stays in ``spool/refused/`` for people.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -32,6 +34,8 @@ BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 15.0
 REFUSED_KEPT_MAX: Final = 200
 _SHRUNK_BYTES: Final = 65_536
+_PARTIAL_S: Final = 3600.0
+"""Nobody writes one file for so long."""
 
 
 class Kind(StrEnum):
@@ -164,6 +168,16 @@ class Spool:
                 yield path, Report.from_json(json.loads(path.read_text("utf-8")))
             except (OSError, ValueError, KeyError, TypeError):
                 yield path, None
+
+    def clear_partial(self) -> int:
+        """Remove what was never written whole, by processes that were killed meanwhile; return how many files."""
+        count = 0
+        for path in (*self._directory.glob("*.part"), *self._refused.glob("*.part")):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _PARTIAL_S:
+                    path.unlink()
+                    count += 1
+        return count
 
     def _drop_oldest_refused(self) -> None:
         kept = sorted(self._refused.glob("*.json"), key=lambda path: path.stat().st_mtime)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
+from dispatch.core.retention import Retention
 from dispatch.service import tenants, tracing
 from dispatch.service.audience import Audience
 from dispatch.service.caller import authenticate, read_headers
@@ -19,6 +20,7 @@ from dispatch.service.feed import Feed
 from dispatch.service.handlers import Context
 from dispatch.service.mcp.http import McpFace, serves
 from dispatch.service.protocols import into_the_void
+from dispatch.service.pruner import Pruner
 from dispatch.service.rest import RestFace
 from dispatch.service.tools.registry import LocalToolbox
 
@@ -56,10 +58,12 @@ def create_app(
     origins: frozenset[str] = frozenset(),
     toolbox: Toolbox | None = None,
     is_traced: bool = False,
+    retention: Retention | None = None,
 ) -> ServiceApp:
-    """Build the application on a store that was started. Its lifespan runs the expiry of leases.
+    """Build the application on a store that was started. Its lifespan runs the expiry of leases, and the pruner.
 
     ``origins`` are the web sites whose pages may call it, where there are keys.
+    ``retention`` says how long what is kept; without it everything is, for ever.
     ``toolbox`` stands in for the tools on the store, which REST and MCP show.
     With ``is_traced`` it tells of tasks as spans.
     """
@@ -75,16 +79,19 @@ def create_app(
     audience = Audience(store, feed)
     if is_traced:
         tracing.watch(store)
+    pruner = Pruner(store, retention or Retention())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await store.write(tenants.ensure_default)
         await expiry.start()
         audience.start()
+        pruner.start()
         try:
             yield
         finally:
             await mcp.close()
+            await pruner.close()
             await audience.close()
             await expiry.close()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, insert, select
 
 from dispatch.core.graph import find_cycle
-from dispatch.errors import ConflictError, InvalidInputError
+from dispatch.errors import ConflictError, InvalidInputError, NotFoundError
 from dispatch.service import dependencies, idempotency, tasks
 from dispatch.service.leases import digest_of
 from dispatch.service.rows import Ref, fetch
@@ -56,15 +56,16 @@ def create(tx: Tx, project_id: int, actor: Actor, agent: str, plan: Plan) -> tup
     """Create a task and return its row, and whether it is new.
 
     The same request again, known by its key or by its explicit UUID, returns
-    what it made. Raises ConflictError (another request had the key or the UUID)
-    and InvalidInputError (something that it refers to).
+    what it made. Raises ConflictError (another request had the key or the UUID),
+    InvalidInputError (something that it refers to), and NotFoundError (what it
+    made is not kept any more).
     """
     digest = plan.digest()
     names = _names(project_id, agent, plan)
     for scope, key in names:
         found = idempotency.recall(tx, scope, key, digest)
         if found is not None:
-            row = fetch(tx, Ref(found))
+            row = _made(tx, found, key)
             if row.project_id != project_id:
                 break
             return row, False
@@ -96,6 +97,8 @@ def create_graph(
         if first is not None:
             uuids = [plan.task.uuid for plan in plans]
             rows = {row.uuid: row for row in tx.all(select(*table.c).where(table.c.uuid.in_(uuids)))}
+            if any(uuid not in rows for uuid in uuids):
+                raise idempotency.answer_gone(key)
             return [rows[uuid] for uuid in uuids], False
     inside = {str(plan.task.uuid) for plan in plans}
     _check_circles(plans, inside)
@@ -120,6 +123,13 @@ def create_graph(
     if key is not None:
         idempotency.remember(tx, scope, key, digest, made[0].id)
     return made, True
+
+
+def _made(tx: Tx, task_id: int, key: str) -> Any:
+    try:
+        return fetch(tx, Ref(task_id))
+    except NotFoundError:
+        raise idempotency.answer_gone(key) from None
 
 
 def _check_circles(plans: Sequence[Plan], inside: set[str]) -> None:

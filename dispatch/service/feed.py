@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
 from dispatch.log import get_logger
-from dispatch.service import history, listeners, strict, wire
+from dispatch.service import history, listeners, pruning, strict, wire
 from dispatch.service.access import Access
 from dispatch.service.caller import actor_of, authenticate, is_still_good, read_headers, refuse_socket
 from dispatch.service.fields import NAME_CHARS_MAX
@@ -306,17 +306,23 @@ class _Connection:
     async def _catch_up(self, subscription: Subscription) -> None:
         """Send what was committed since the cursor, page by page at the client's pace, then go live.
 
-        Between the last look at ``last_seq`` and going live nothing is awaited,
-        so nothing falls between the two.
+        Of events that are kept no longer it is told that there were some. Between the last look at ``last_seq`` and
+        going live nothing is awaited, so nothing falls between the two.
         """
+        told = 0
         while self._cursor < self._store.bus.last_seq:
             newest = self._store.bus.last_seq
             cursor = self._cursor
             try:
-                events = await self._store.read(lambda tx: history.page(tx, cursor, newest, _PAGE))  # noqa: B023
+                gap, events = await self._store.read(
+                    lambda tx: (pruning.gap(tx), history.page(tx, cursor, newest, _PAGE))  # noqa: B023
+                )
             except OverloadedError:
                 await asyncio.sleep(_RETRY_S)
                 continue
+            if gap > max(cursor, told):
+                told = gap
+                self._push(json.dumps({"type": "gap", "seq": gap}))
             for event in events:
                 frame = subscription.frame(event)
                 if frame is not None:

@@ -1,6 +1,8 @@
 """A request that is made twice happens once: keys that callers choose, and what came of them.
 
-Both functions are part of the transaction of the request itself.
+The functions are part of the transaction of the request itself. A key is kept
+for a time (``dispatch.core.retention``); a UUID that a task was created with
+is one too, and kept for good.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, insert, select
 
-from dispatch.errors import ConflictError
+from dispatch.errors import ConflictError, NotFoundError
 from dispatch.service.schema import idempotency_keys
 
 if TYPE_CHECKING:
@@ -41,3 +43,11 @@ def remember(tx: Tx, scope: str, key: str, digest: str, answer_id: int) -> None:
     """Note what came of the request."""
     values = {"scope": scope, "key": key, "digest": digest, "answer_id": answer_id, "created_at": tx.now_ms}
     tx.run(_INSERT, values)
+
+
+def answer_gone(key: str) -> NotFoundError:
+    """Return the refusal of a repeated request whose first answer is kept no longer: it is not done a second time."""
+    return NotFoundError(
+        f"What the request with the key {key!r} made is not kept any more.",
+        next_step="Choose a new key to have it made anew.",
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import BigInteger, func, or_, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from dispatch import metrics
 from dispatch.core.lifecycle import Status
@@ -15,11 +17,31 @@ from dispatch.service.schema import tasks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.sql.compiler import SQLCompiler
+
     from dispatch.service.store import Store, Tx
 
 _PATIENCE_S: Final = 5.0
 _CHANNELS_MAX: Final = 100
 _C: Final = tasks.c
+
+
+class database_bytes(FunctionElement[int]):  # noqa: N801 - SQL functions are lower case
+    """The size of the database."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "database_bytes"
+
+
+@compiles(database_bytes, "postgresql")
+def _in_postgresql(_element: database_bytes, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "pg_database_size(current_database())"
+
+
+@compiles(database_bytes, "sqlite")
+def _in_sqlite(_element: database_bytes, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "(SELECT page_count * page_size FROM pragma_page_count, pragma_page_size)"
 
 
 def watch(store: Store) -> None:
@@ -69,10 +91,15 @@ def _oldest_attempt(tx: Tx) -> metrics.Values:
     return 0.0 if started_at is None else max(0, tx.now_ms - started_at) / 1000
 
 
+def _size(tx: Tx) -> metrics.Values:
+    return float(tx.one(select(database_bytes()))[0])
+
+
 _WORK: Final[dict[str, Callable[[Tx], metrics.Values]]] = {
     "dispatch_tasks": _by_status,
     "dispatch_queue_age_seconds": _age,
     "dispatch_waiting_tasks": _waiting,
     "dispatch_leases_overdue": _overdue,
     "dispatch_oldest_attempt_seconds": _oldest_attempt,
+    "dispatch_database_bytes": _size,
 }

@@ -39,6 +39,9 @@ NAMING: Final = {
 POSITION_LAST: Final = "1.7976931348623157e308"
 """Where a task without an ``order_index`` stands in a list: the largest number there is."""
 
+AGING: Final = "substr(scope, 1, 8) <> 'task_id:'"
+"""True of idempotency keys that are kept for a time only; the others are the UUIDs that tasks were created with."""
+
 metadata: Final = MetaData(naming_convention=NAMING)
 
 Id: Final = BigInteger().with_variant(Integer, "sqlite")
@@ -131,6 +134,13 @@ tasks: Final = Table(
     Index("ix_tasks_assigned", "assigned_to", "status"),
     Index(None, "parent_id"),
     Index(None, "updated_at"),
+    Index(
+        "ix_tasks_ended",
+        "completed_at",
+        "id",
+        sqlite_where=text("completed_at IS NOT NULL"),
+        postgresql_where=text("completed_at IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -169,13 +179,15 @@ idempotency_keys: Final = Table(
     Column("digest", String(64), nullable=False, comment="of the request that used it first"),
     Column("answer_id", Id, nullable=False, comment="the task or message that it made"),
     _time("created_at", nullable=False),
+    Index("ix_idempotency_keys_created_at", "created_at", sqlite_where=text(AGING), postgresql_where=text(AGING)),
 )
 
 sealed_messages: Final = Table(
     "sealed_messages",
     metadata,
     Column("digest", String(64), primary_key=True, comment="names a sealed message for good"),
-    Column("task_id", Id, ForeignKey("tasks.id"), nullable=False, comment="the one task that it may be the content of"),
+    # No foreign key: a message that was seen must not be taken again when its task is not kept any more.
+    Column("task_id", Id, nullable=False, comment="the one task that it may be the content of"),
     _time("seen_at", nullable=False),
 )
 
@@ -221,6 +233,13 @@ events: Final = Table(
     Column("message_id", Id, ForeignKey("messages.id"), nullable=True),
     _time("created_at", nullable=False),
     Index(None, "task_id", "seq"),
+    # Without it every message that is removed would have the whole table read for its foreign key.
+    Index(
+        "ix_events_message_id",
+        "message_id",
+        sqlite_where=text("message_id IS NOT NULL"),
+        postgresql_where=text("message_id IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -240,6 +259,15 @@ deliveries: Final = Table(
     Column("last_error", String(200), nullable=True),
     Index("ix_deliveries_due", "state", "due_at"),
     Index(None, "task_id"),
+)
+
+pruning: Final = Table(
+    "pruning",
+    metadata,
+    Column("name", String(32), primary_key=True, comment="a kind of rows that are removed; turn; gap"),
+    _time("at", nullable=False),
+    Column("number", Id, nullable=False),
+    Column("by", String(64), nullable=True, comment="the process of the service whose turn it is"),
 )
 
 steering: Final = Table(

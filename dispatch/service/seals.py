@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from dispatch.service.store import Tx
 
 _FIRST: Final = (
-    select(tasks.c.id, tasks.c.project_id)
-    .join(sealed_messages, sealed_messages.c.task_id == tasks.c.id)
+    select(sealed_messages.c.task_id.label("id"), tasks.c.project_id)
+    .outerjoin(tasks, tasks.c.id == sealed_messages.c.task_id)
     .where(sealed_messages.c.digest == bindparam("p_digest"))
 )
+"""The task need not exist any more: whoever kept a copy of its message could else have it run again."""
 _INSERT: Final = insert(sealed_messages)
 
 

@@ -150,6 +150,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
             regrant_delay_ms=round(settings.service.regrant_delay_s * 1000),
             origins=settings.service.allowed_origins,
             is_traced=settings.traces.url is not None,
+            retention=settings.service.retention,
         )
         await serve_app(app, sock, on_ready, has_keys=await store.has_keys())
     finally:

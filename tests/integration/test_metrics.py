@@ -83,6 +83,7 @@ def watch(stack: Stack, ports: dict[str, int], scraper: Prometheus | None) -> No
     assert service["dispatch_pickup_seconds_count"] == 3
     assert (service['dispatch_tasks{status="completed"}'], service['dispatch_tasks{status="todo"}']) == (2, 3)
     assert service['dispatch_queue_age_seconds{channel="nobody"}'] >= 0
+    assert service["dispatch_database_bytes"] > 100_000
     assert (service["dispatch_waiting_tasks"], service["dispatch_leases_overdue"]) == (1, 0)
     eventually(lambda: scrape(ports["ingress"])["dispatch_graph_waiting_tasks"] == 1, 5, "the waiting task")
     ingress = scrape(ports["ingress"])

@@ -98,7 +98,7 @@ def test_the_dashboard_is_one_that_grafana_can_show() -> None:
     for panel in panels:
         assert panel["type"] == "timeseries"
         assert panel["datasource"] == {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
-        assert panel["fieldConfig"]["defaults"]["unit"] in {"short", "s", "ops"}
+        assert panel["fieldConfig"]["defaults"]["unit"] in {"short", "s", "ops", "bytes"}
         refs = [target["refId"] for target in panel["targets"]]
         assert refs == list("ABCDEF"[: len(refs)])
         place = panel["gridPos"]

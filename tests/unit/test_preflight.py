@@ -146,6 +146,20 @@ def test_configuration_of_redis_is_judged(change, has_password, states):
     assert [check.state for check in found] == states
 
 
+def test_the_size_of_the_database_is_told_where_it_is(env, tmp_path):
+    """On the task service's host the database and what waits to be merged into it are counted."""
+    found = settings.load({**env, "DISPATCH_DATA_DIR": str(tmp_path / "data")})
+    (tmp_path / "data").mkdir(mode=0o700)
+    assert "the database has" not in preflight.check_data_dir(found)[0].sentence
+    (tmp_path / "data" / "tasks.db").write_bytes(b"0" * 2_000_000)
+    (tmp_path / "data" / "tasks.db-wal").write_bytes(b"0" * 200_000)
+    [check] = preflight.check_data_dir(found)
+    assert (check.state, check.sentence) == (
+        "ok",
+        f"The data directory {tmp_path / 'data'} can be written; the database has 2.1 MiB.",
+    )
+
+
 def test_data_directory_that_others_may_read(env, tmp_path):
     """A directory open to others is a warning with the command that mends it; a missing one is fine."""
     tmp_path.chmod(0o750)

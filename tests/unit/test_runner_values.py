@@ -243,6 +243,19 @@ def test_unreadable_spool_files_are_put_aside(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["a.bad", "b.bad"]
 
 
+def test_reports_that_were_never_written_whole_are_cleared(tmp_path: Path) -> None:
+    """What a killed process left half written goes after an hour; what may be being written, and reports, stay."""
+    box = spool.Spool(tmp_path)
+    path = box.put(spool.Report(spool.Kind.FAIL, REF, reason="why"), refused="no")
+    for directory in (path.parent, path.parents[1]):
+        (directory / "new.1.part").touch()
+        (directory / "old.1.part").touch()
+        os.utime(directory / "old.1.part", (1, 1))
+    os.utime(path, (1, 1))
+    assert box.clear_partial() == 2
+    assert sorted(one.name for one in (tmp_path / "spool").rglob("*.*")) == [path.name, "new.1.part", "new.1.part"]
+
+
 def test_retry_after_of_the_service_is_kept(tmp_path: Path) -> None:
     """T4: a report that is answered 429 with Retry-After 7 is not repeated sooner."""
     pauses: list[float] = []

@@ -123,3 +123,25 @@ def test_what_tasks_depended_on_before_is_shown(connection: Connection) -> None:
         scripts.get_revision("0004").module.upgrade()
     shown = connection.exec_driver_sql("SELECT id, depends_on FROM tasks ORDER BY id").all()
     assert [(row[0], row[1] and sorted(json.loads(row[1]))) for row in shown] == [(1, None), (2, None), (3, [1, 2])]
+
+
+def test_the_register_from_before_is_kept_and_outlives_its_tasks(connection: Connection) -> None:
+    """A database from before retention keeps its register of sealed messages, whose tasks may go from then on."""
+    migrate(connection)
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    with Operations.context(MigrationContext.configure(connection)):
+        scripts.get_revision("0009").module.downgrade()
+        _add_tasks(connection, {1: None})
+        connection.execute(insert(metadata.tables["sealed_messages"]).values(digest="d", task_id=1, seen_at=0))
+        scripts.get_revision("0009").module.upgrade()
+    connection.exec_driver_sql("DELETE FROM tasks")
+    assert connection.exec_driver_sql("SELECT digest, task_id FROM sealed_messages").all() == [("d", 1)]
+
+
+def test_every_foreign_key_to_tasks_and_messages_is_found_by_an_index() -> None:
+    """Removing a row looks for those that refer to it; without an index that reads a whole table for each row."""
+    for table in metadata.sorted_tables:
+        first = {next(iter(index.columns)).name for index in table.indexes} | {next(iter(table.primary_key)).name}
+        for key in table.foreign_keys:
+            if key.column.table.name in ("tasks", "messages"):
+                assert key.parent.name in first, f"{table.name}.{key.parent.name}"

@@ -44,8 +44,11 @@ async def post_message(call: Call) -> dict[str, Any]:
         scope = f"message:{row.id}:{agent_uuid(actor.type, actor.id)}"
         digest = digest_of("message", found["body"], kind, tags, meta)
         known = None if key is None else idempotency.recall(tx, scope, key, digest)
-        if known is not None:
-            return {**shapes.show_message(messages.one(tx, known), row.uuid), "created": False}
+        if key is not None and known is not None:
+            first = messages.one(tx, known)
+            if first is None:
+                raise idempotency.answer_gone(key)
+            return {**shapes.show_message(first, row.uuid), "created": False}
         row = locks.touch(tx, ref, row, actor, found.get("lease_token"))
         tag_list = None if tags is None else list(tags)
         said = messages.append(tx, row, actor, parts, kind=kind, tags=tag_list, meta=meta)
