@@ -22,6 +22,7 @@ from dispatch.ats import answers, choose, protocol
 from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.broker import WORKER_KEY, connect, shown_url
+from dispatch.core import limits
 from dispatch.core.presence import WorkerPresence, parse_worker
 from dispatch.core.routing import DEFAULT
 from dispatch.errors import (
@@ -32,6 +33,8 @@ from dispatch.errors import (
     GatewayError,
     GatewayUnavailableError,
 )
+from dispatch.runner import delegation
+from dispatch.runner.executors import controllers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,7 +47,7 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 _TIMEOUT_S: Final = 3.0
 _DOCTOR: Final = Actor("system", "dispatch-doctor", "dispatch doctor")
 
-Need = Literal["service", "redis", "executor", "data_dir", "user", "callbacks"]
+Need = Literal["service", "redis", "executor", "data_dir", "user", "limits", "callbacks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +239,15 @@ def check_workers(settings: Settings) -> list[Check]:
     """Is anybody there who would run a task?"""
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
-            count = len(workers_seen(client))
+            workers = workers_seen(client)
     except (redis.RedisError, ConfigurationError):
         return [Check("workers", "warning", "Without Redis nobody knows which workers run.")]
+    count = len(workers)
     if not count:
         return [Check("workers", "warning", "No worker is running.", "Start one with 'dispatch worker'.")]
-    return [Check("workers", "ok", f"{count} worker{'s are' if count > 1 else ' is'} running.")]
+    held = ", ".join(sorted({worker.limits for worker in workers if worker.limits}))
+    how = f"; limits of attempts: {held}" if held else ""
+    return [Check("workers", "ok", f"{count} worker{'s are' if count > 1 else ' is'} running{how}.")]
 
 
 # --- this host ------------------------------------------------------------------------------------------------------
@@ -343,6 +349,13 @@ def check_data_dir(settings: Settings) -> list[Check]:
     return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
 
 
+def check_limits(settings: Settings) -> list[Check]:
+    """Would limits of attempts be held by the kernel, or only be watched, by a worker that is started from here?"""
+    needed = controllers_of(settings.routing, settings.execution)
+    is_well, sentence, advice = limits.finding(needed, settings.execution.attempt_limits, delegation.look().grounds)
+    return [Check("limits", "ok" if is_well else "warning", sentence, advice)]
+
+
 def check_callbacks(settings: Settings) -> list[Check]:
     """Can tasks' ends be told as the settings want it, and would a receiver know that it is us?"""
     from dispatch.notify import configured  # noqa: PLC0415 - workers make other checks and need not load it
@@ -366,6 +379,7 @@ _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "executor": check_executor,
     "data_dir": check_data_dir,
     "user": check_user,
+    "limits": check_limits,
     "callbacks": check_callbacks,
 }
 

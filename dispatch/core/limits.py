@@ -74,6 +74,32 @@ def choose(needed: frozenset[str], demanded: str, grounds: Grounds) -> Mechanism
     return None if demanded == "kernel" else Mechanism.WATCHED
 
 
+def hindrance_of(grounds: Grounds) -> str:
+    """Return why the kernel cannot hold limits here, as the end of a sentence."""
+    return f"{grounds.hindrance}, and the hierarchies of version 1 cannot be written"
+
+
+def finding(needed: frozenset[str], demanded: str, grounds: Grounds) -> tuple[bool, str, str]:
+    """Return what a worker that is started from where one looks would make of its limits.
+
+    First whether that is as it should be, then a sentence, then an advice or "".
+    """
+    mechanism = choose(needed or frozenset((MEMORY, PIDS)), demanded, grounds)
+    advice = "Start workers in a control group of their own: systemd's Delegate=memory pids (docs/executors.md#limits)."
+    if mechanism in (Mechanism.CGROUP1, Mechanism.CGROUP2):
+        who = f"the kernel can hold limits here ({mechanism})"
+    else:
+        who = f"from here the kernel cannot hold limits: {hindrance_of(grounds)}"
+    if not needed:
+        return True, f"Nothing limits what an attempt may use; {who}.", ""
+    if mechanism is None:
+        return False, f"A worker started from here would not start: {who}.", advice
+    if mechanism is Mechanism.WATCHED and demanded != "watched":
+        return False, f"Limits of attempts would only be watched: {who}.", advice
+    held = "watched by the worker, as the settings want it" if mechanism is Mechanism.WATCHED else f"{who}"
+    return True, f"Attempts have limits; {held}.", ""
+
+
 def shown_bytes(count: int) -> str:
     """Return a number of bytes for people, exact: 512 MiB, 1000 bytes."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

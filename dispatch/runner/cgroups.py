@@ -27,6 +27,8 @@ _PREFIX: Final = "dispatch-"
 LEAF: Final = "dispatch-worker"
 """Version 2: the group in which the worker itself is, beside those of its attempts."""
 CONTROLLERS: Final = ("memory", "pids")
+_SLACK_BYTES: Final = 1_048_576
+"""The kernel counts memory in batches for each processor: a limit that was reached may be so far from the peak."""
 _REMOVE_S: Final = 1.0
 """How long a group that is still busy is tried to be removed: its dead are not collected yet."""
 
@@ -101,7 +103,9 @@ class Group:
         else:
             path = self._paths.get("memory", "")
             memory = _numbers(f"{path}/memory.oom_control") if path else {}
-            is_own = bool(path) and read_file(f"{path}/memory.failcnt").strip() not in ("", "0")
+            # Not failcnt, which newer kernels no longer count.
+            peak, limit = (read_file(f"{path}/memory.{name}_in_bytes").strip() for name in ("max_usage", "limit"))
+            is_own = peak.isdigit() and limit.isdigit() and int(peak) + _SLACK_BYTES >= int(limit)
             pids = f"{self._paths['pids']}/pids.events" if "pids" in self._paths else ""
         return Events(memory.get("oom_kill", 0), is_own, _numbers(pids).get("max", 0) if pids else 0)
 

@@ -173,7 +173,7 @@ def set_up(needed: frozenset[str], demanded: str, log: Any) -> Holder:
         return Holder()
     host = delegation.look()
     mechanism = limits.choose(needed, demanded, host.grounds)
-    hindrance = hindrance_of(host.grounds)
+    hindrance = limits.hindrance_of(host.grounds)
     if mechanism in (Mechanism.CGROUP1, Mechanism.CGROUP2):
         try:
             return Holder(delegation.take(mechanism, host, needed), is_strict=demanded == "kernel")
@@ -187,8 +187,3 @@ def set_up(needed: frozenset[str], demanded: str, log: Any) -> Holder:
     if demanded != "watched":
         log.warning("limits_only_watched", error=hindrance)
     return Holder()
-
-
-def hindrance_of(grounds: limits.Grounds) -> str:
-    """Return why the kernel cannot hold limits here, as the end of a sentence."""
-    return f"{grounds.hindrance}, and no hierarchy of version 1 for it can be written"

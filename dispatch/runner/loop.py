@@ -254,11 +254,12 @@ class AttemptLoop:
             return EndReason.TIMEOUT
         if self._stop_at_once or (self._drain_until is not None and now >= self._drain_until):
             return EndReason.SHUTDOWN
-        if now >= self._look_at:
-            bounds = self._wiring.bounds
-            self._look_at = now + bounds.every_s
-            return bounds.look(self._descendants)
-        return None
+        return self._look() if now >= self._look_at else None
+
+    def _look(self) -> EndReason | None:
+        """Say whether the attempt uses more than it may."""
+        self._look_at = self._clock() + self._wiring.bounds.every_s
+        return self._wiring.bounds.look(self._descendants)
 
     def _note_terms(self) -> None:
         terms = self._wiring.inbox.terms
@@ -296,7 +297,9 @@ class AttemptLoop:
             if left <= 0:
                 self._flags.add(attempt.PIPES_HELD)
                 break
-            self._wait_for_output(left)
+            self._wait_for_output(min(left, self._wiring.bounds.every_s))
+            if self._clock() >= self._look_at and self._look() is not None:
+                break
         return reason
 
     def _stop_is_near(self) -> bool:
