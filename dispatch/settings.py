@@ -104,7 +104,7 @@ class Execution:
         "attempt_memory_bytes_max",
         0,
         kinds.limit(*routing_settings.MEMORY_BYTES),
-        "memory that an attempt and all it starts may use, bytes, at least 16 MiB; 0: no limit (docs/executors.md)",
+        "memory that an attempt and all it starts may use, bytes, at least 16 MiB; 0: no limit",
     )
     attempt_processes_max: int = setting(
         "attempt_processes_max",
