@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from dispatch.core.retry import EndReason
 from dispatch.errors import ConfigurationError
 from dispatch.runner import attempt, cgroups, delegation, executors, owner
 from dispatch.runner.cgroups import Place
+from dispatch.runner.limits import set_up
 from dispatch.settings import load
 
 NONE: frozenset[str] = frozenset()
@@ -167,6 +169,21 @@ def test_a_group_of_version_2_is_written_and_read_as_the_kernel_documents_it(tmp
     assert group.events() == cgroups.Events(2, is_own_limit=False, refused_forks=3)
     (path / "memory.events").write_text("max 7\noom 1\noom_kill 2\n")
     assert group.events().is_own_limit
+
+
+def test_a_host_without_groups_is_refused_watched_or_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Demanding the kernel means exit 78 and what to do; else limits are watched, and the log says it."""
+    bare = delegation.Host(Grounds(hindrance="/g is not delegated to this user"), "", {})
+    monkeypatch.setattr(delegation, "look", lambda: bare)
+    said: list[str] = []
+    log = SimpleNamespace(warning=lambda event, **_: said.append(event))
+    with pytest.raises(ConfigurationError, match=r"/g is not delegated to this user.*Delegate=memory pids") as caught:
+        set_up(BOTH, "kernel", log)
+    assert caught.value.exit_code == 78
+    assert set_up(BOTH, "watched", log).mechanism == set_up(NONE, "kernel", log).mechanism == "watched"
+    assert said == []
+    assert set_up(BOTH, "auto", log).mechanism == "watched"
+    assert said == ["limits_only_watched"]
 
 
 def test_groups_name_their_owner(tmp_path: Path) -> None:
