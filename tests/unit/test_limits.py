@@ -16,7 +16,8 @@ from dispatch.core import limits
 from dispatch.core.limits import Allowance, Grounds, Limit
 from dispatch.core.retry import EndReason
 from dispatch.errors import ConfigurationError
-from dispatch.runner import attempt, cgroups, delegation, executors, owner
+from dispatch.runner import attempt, cgroups, delegation, executors, owner, telling
+from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.cgroups import Place
 from dispatch.runner.limits import set_up
 from dispatch.settings import load
@@ -221,6 +222,16 @@ def test_reasons_name_the_limit_and_its_setting() -> None:
         "1000 bytes",
         "1025 bytes",
     ]
+
+
+def test_the_reason_of_a_sealed_task_has_the_limit_and_no_content() -> None:
+    """What a limit did is said of a task that nobody may read; what its command said is not."""
+    said = limits.over_memory(Limit(1 << 30, "attempt_memory_bytes_max"), by_kernel=True)
+    end = AttemptEnd(EndReason.OOM, signal=9, detail=f"{said}: canary", limit=said)
+    assert telling.without_content(end, 1.0).reason == said
+    refused = limits.refused_processes(Limit(64, "attempt_processes_max"))
+    end = AttemptEnd(EndReason.EXIT, exit_code=1, detail=f"exit code 1; {refused}: canary", limit=refused)
+    assert telling.without_content(end, 1.0).reason == f"exit code 1; {refused}"
 
 
 def test_an_executor_says_what_it_needs(tmp_path: Path) -> None:
