@@ -83,25 +83,23 @@ def test_a_fork_bomb_is_bounded_and_leaves_nothing(start: Start, tmp_path: Path,
     assert not worker.strays()
 
 
-@BOTH
 @pytest.mark.parametrize("victim", ["child", "main"])
-def test_no_group_outlives_its_worker(start: Start, tmp_path: Path, by_kernel: bool, victim: str) -> None:
+def test_no_group_outlives_its_worker(start: Start, tmp_path: Path, victim: str) -> None:
     """After kill -9 of pool child or worker main the tree and its group are gone within seconds."""
-    worker = start(command("family", tmp_path / "pids", "ignore"), by_kernel=by_kernel, execution=PROCESSES)
+    worker = start(command("family", tmp_path / "pids", "ignore"), by_kernel=BY_KERNEL, execution=PROCESSES)
     family = worker.noted("../pids", 4)
     child = worker.pid("child")
-    assert is_in_group_of([process.pid for process in family], child) is by_kernel
+    assert is_in_group_of([process.pid for process in family], child) is BY_KERNEL
     worker.signal(victim, signal.SIGKILL)
     dead_within(family, 1.0)
     eventually(lambda: not groups_of(child), 2.0, f"groups {groups_of(child)}")
 
 
-@BOTH
-def test_a_drained_worker_leaves_no_group(start: Start, tmp_path: Path, by_kernel: bool) -> None:
+def test_a_drained_worker_leaves_no_group(start: Start, tmp_path: Path) -> None:
     """An attempt that is stopped for a drain is given back uncounted, whatever its limits."""
     worker = start(
         command("family", tmp_path / "pids", "ignore"),
-        by_kernel=by_kernel,
+        by_kernel=BY_KERNEL,
         execution={**PROCESSES, **MEMORY, "drain_s": 0.1, "grace_s": 0.1, "attempt_memory_bytes_max": 512 * MIB},
     )
     family = worker.noted("../pids", 4)
