@@ -98,6 +98,7 @@ def test_units_are_hardened_and_workers_not_too_far(name: str) -> None:
     # Workers make control groups for attempts, in the one that is delegated to them and in no other.
     assert unit["ProtectControlGroups"] == ["no" if is_worker else "yes"]
     assert unit.get("Delegate") == (["memory pids"] if is_worker else None)
+    assert ("ExecStopPost" in unit) is is_worker
     if is_worker:
         assert not NOT_FOR_AGENTS & set(unit)
     else:
