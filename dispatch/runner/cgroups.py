@@ -120,7 +120,8 @@ class Group:
 
     def remove(self) -> bool:
         """Remove it; False when it is still busy after a second."""
-        return sum(not _remove(path) for path in self._paths.values()) == 0
+        left = [path for path in self._paths.values() if not _remove(path)]
+        return not left
 
 
 def write_file(path: str, value: object) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Final, NamedTuple
 
 from dispatch.core.limits import Grounds, Mechanism
@@ -18,6 +19,8 @@ from dispatch.runner import cgroups
 from dispatch.runner.cgroups import CONTROLLERS, LEAF, Place
 
 _OTHERS_SHOWN: Final = 3
+_LEAVE_S: Final = 1.0
+"""How long pool children may take to be gone when their worker died."""
 _TRIAL_BYTES: Final = 1 << 30
 _TRIAL_PROCESSES: Final = 100
 
@@ -145,7 +148,10 @@ def give_back(place: Place | None) -> None:
     if place is None or place.version != 2:
         return
     base = place.bases[""]
-    if any(pid != os.getpid() for pid in cgroups.pids_in(f"{base}/{LEAF}")):
-        return
+    end = time.monotonic() + _LEAVE_S
+    while any(pid != os.getpid() for pid in cgroups.pids_in(f"{base}/{LEAF}")):
+        if time.monotonic() >= end:
+            return
+        time.sleep(0.02)
     with contextlib.suppress(OSError):
         _enable(base, "-", frozenset(cgroups.read_file(f"{base}/cgroup.subtree_control").split()) & set(CONTROLLERS))

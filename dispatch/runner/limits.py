@@ -67,8 +67,6 @@ class Held(Unlimited):
         self._allowance = allowance
         self._group = group
         self.doors = group.doors
-        self.members = group.members  # type: ignore[method-assign]
-        self.kill = group.kill  # type: ignore[method-assign]
 
     def look(self, living: Callable[[], Iterable[tree.Stat]]) -> EndReason | None:  # noqa: ARG002
         """Say whether the kernel killed one of its processes: the others are then not what they were meant to be."""
@@ -84,6 +82,14 @@ class Held(Unlimited):
         if events.refused_forks and not self.said:
             self.said = limits.refused_processes(self._allowance.processes)
         return reason
+
+    def members(self) -> set[tree.Process]:
+        """Return the processes in its group."""
+        return self._group.members()
+
+    def kill(self) -> None:
+        """Kill its group."""
+        self._group.kill()
 
     def _is_oom(self, events: cgroups.Events) -> bool:
         if not events.oom_kills:

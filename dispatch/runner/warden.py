@@ -118,7 +118,9 @@ class Warden:
             tree.send(ward.owner.process, signal.SIGKILL)
         for ward in list(self._wards.values()):
             self._lost(ward, "the worker died")
-        delegation.give_back(self._place)
+        main = tree.stat(self._main_pid)
+        if main is None or main.dead:
+            delegation.give_back(self._place)
 
     def _turn(self) -> None:
         deadline = min((ward.deadline for ward in self._wards.values()), default=float("inf"))
