@@ -116,10 +116,8 @@ def over_memory(limit: Limit, *, by_kernel: bool) -> str:
 
 def host_out_of_memory(limit: Limit) -> str:
     """Return the sentence about an attempt that was killed within its own limit."""
-    return (
-        "killed by the kernel: its host, or the group of its worker, was out of memory; it was within its own"
-        f" {shown_bytes(limit.value)} ({limit.name})"
-    )
+    own = f"; it was within its own {shown_bytes(limit.value)} ({limit.name})" if limit.value else ""
+    return f"killed by the kernel: its host, or the group of its worker, was out of memory{own}"
 
 
 def over_processes(limit: Limit) -> str:
@@ -129,4 +127,6 @@ def over_processes(limit: Limit) -> str:
 
 def refused_processes(limit: Limit) -> str:
     """Return what is said of a failed attempt to which the kernel refused a process."""
+    if not limit.value:
+        return "it was refused a process: its host, or the group of its worker, had as many as it may"
     return f"it was refused more than its {limit.value} processes and threads ({limit.name})"

@@ -214,7 +214,9 @@ def test_reasons_name_the_limit_and_its_setting() -> None:
         "exit code 1; it was refused more than its 64 processes and threads (attempt_processes_max): fork: again"
     )
     assert attempt.describe(EndReason.SUCCESS, 0, "", timeout_s=1, limit=refused) == ""
-    assert "512 MiB" in limits.host_out_of_memory(memory)
+    assert limits.host_out_of_memory(memory).endswith("it was within its own 512 MiB (attempt_memory_bytes_max)")
+    assert limits.host_out_of_memory(Limit()).endswith("the group of its worker, was out of memory")
+    assert limits.refused_processes(Limit()).startswith("it was refused a process: its host")
     assert [limits.shown_bytes(size) for size in (1 << 30, 3 << 29, 1 << 10, 1000, 1025)] == [
         "1 GiB",
         "1536 MiB",
