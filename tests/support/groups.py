@@ -22,7 +22,7 @@ def groups_of(pid: int) -> list[str]:
     """Return the directories of the groups that a pool child or its trials have left."""
     found: list[str] = []
     for base in _HOST.bases1.values():
-        found += [name for name in os.listdir(base) if name.startswith("dispatch-") and f"-{pid}" in name]
+        found += [name for name in os.listdir(base) if name.startswith("dispatch-") and f"-{pid}-" in f"{name}-"]
     return found
 
 
