@@ -27,6 +27,10 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "http": frozenset({"url", "headers"}),
     "python": frozenset({"function", "env"}),
 }
+_OF_ALL_KINDS: Final = frozenset({"kind", "memory_bytes_max", "processes_max"})
+MEMORY_BYTES: Final = (16 * 1_048_576, 1 << 50)
+"""Least and most memory that an attempt can be limited to: below, hardly a program starts."""
+PROCESSES: Final = (1, 4_000_000)
 _NEEDED: Final = {"command": "command", "http": "url", "python": "function"}
 
 
@@ -119,6 +123,15 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def _limit(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not (value == 0 or low <= value <= high):
+            raise ValueError(f"must be 0 for no limit, or a whole number between {low} and {high}")
+        return value
+
+    return parse
+
+
 def _timeout_s(value: Any) -> float:
     return _whole(100, 604_800_000)(value) / 1000.0
 
@@ -137,6 +150,8 @@ _EXECUTOR: Final[Mapping[str, Callable[[Any], Any]]] = {
     "url": _url,
     "headers": _headers,
     "function": _function,
+    "memory_bytes_max": _limit(*MEMORY_BYTES),
+    "processes_max": _limit(*PROCESSES),
 }
 _ROUTE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "channel": _text,
@@ -167,7 +182,7 @@ def _executor(name: str, body: Any) -> Executor:
     where = f"[executors.{name}]"
     fields = _parsed(where, body, _EXECUTOR)
     kind = fields.get("kind", "command")
-    alien = fields.keys() - _KINDS[kind] - {"kind"}
+    alien = fields.keys() - _KINDS[kind] - _OF_ALL_KINDS
     if alien:
         raise ValueError(f"{where}: {min(alien)} does not go with kind {kind}")
     if _NEEDED[kind] not in fields:

@@ -165,6 +165,19 @@ def whole(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def limit(low: int, high: int) -> Callable[[Any], int]:
+    """Return a reader of whole numbers between two bounds, or 0 for no limit."""
+    parse = whole(0, high)
+
+    def read(value: Any) -> int:
+        found = parse(value)
+        if 0 < found < low:
+            raise ValueError(f"must be 0 or at least {low}")
+        return found
+
+    return read
+
+
 def url(*schemes: str) -> Callable[[Any], Url]:
     """Return a reader of URLs with one of these schemes."""
 

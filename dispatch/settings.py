@@ -102,6 +102,24 @@ class Execution:
         kinds.whole(1024, 4_194_304),
         "how much of stdout is kept, bytes (a quarter head, the rest tail)",
     )
+    attempt_memory_bytes_max: int = setting(
+        "attempt_memory_bytes_max",
+        0,
+        kinds.limit(*routing_settings.MEMORY_BYTES),
+        "memory that an attempt and all it starts may use, bytes, at least 16 MiB; 0: no limit",
+    )
+    attempt_processes_max: int = setting(
+        "attempt_processes_max",
+        0,
+        kinds.limit(*routing_settings.PROCESSES),
+        "processes that an attempt may have at once; where the kernel holds it, threads count too; 0: no limit",
+    )
+    attempt_limits: str = setting(
+        "attempt_limits",
+        "auto",
+        kinds.one_of("auto", "kernel", "watched"),
+        "who holds these limits: kernel (no worker starts without control groups), watched (the worker looks), auto",
+    )
     attempt_log_bytes_max: int = setting(
         "attempt_log_bytes_max",
         67_108_864,

@@ -36,6 +36,8 @@ from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
 from dispatch.runner import attempt_log, janitor, spool, tree
 from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.executors import controllers_of
+from dispatch.runner.limits import Holder, set_up
 from dispatch.runner.redaction import secrets_of
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
@@ -63,6 +65,10 @@ class Main:
     warden_address: bytes
     stop_r: int
     stop_w: int
+    holder: Holder
+    """What holds the limits of attempts."""
+    limits: str = ""
+    """Its name; "" when no attempt has any."""
     presence: PresenceThread | None = None
     draining: bool = False
 
@@ -132,6 +138,9 @@ def _start_main(sender: Any, **_: Any) -> None:
                 log.warning("preflight_warning", check=check.name, sentence=check.sentence, advice=check.advice)
         fenced = any(has_fencing(check.extensions) for check in checks)
         key_files(settings).trust()
+        controllers = controllers_of(settings.routing, settings.execution)
+        # Before anything is started: what a process starts is in its control group.
+        holder = set_up(controllers, settings.execution.attempt_limits, log)
         recorder.begin(recorder.WORKER, settings, log, ats_url=protocol.endpoint_of(settings.ats).base_url)
     except DispatchError as exc:
         _exit_with(exc)
@@ -142,10 +151,25 @@ def _start_main(sender: Any, **_: Any) -> None:
     stop_r, stop_w = os.pipe2(os.O_CLOEXEC)
     where = protocol.endpoint_of(settings.ats)
     tasks_url = f"{where.base_url}{where.scope}/tasks" if fenced else None
-    warden = WardenProcess(tasks_url=tasks_url, token=where.token, log=log)
+    warden = WardenProcess(tasks_url=tasks_url, token=where.token, log=log, place=holder.place)
     warden.start()
-    _main = Main(settings, fenced, warden, warden.address, stop_r, stop_w)
-    log.info("worker_starting", node=sender.hostname, command=settings.execution.command[0], fenced=fenced)
+    _main = Main(
+        settings,
+        fenced,
+        warden,
+        warden.address,
+        stop_r,
+        stop_w,
+        holder,
+        limits=str(holder.mechanism) if controllers else "",
+    )
+    log.info(
+        "worker_starting",
+        node=sender.hostname,
+        command=settings.execution.command[0],
+        fenced=fenced,
+        limits=_main.limits,
+    )
 
 
 @signals.worker_before_create_process.connect
@@ -177,6 +201,7 @@ def _start_slot(**_: Any) -> None:
             stop_fd=_main.stop_r,
             keys=key_files(settings),
             routing=settings.routing,
+            holder=_main.holder,
             # On a foreign service every line would be a message among people's, and twice the calls.
             stream_s=1.0 if _main.fenced else 10.0,
             secrets=secrets_of(settings),
@@ -209,6 +234,7 @@ def _show(sender: Any, **_: Any) -> None:
         queues=tuple(sender.app.amqp.queues.consume_from),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
+        limits=_main.limits,
     )
     _main.presence = PresenceThread(
         _main.settings.broker,

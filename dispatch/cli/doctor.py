@@ -8,7 +8,8 @@ import click
 
 from dispatch.cli.options import State, common_options
 from dispatch.errors import ConfigurationError
-from dispatch.preflight import Check, check_all
+from dispatch.preflight import check_all
+from dispatch.preflight.check import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,7 +19,7 @@ from dispatch.core.routing import TaskTraits, choose, traits_of
 from dispatch.core.standing import ClassUse, Fleet, Way
 from dispatch.core.steering import EXTENSION, steering_of
 from dispatch.errors import AuthenticationError, DispatchError, GatewayError
-from dispatch.preflight import cause_of, open_redis, workers_seen
+from dispatch.preflight.broker import cause_of, open_redis, workers_seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

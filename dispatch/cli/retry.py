@@ -13,7 +13,7 @@ from dispatch.ats import answers, fences, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.errors import DispatchError, GatewayRejectedError, UnknownTaskError, UsageError
-from dispatch.preflight import open_redis
+from dispatch.preflight.broker import open_redis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

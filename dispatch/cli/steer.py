@@ -18,7 +18,7 @@ from dispatch.cli.options import State, common_options, duration_s
 from dispatch.cli.output import ago
 from dispatch.core.steering import CHANNEL, EXTENSION, HOST, QUEUE, Order, steering_of
 from dispatch.errors import BrokerUnavailableError, DispatchError, UsageError
-from dispatch.preflight import cause_of, open_redis
+from dispatch.preflight.broker import cause_of, open_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

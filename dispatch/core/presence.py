@@ -30,6 +30,8 @@ class WorkerPresence:
     draining: bool = False
     started_at: str = ""
     version: str = ""
+    limits: str = ""
+    """What holds the limits of its attempts (``core.limits.Mechanism``), "" when it sets none."""
     running: tuple[str, ...] = ()
     """What it runs now, each as ``<task id>.<fencing token>``."""
 

@@ -30,6 +30,10 @@ class EndReason(StrEnum):
     """The leader exited 75: try again later, the attempt does not count."""
     TIMEOUT = "timeout"
     """The soft time limit passed and dispatch stopped the tree."""
+    OOM = "oom"
+    """It needed more memory than it may have, or the host had none left; the kernel killed it or dispatch did."""
+    PROCESS_LIMIT = "process_limit"
+    """It had more processes than it may have and dispatch stopped the tree; the kernel refuses them instead."""
     SPAWN_ERROR = "spawn_error"
     """The command could not be started."""
     WORKER_LOST = "worker_lost"
@@ -47,6 +51,8 @@ FAILURES: Final = frozenset(
         EndReason.EXIT,
         EndReason.SIGNAL,
         EndReason.TIMEOUT,
+        EndReason.OOM,
+        EndReason.PROCESS_LIMIT,
         EndReason.SPAWN_ERROR,
         EndReason.WORKER_LOST,
     }

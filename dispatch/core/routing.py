@@ -46,6 +46,9 @@ class Executor:
     """Headers of that request; a value ``env:NAME`` is taken from the worker's environment."""
     function: str = ""
     """``module:function`` of kind python."""
+    memory_bytes_max: int | None = None
+    """Memory of an attempt, 0 for no limit; None: what the settings say. The same for processes."""
+    processes_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

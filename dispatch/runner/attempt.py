@@ -44,6 +44,8 @@ class AttemptEnd:
     flags: frozenset[str] = field(default_factory=frozenset)
     duration_s: float = 0.0
     detail: str = ""
+    limit: str = ""
+    """What its limits have to do with it, "" for nothing; holds nothing of the task."""
 
 
 def may_be_shutdown(returncode: int) -> bool:
@@ -66,9 +68,14 @@ def _last_lines(stderr: str, chars_max: int) -> str:
     return text if len(text) <= chars_max else "..." + text[-(chars_max - 3) :]
 
 
-def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_s: float) -> str:
-    """Return the sentence about an end: what happened, and what the command said last on stderr."""
+def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_s: float, limit: str = "") -> str:
+    """Return the sentence about an end: what happened, and what the command said last on stderr.
+
+    ``limit`` says what its limits have to do with it.
+    """
     what = {
+        EndReason.OOM: limit,
+        EndReason.PROCESS_LIMIT: limit,
         EndReason.SUCCESS: "",
         EndReason.TIMEOUT: f"timed out after {timeout_s:g} s",
         EndReason.CANCELLED: "cancelled",
@@ -80,6 +87,8 @@ def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_
         what = f"not now (exit code {code})" if reason is EndReason.TEMPFAIL else f"exit code {code}"
         if code < 0:
             what = f"ended by signal {-code} ({signal_name(-code)})"
+    if limit and what and what != limit:
+        what = f"{what}; {limit}"
     if not what or reason in (EndReason.CANCELLED, EndReason.LEASE_LOST):
         return what
     said = _last_lines(stderr, DETAIL_CHARS_MAX - len(what) - 2)

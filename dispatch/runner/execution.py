@@ -23,6 +23,7 @@ from dispatch.runner import attempt, attempt_log, executors, pool_child, process
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.attempt_trace import AttemptTrace
 from dispatch.runner.lease_keeper import Lease
+from dispatch.runner.limits import Holder, Unlimited
 from dispatch.runner.live import LiveBuffer
 from dispatch.runner.loop import AttemptLoop, Limits, Wiring
 from dispatch.runner.preparing import Prepared, Preparing
@@ -82,6 +83,8 @@ class RunnerContext:
     keys: TrustSource | None = None
     routing: Routing | None = None
     """Which executor does what; without it the command of the settings does everything."""
+    holder: Holder = field(default_factory=Holder)
+    """How what an attempt may use is held."""
     stream_s: float = 1.0
     """Least time between two messages with what a running attempt writes; 0: it is not shown."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -214,8 +217,9 @@ class _Execution:
             prepared = self._prepare(grant)
             if prepared is None:
                 return None
-            with self._child.work_directory() as directory:
-                return self._run(grant, prepared, directory)
+            bounded = self._ctx.holder.hold(prepared.allowance, self._child.owner, self._ctx.log)
+            with self._child.work_directory() as directory, bounded as bounds:
+                return self._run(grant, prepared, directory, bounds)
         except process.SpawnError as exc:
             return AttemptEnd(EndReason.SPAWN_ERROR, detail=str(exc))
         except Exception as exc:
@@ -235,7 +239,7 @@ class _Execution:
     def _prepare(self, grant: Grant) -> Prepared | None:
         """Return what the attempt is told and what runs it; None when it must not run, which is reported then."""
         ctx = self._ctx
-        preparing = Preparing(self._routing, ctx.execution.env, ctx.log)
+        preparing = Preparing(self._routing, ctx.execution, ctx.log)
         unsealing = Unsealing(
             ctx.gateway, ctx.keys, preparing.executor_of_sealed, ctx.log, self._insist, self._before_reading
         )
@@ -270,18 +274,16 @@ class _Execution:
         told = prepared.variables(ref, grant.task) | own | self._trace.spawning()
         return process.child_environment(os.environ, prepared.start.env, told)
 
-    def _run(self, grant: Grant, prepared: Prepared, directory: str) -> AttemptEnd:
+    def _run(self, grant: Grant, prepared: Prepared, directory: str, bounds: Unlimited) -> AttemptEnd:
         ctx, lease, start = self._ctx, self._lease, prepared.start
         if lease is None:
             raise RuntimeError("an attempt is run only after its start was granted")
         if lease.over(tree.boottime()):
             return AttemptEnd(EndReason.LEASE_LOST, detail="the lease was lost")
-        env = self._environment(grant, prepared)
-        running = process.spawn(start.argv, prompt=start.stdin, cwd=directory, env=env)
+        env, own = self._environment(grant, prepared), ctx.execution
+        running = process.spawn(start.argv, prompt=start.stdin, cwd=directory, env=env, doors=bounds.doors)
         ctx.log.info("attempt_started", pid=running.pid, executor=prepared.choice.executor, **self._ids)
-        limits = Limits(
-            prepared.choice.timeout_s, ctx.execution.grace_s, ctx.execution.drain_s, ctx.execution.output_bytes_max
-        )
+        limits = Limits(prepared.choice.timeout_s, own.grace_s, own.drain_s, own.output_bytes_max)
         streams = self._streams(prepared)
         wiring = Wiring(
             inbox=self._child.inbox,
@@ -291,6 +293,7 @@ class _Execution:
             start_keeper=self._on_long,
             baseline=self._child.baseline,
             streams=streams,
+            bounds=bounds,
         )
         try:
             end = AttemptLoop(running, limits, wiring).run()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core import template
+from dispatch.core.limits import Allowance, Limit
 from dispatch.core.prompt import INTERNAL_FIELDS
 from dispatch.core.routing import DEFAULT, Executor, Routing, TaskTraits, choose, traits_of
 from dispatch.runner.unsealing import NotAcceptedError
@@ -55,6 +56,27 @@ def routing_of(routing: Routing | None, execution: Execution) -> Routing:
         executors={DEFAULT: Executor(command=execution.command)},
         timeout_s=execution.timeout_s,
         max_attempts=execution.max_attempts,
+    )
+
+
+def allowance_of(executor: Executor, execution: Execution) -> Allowance:
+    """Return what an attempt by this executor may use: what is said of it, else what the settings say for all."""
+    own = f"[executors.{executor.name}]"
+    memory, processes = executor.memory_bytes_max, executor.processes_max
+    return Allowance(
+        Limit(execution.attempt_memory_bytes_max, "attempt_memory_bytes_max")
+        if memory is None
+        else Limit(memory, f"memory_bytes_max in {own}"),
+        Limit(execution.attempt_processes_max, "attempt_processes_max")
+        if processes is None
+        else Limit(processes, f"processes_max in {own}"),
+    )
+
+
+def controllers_of(routing: Routing, execution: Execution) -> frozenset[str]:
+    """Return the controllers that are needed to hold the limits of every executor; none when nothing is limited."""
+    return frozenset().union(
+        *(allowance_of(executor, execution).controllers() for executor in routing.executors.values())
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatch.core.retry import EndReason
 from dispatch.runner import attempt, tree
+from dispatch.runner.limits import Unlimited
 from dispatch.runner.output import HeadTail
 from dispatch.runner.process import Child, widen
 from dispatch.runner.streams import Streams
@@ -63,6 +64,8 @@ class Wiring:
     start_keeper: Callable[[], None] = lambda: None
     baseline: frozenset[int] = field(default_factory=frozenset)
     streams: Streams = field(default_factory=lambda: Streams(progress=False))
+    bounds: Unlimited = field(default_factory=Unlimited)
+    """What the attempt may use of the host."""
 
 
 class AttemptLoop:
@@ -84,6 +87,7 @@ class AttemptLoop:
         self._stop_at_once = False
         self._keeper_at = self._started_at + KEEPER_AFTER_S
         self._housekeeping_at = self._started_at + HOUSEKEEPING_S
+        self._look_at = self._started_at + wiring.bounds.every_s
         self._flags: set[str] = set()
         self._poll = select.poll()
         self._on: dict[int, Callable[[int], None]] = {}
@@ -97,6 +101,7 @@ class AttemptLoop:
                 reason = self._after_exit()
             else:
                 self._stop_tree(reason)
+                reason = self._wiring.bounds.judge(reason)
             self._kill_leftovers()
         except BaseException:
             self._kill()
@@ -106,7 +111,7 @@ class AttemptLoop:
         for name, sink in (("stdout", self._stdout), ("stderr", self._stderr)):
             sink.feed(self._wiring.streams.rest(name))
         stdout, stderr = self._stdout.result(), self._stderr.result()
-        code = self._returncode
+        code, limit = self._returncode, self._wiring.bounds.said
         return attempt.AttemptEnd(
             reason=reason,
             exit_code=code if code is not None and code >= 0 else None,
@@ -115,7 +120,8 @@ class AttemptLoop:
             stderr=stderr,
             flags=frozenset(self._flags),
             duration_s=self._clock() - self._started_at,
-            detail=attempt.describe(reason, code, stderr.text, timeout_s=self._limits.timeout_s),
+            detail=attempt.describe(reason, code, stderr.text, timeout_s=self._limits.timeout_s, limit=limit),
+            limit=limit,
         )
 
     # What is listened to
@@ -248,7 +254,12 @@ class AttemptLoop:
             return EndReason.TIMEOUT
         if self._stop_at_once or (self._drain_until is not None and now >= self._drain_until):
             return EndReason.SHUTDOWN
-        return None
+        return self._look() if now >= self._look_at else None
+
+    def _look(self) -> EndReason | None:
+        """Say whether the attempt uses more than it may."""
+        self._look_at = self._clock() + self._wiring.bounds.every_s
+        return self._wiring.bounds.look(self._descendants)
 
     def _note_terms(self) -> None:
         terms = self._wiring.inbox.terms
@@ -268,6 +279,7 @@ class AttemptLoop:
             self._wiring.lease.trusted_until,
             self._keeper_at,
             self._housekeeping_at,
+            self._look_at,
             math.inf if self._drain_until is None else self._drain_until,
         )
 
@@ -275,8 +287,9 @@ class AttemptLoop:
 
     def _after_exit(self) -> EndReason:
         returncode = self._returncode or 0
-        reason = attempt.reason_of_exit(returncode)
-        if reason is not EndReason.SUCCESS and attempt.may_be_shutdown(returncode) and self._stop_is_near():
+        reason = self._wiring.bounds.judge(attempt.reason_of_exit(returncode))
+        may_be = reason not in (EndReason.SUCCESS, EndReason.OOM) and attempt.may_be_shutdown(returncode)
+        if may_be and self._stop_is_near():
             reason = EndReason.SHUTDOWN
         until = self._clock() + DRAIN_PIPES_S
         while self._pipes_open():
@@ -284,7 +297,9 @@ class AttemptLoop:
             if left <= 0:
                 self._flags.add(attempt.PIPES_HELD)
                 break
-            self._wait_for_output(left)
+            self._wait_for_output(min(left, self._wiring.bounds.every_s))
+            if self._clock() >= self._look_at and self._look() is not None:
+                break
         return reason
 
     def _stop_is_near(self) -> bool:
@@ -316,8 +331,11 @@ class AttemptLoop:
 
     # Stopping
 
+    def _descendants(self) -> list[tree.Stat]:
+        return tree.descendants(os.getpid(), without=self._wiring.baseline)
+
     def _living(self) -> set[tree.Process]:
-        return {found.process for found in tree.descendants(os.getpid(), without=self._wiring.baseline)}
+        return {found.process for found in self._descendants()} | self._wiring.bounds.members()
 
     def _reap(self) -> None:
         """Collect the leader and descendants that were given to us; nobody else's children."""
@@ -328,6 +346,8 @@ class AttemptLoop:
     def _stop_tree(self, reason: EndReason) -> None:
         grace_s = {
             EndReason.LEASE_LOST: 0.0,
+            EndReason.OOM: 0.0,
+            EndReason.PROCESS_LIMIT: 0.0,
             EndReason.CANCELLED: min(self._limits.grace_s, CANCEL_GRACE_S),
         }.get(reason, self._limits.grace_s)
         until = self._clock() + grace_s
@@ -343,6 +363,7 @@ class AttemptLoop:
         self._kill()
 
     def _kill(self) -> int:
+        self._wiring.bounds.kill()
         killed, left = tree.kill_all(self._living, reap=self._reap)
         if left:
             self._flags.add(attempt.UNKILLABLE)
@@ -350,7 +371,7 @@ class AttemptLoop:
 
     def _kill_leftovers(self) -> None:
         """Make sure that nothing outlives the attempt, then take what is left in the pipes."""
-        if _has_children() and self._kill():
+        if (_has_children() or self._wiring.bounds.members()) and self._kill():
             self._flags.add(attempt.LEFTOVERS_KILLED)
         while self._pipes_open():
             before = self._stdout.total_bytes + self._stderr.total_bytes

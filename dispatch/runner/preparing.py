@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from dispatch.ats.gateway import AttemptRef
     from dispatch.ats.model import Grant, Task
+    from dispatch.core.limits import Allowance
     from dispatch.core.routing import Choice, Routing
     from dispatch.crypto.opening import Opened
     from dispatch.runner.unsealing import Unsealing, Work
+    from dispatch.settings import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Prepared:
     work: Work
     choice: Choice
     start: executors.Start
+    allowance: Allowance
 
     @property
     def review(self) -> bool:
@@ -50,10 +53,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Prepares attempts by one routing; ``env`` are the variables that every child may see."""
+    """Prepares attempts by one routing; ``execution`` says what every child may see and use."""
 
     routing: Routing
-    env: tuple[str, ...]
+    execution: Execution
     log: Any
 
     def executor_of_sealed(self, task: Task, opened: Opened) -> str:
@@ -81,9 +84,9 @@ class Preparing:
             executor = self.routing.executors.get(choice.executor)
             if executor is None:
                 raise executors.UnusableError(f"There is no executor {choice.executor} in the settings of this worker.")
-            start = executors.Assignment(ref, task, work, prompt).start_of(executor, os.environ, self.env)
+            start = executors.Assignment(ref, task, work, prompt).start_of(executor, os.environ, self.execution.env)
         except executors.UnusableError as exc:
             ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
             self.log.error("executor_unusable", executor=choice.executor, error=str(exc), **ids)  # noqa: TRY400
             raise NotNowError(f"This worker cannot run the executor {choice.executor}; its log says why.") from None
-        return Prepared(work, choice, start)
+        return Prepared(work, choice, start, executors.allowance_of(executor, self.execution))

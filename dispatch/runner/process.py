@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.errors import DispatchError
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 _ALLOWED: Final = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL"})
 _PIPE_BYTES: Final = 65_536
 """What an empty pipe holds on Linux: a prompt up to this size is written before the child exists."""
+_ENTER: Final = (os.path.realpath(sys.executable), "-I", "-S", str(Path(__file__).parent / "enter.py"))
+_ENTER_S: Final = 10.0
+"""How long the way into the control groups may take, on a very busy host."""
 
 
 class SpawnError(DispatchError):
@@ -60,8 +66,10 @@ class Child:
                 setattr(self, name, None if name == "stdin" else -1)
 
 
-def spawn(argv: Sequence[str], *, prompt: bytes, cwd: str, env: Mapping[str, str]) -> Child:
+def spawn(argv: Sequence[str], *, prompt: bytes, cwd: str, env: Mapping[str, str], doors: Sequence[str] = ()) -> Child:
     """Start a command in a session of its own, with nothing inherited but three pipes.
+
+    It begins in the control groups whose ``cgroup.procs`` files are the ``doors``.
 
     Signals that this process ignores would stay ignored in the child; the
     caller replaces them by handlers first (``signals.Inbox``). Raises SpawnError.
@@ -77,17 +85,9 @@ def spawn(argv: Sequence[str], *, prompt: bytes, cwd: str, env: Mapping[str, str
         unsent = memoryview(prompt)
         if unsent:
             unsent = unsent[os.write(stdin_w, unsent[:_PIPE_BYTES]) :]
-        popen = subprocess.Popen(
-            argv,
-            stdin=stdin_r,
-            stdout=stdout_w,
-            stderr=stderr_w,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-            close_fds=True,
-        )
-    except (OSError, ValueError) as exc:
+        start = _start_in if doors else _start
+        popen = start(argv, doors, stdin=stdin_r, stdout=stdout_w, stderr=stderr_w, cwd=cwd, env=env)
+    except (OSError, ValueError, SpawnError) as exc:
         for fd in fds:
             os.close(fd)
         raise SpawnError(_why(exc, argv, cwd, env)) from exc
@@ -108,6 +108,46 @@ def spawn(argv: Sequence[str], *, prompt: bytes, cwd: str, env: Mapping[str, str
     return Child(popen, pidfd, stdout_r, stderr_r, rest, unsent)
 
 
+def _start(argv: Sequence[str], _doors: Sequence[str], **inherited: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, start_new_session=True, close_fds=True, **inherited)
+
+
+def _start_in(argv: Sequence[str], doors: Sequence[str], **inherited: Any) -> subprocess.Popen[bytes]:
+    """Start it through ``enter``, which goes into the groups first. Raises OSError as for a plain start."""
+    status_r, status_w = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            step = [*_ENTER, str(status_w), str(len(doors)), *doors, *argv]
+            popen = subprocess.Popen(step, start_new_session=True, close_fds=True, pass_fds=(status_w,), **inherited)
+        finally:
+            os.close(status_w)
+        said = _heard(status_r)
+    finally:
+        os.close(status_r)
+    if said == b"":
+        return popen
+    popen.kill()
+    popen.wait()
+    if said is None:
+        raise SpawnError(f"The command {argv[0]} could not be started: it did not get into its control group in time.")
+    number = int(said[1:])
+    if said.startswith(b"D"):
+        raise SpawnError(
+            f"The command {argv[0]} could not be started: it could not be put into its control group"
+            f" ({os.strerror(number).lower()})."
+        )
+    raise OSError(number, os.strerror(number))
+
+
+def _heard(status_fd: int) -> bytes | None:
+    """Return what ``enter`` says, b"" when the command took over or died on its way, None when the time is up."""
+    poll = select.poll()
+    poll.register(status_fd, select.POLLIN)
+    if not poll.poll(_ENTER_S * 1000):
+        return None
+    return os.read(status_fd, 64)
+
+
 def widen(fd: int) -> None:
     """Give a pipe that carries much a larger buffer, where the system allows it."""
     try:
@@ -116,7 +156,9 @@ def widen(fd: int) -> None:
         return
 
 
-def _why(exc: OSError | ValueError, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> str:
+def _why(exc: OSError | ValueError | SpawnError, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> str:
+    if isinstance(exc, SpawnError):
+        return str(exc)
     command = argv[0]
     if not isinstance(exc, OSError):
         return (

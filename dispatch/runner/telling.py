@@ -59,7 +59,7 @@ def without_content(end: AttemptEnd, timeout_s: float) -> Told:
     if end.reason in _ALWAYS_TOLD:
         return Told(end.detail)
     code = -end.signal if end.signal is not None else end.exit_code
-    return Told(attempt.describe(end.reason, code, "", timeout_s=timeout_s))
+    return Told(attempt.describe(end.reason, code, "", timeout_s=timeout_s, limit=end.limit))
 
 
 def sealed(end: AttemptEnd, opened: Opened, *, task_id: str, attempt_number: int, timeout_s: float) -> Told:

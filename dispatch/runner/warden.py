@@ -30,20 +30,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.runner import janitor, tree
+from dispatch.runner import cgroups, delegation, janitor, tree
+from dispatch.runner.cgroups import Place
 from dispatch.runner.owner import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-IGNORED: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
+IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that must not end a warden while its worker main lives."""
 MESSAGE_BYTES_MAX: Final = 8_192
 _RELEASE_WAIT_S: Final = 30.0
@@ -80,7 +74,7 @@ class Warden:
     """Watches the pool children of one worker main.
 
     ``release`` gets the begin message of an attempt whose worker died and a
-    reason; it must not block.
+    reason; it must not block. ``place`` is where attempts have their control groups.
     """
 
     def __init__(
@@ -90,12 +84,14 @@ class Warden:
         main_pid: int,
         release: Callable[[dict[str, Any], str], None],
         log: Callable[..., None] = log_line,
+        place: Place | None = None,
     ) -> None:
         self._listener = listener
         self._life = life
         self._main_pid = main_pid
         self._release = release
         self._log = log
+        self._place = place
         self._wards: dict[int, Ward] = {}
         """By pid."""
         self._poll = select.poll()
@@ -122,6 +118,9 @@ class Warden:
             tree.send(ward.owner.process, signal.SIGKILL)
         for ward in list(self._wards.values()):
             self._lost(ward, "the worker died")
+        main = tree.stat(self._main_pid)
+        if main is None or main.dead:
+            delegation.give_back(self._place)
 
     def _turn(self) -> None:
         deadline = min((ward.deadline for ward in self._wards.values()), default=float("inf"))
@@ -229,7 +228,7 @@ class Warden:
         if len(parts) == 4 and parts[1] == str(pid) and parts[2].isdigit():
             owner = Owner(parts[0], pid, int(parts[2]))
             tree.send(owner.process, signal.SIGKILL)
-            self._kill(owner, "worker_lost")
+            self._kill(owner, "worker_lost", is_over=True)
 
     def _read(self, ward: Ward) -> None:
         while ward.connection is not None:
@@ -273,7 +272,7 @@ class Warden:
         begun, ward.begun = ward.begun, None
         if begun is None:
             return
-        self._kill(ward.owner, "worker_lost", begun)
+        self._kill(ward.owner, "worker_lost", begun, is_over=True)
         self._release(begun, f"worker_lost: {why}")
 
     def _expire(self, ward: Ward) -> None:
@@ -290,10 +289,15 @@ class Warden:
                 self._log("warning", "warden_child_unreachable", pid=ward.owner.pid)
         self._kill(ward.owner, "lease", begun)
 
-    def _kill(self, owner: Owner, why: str, begun: dict[str, Any] | None = None) -> None:
-        killed, left = tree.kill_all(owner.everything)
+    def _kill(self, owner: Owner, why: str, begun: dict[str, Any] | None = None, *, is_over: bool = False) -> None:
+        """Kill all that an owner started; ``is_over``: the owner itself is dead and clears nothing away."""
+        groups = cgroups.owned_by(self._place, owner)
+        cgroups.kill(groups)
+        killed, left = tree.kill_all(lambda: owner.everything() | cgroups.members_of(groups))
         # Orphans are given to the worker main, which then has to collect them.
         self._tell_main({"reap": True})
+        if is_over:
+            cgroups.clear(groups)
         begun = begun or {}
         self._log(
             "warning",
@@ -369,8 +373,11 @@ def main() -> None:
     if setup is None:
         return
     releases = Releases(setup.get("tasks_url") or "", setup.get("token") or "")
-    warden = Warden(listener, life, main_pid, releases)
+    place = Place.of_json(setup.get("groups"))
+    warden = Warden(listener, life, main_pid, releases, place=place)
     orphans = janitor.kill_orphans()
+    if cgroups.clear(cgroups.stale(place)):
+        log_line("warning", "limits_group_left")
     if orphans:
         log_line("warning", "orphans_killed", count=len(orphans))
     warden.run()

@@ -23,6 +23,8 @@ from dispatch.runner.warden import IGNORED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dispatch.runner.cgroups import Place
+
 _PASSED_ON: Final = ("PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _QUICK_DEATH_S: Final = 1.0
 _PAUSE_S: Final = 0.5
@@ -42,10 +44,12 @@ class WardenProcess:
     scope if there is one, and ``/tasks``. None releases nothing (a service
     without the release extension): then the lease brings a lost task back.
     ``token`` goes over an inherited socket, never through argv or environment.
+    ``place`` is where attempts have their control groups, if they have any.
     """
 
-    def __init__(self, *, tasks_url: str | None, token: str | None, log: Any) -> None:
-        self._hello = json.dumps({"tasks_url": tasks_url, "token": token}).encode()
+    def __init__(self, *, tasks_url: str | None, token: str | None, log: Any, place: Place | None = None) -> None:
+        hello = {"tasks_url": tasks_url, "token": token, "groups": None if place is None else list(place)}
+        self._hello = json.dumps(hello).encode()
         self._log = log
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The kernel picks a free name in the abstract namespace: nothing is left on disk, whoever dies.

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import client, graphs, service
+from tests.bench import client, graphs, limits, service
 from tests.bench.bare import app as bare_app
 from tests.support.processes import ROOT, LogProcess, children_of, eventually
 from tests.support.stack import Stack
@@ -162,6 +162,13 @@ def report(found: dict[str, Any]) -> None:
             f"{found['burst_ratio']:.2f}",
             "0.33 of bare Celery",
         ),
+        ("start and end of a command", f"{found['unlimited_start_ms']:.1f} ms", "1.00", ""),
+        (
+            f"the same with limits ({found['limits']})",
+            f"{found['limited_start_ms']:.1f} ms",
+            f"{found['limited_start_ms'] / found['unlimited_start_ms']:.2f}",
+            "",
+        ),
         (f"a slot of {found['slots_measured']}", f"{found['slot_pss_mb']:.1f} MB", "", "20 MB"),
         ("ingress, idle", f"{found['ingress_mb']:.0f} MB", "1.00", ""),
         (
@@ -198,7 +205,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000, help="tasks that are claimed and completed by hand")
     parser.add_argument("--listed", type=int, default=200_000, help="tasks of the list measurement")
     parser.add_argument("--graph", type=int, default=10_000, help="tasks of the graph measurements")
-    parser.add_argument("--only", help="one of latency, burst, slots, pending, requests, lists, graphs")
+    parser.add_argument("--only", help="one of latency, burst, limits, slots, pending, requests, lists, graphs")
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"))
     options = parser.parse_args()
     steps = {
@@ -208,6 +215,7 @@ def main() -> int:
             ("bare Celery", lambda: measure_bare(options.tasks, options.slots)),
             ("burst", lambda: measure_burst(options.tasks, options.slots)),
         ],
+        "limits": [("starts with limits", lambda: limits.measure(100))],
         "slots": [("memory per slot", lambda: measure_slots(16))],
         "requests": [
             (f"requests on {engine}", functools.partial(service.measure_requests, engine, options.requests))

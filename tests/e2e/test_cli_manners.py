@@ -214,6 +214,7 @@ def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
         ("executor", "ok"),
         ("data_dir", "ok"),
         ("user", "warning" if os.geteuid() == 0 else "ok"),
+        ("limits", "ok"),
         ("callbacks", "warning"),
         ("keys", "ok"),
         ("workers", "warning"),

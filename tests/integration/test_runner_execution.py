@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Start = Callable[..., Worker]
 
+LIMITED = {"attempt_memory_bytes_max": 1 << 29, "attempt_processes_max": 100}
+"""Limits that nothing here reaches: where the kernel holds them, the command is started by way of its control group."""
+START = pytest.mark.parametrize("bounds", [{}, LIMITED], ids=["free", "limited"])
+
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
@@ -262,7 +266,8 @@ def test_a_large_prompt_never_hangs(start: Start) -> None:
     assert results[3]["stdout_bytes"] > 5_000_000
 
 
-def test_a_command_that_cannot_start_is_explained(start: Start, tmp_path: Path) -> None:
+@START
+def test_a_command_that_cannot_start_is_explained(start: Start, tmp_path: Path, bounds: dict[str, int]) -> None:
     """S7: each reason has its sentence, the attempt counts, and the next attempt of the process runs."""
     cases = [
         ([str(tmp_path / "missing")], "was not found"),
@@ -272,7 +277,7 @@ def test_a_command_that_cannot_start_is_explained(start: Start, tmp_path: Path) 
         ([str(tmp_path)], "not an executable file"),
         (["true", "E2BIG"], "too long"),
     ]
-    worker, results = ends_of(start, [argv for argv, _ in cases])
+    worker, results = ends_of(start, [argv for argv, _ in cases], execution=bounds)
     for (_, words), result, report in zip(cases, results, worker.reports(), strict=True):
         assert result["reason"] == "spawn_error"
         assert words in result["detail"]
@@ -298,7 +303,8 @@ def test_a_starved_process_says_so(start: Start) -> None:
     assert second["reason"] == "success"
 
 
-def test_nothing_but_the_allow_list_is_inherited(start: Start) -> None:
+@START
+def test_nothing_but_the_allow_list_is_inherited(start: Start, bounds: dict[str, int]) -> None:
     """A child sees the allowed variables, three pipes, default signals, its own session and a private directory."""
     canaries = {
         "DISPATCH_ATS_TOKEN": "canary",
@@ -314,7 +320,7 @@ def test_nothing_but_the_allow_list_is_inherited(start: Start) -> None:
         env=canaries,
         ignore_term=True,
         leaky_fd=True,
-        execution={"env": ("WANTED", "DISPATCH_ATS_TOKEN")},
+        execution={"env": ("WANTED", "DISPATCH_ATS_TOKEN"), **bounds},
     )
     seen = json.loads(worker.result()["stdout"])
     assert "canary" not in json.dumps(seen["env"])
@@ -344,9 +350,10 @@ def test_nothing_but_the_allow_list_is_inherited(start: Start) -> None:
     assert str(worker.directory / "data" / "work") in seen["cwd"]
 
 
-def test_no_signal_is_ignored_in_the_child(start: Start) -> None:
+@START
+def test_no_signal_is_ignored_in_the_child(start: Start, bounds: dict[str, int]) -> None:
     """SIGINT and SIGTERM that the pool child ignores, and Python's SIGPIPE, have their defaults in the child."""
-    worker = start(["grep", "SigIgn", "/proc/self/status"], ignore_term=True)
+    worker = start(["grep", "SigIgn", "/proc/self/status"], ignore_term=True, execution=bounds)
     # Signals 32 and 33 belong to the C library; nobody but it can change them.
     assert int(worker.result()["stdout"].split()[1], 16) & ~(0b11 << 31) == 0
 

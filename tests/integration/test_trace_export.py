@@ -18,7 +18,7 @@ import pytest
 from dispatch.core.spans import AttemptSpans, Span, TaskFacts, create
 from dispatch.core.trace_ids import trace_of
 from dispatch.errors import ConfigurationError
-from dispatch.preflight import check_traces
+from dispatch.preflight.telling import check_traces
 from dispatch.runner import http_call
 from dispatch.settings import load
 from dispatch.traces import recorder

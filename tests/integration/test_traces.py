@@ -225,7 +225,7 @@ from dispatch.traces import recorder
 settings = load()
 for process in (recorder.SERVICE, recorder.INGRESS, recorder.WORKER):
     recorder.begin(process, settings, None)
-[check] = dispatch.preflight.check_traces(settings)
+[check] = dispatch.preflight.telling.check_traces(settings)
 recorder.end()
 loaded = [name for name in sys.modules if name.startswith(("opentelemetry.proto", "opentelemetry.sdk", "google"))]
 print(check.state, recorder.trace_of(None, "1"), loaded)
@@ -242,7 +242,7 @@ sys.modules["opentelemetry.proto"] = None
 from dispatch import preflight
 from dispatch.cli.main import main
 from dispatch.settings import load
-print(*preflight.check_traces(load()))
+print(*preflight.telling.check_traces(load()))
 sys.argv = ["dispatch", "serve"]
 main()
 """

@@ -179,6 +179,41 @@ def deaf(seconds: str = "0") -> None:
     print("done")
 
 
+def hog(path: str, mebibytes: str = "256", who: str = "leader") -> None:
+    """Note the pid, take memory bit by bit up to a bound, and hang; ``child`` lets a child do that and waits."""
+    note(path)
+    if who == "child" and os.fork():
+        sleep_for_ever()
+    kept = []
+    for _ in range(int(mebibytes)):
+        kept.append(bytearray(b"x" * 1_048_576))
+        time.sleep(0.001)
+    sleep_for_ever()
+
+
+def bomb(path: str, failures: str = "20", most: str = "200") -> None:
+    """Fork children that leave session and hang, until so many forks were refused or there are enough; exit 3."""
+    null = os.open("/dev/null", os.O_RDWR)
+    count = refused = 0
+    while refused < int(failures) and count < int(most):
+        try:
+            pid = os.fork()
+        except BlockingIOError:
+            refused += 1
+            time.sleep(0.01)
+            continue
+        if pid == 0:
+            os.setsid()
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            note(path)
+            sleep_for_ever()
+        count += 1
+        time.sleep(0.005)
+    print(f"refused {refused} of {count + refused}", file=sys.stderr)
+    sys.exit(3)
+
+
 def main() -> None:
     """Run the program that argv names."""
     verb, *arguments = sys.argv[1:]

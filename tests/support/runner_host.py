@@ -39,7 +39,9 @@ from dispatch.errors import (
     LeaseLostError,
     UnknownTaskError,
 )
+from dispatch.runner import executors
 from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.limits import Holder, set_up
 from dispatch.runner.tree import boottime, set_child_subreaper
 from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
@@ -221,11 +223,18 @@ def starved(*, apply: bool) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def run_attempts(config: dict[str, Any], *, stop_fd: int | None, address: bytes | None) -> None:
+def holder_of(config: dict[str, Any]) -> Holder:
+    """Find what holds the limits of a config, as a worker main does."""
+    execution = Execution(**config.get("execution", {}))
+    needed = executors.controllers_of(executors.routing_of(routing_of(config), execution), execution)
+    return set_up(needed, execution.attempt_limits, log.get_logger("worker"))
+
+
+def run_attempts(config: dict[str, Any], holder: Holder, *, stop_fd: int | None, address: bytes | None) -> None:
     """Be a pool child: run the attempts one after another and write down how they ended."""
     directory = Path(config["directory"])
     (directory / "child.pid").write_text(str(os.getpid()))
-    first = make_context(config, stop_fd=stop_fd, address=address)
+    first = replace(make_context(config, stop_fd=stop_fd, address=address), holder=holder)
     commands = config.get("commands") or [config["command"]] * config.get("attempts", 1)
     for number, argv in enumerate(commands):
         context = replace(first, execution=replace(first.execution, command=words(argv)))
@@ -256,7 +265,10 @@ def run_attempts(config: dict[str, Any], *, stop_fd: int | None, address: bytes 
 def run_main(config: dict[str, Any]) -> None:
     """Be a worker main: a warden, a stop pipe, and one pool child that dies with us as Celery's do."""
     directory = Path(config["directory"])
-    warden = WardenProcess(tasks_url=config.get("tasks_url"), token="s3cret-t0ken", log=log.get_logger("worker"))
+    holder = holder_of(config)
+    warden = WardenProcess(
+        tasks_url=config.get("tasks_url"), token="s3cret-t0ken", log=log.get_logger("worker"), place=holder.place
+    )
     warden.start()
     set_child_subreaper()
     stop_r, stop_w = os.pipe()
@@ -266,7 +278,7 @@ def run_main(config: dict[str, Any]) -> None:
         os.close(stop_w)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() == main_pid:
-            run_attempts(config, stop_fd=stop_r, address=warden.address)
+            run_attempts(config, holder, stop_fd=stop_r, address=warden.address)
         os._exit(0)
 
     def drain(_number: int, _frame: Any) -> None:
@@ -300,7 +312,7 @@ def main() -> None:
     if config.get("main"):
         run_main(config)
     else:
-        run_attempts(config, stop_fd=None, address=None)
+        run_attempts(config, holder_of(config), stop_fd=None, address=None)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ AFTER = {
     "signal": ["retry", "retry", "fail"],
     "tempfail": ["release"] * 3,
     "timeout": ["retry", "retry", "fail"],
+    "oom": ["retry", "retry", "fail"],
+    "process_limit": ["retry", "retry", "fail"],
     "spawn_error": ["retry", "retry", "fail"],
     "worker_lost": ["retry", "retry", "fail"],
     "cancelled": ["let_go"] * 3,

@@ -142,7 +142,7 @@ SAFE = {
 )
 def test_configuration_of_redis_is_judged(change, has_password, states):
     """Throwing tasks away is an error, losing time or being open to the network a warning."""
-    found = preflight.redis_warnings({**SAFE, **change}, has_password=has_password)
+    found = preflight.broker.redis_warnings({**SAFE, **change}, has_password=has_password)
     assert [check.state for check in found] == states
 
 
@@ -150,10 +150,10 @@ def test_the_size_of_the_database_is_told_where_it_is(env, tmp_path):
     """On the task service's host the database and what waits to be merged into it are counted."""
     found = settings.load({**env, "DISPATCH_DATA_DIR": str(tmp_path / "data")})
     (tmp_path / "data").mkdir(mode=0o700)
-    assert "the database has" not in preflight.check_data_dir(found)[0].sentence
+    assert "the database has" not in preflight.host.check_data_dir(found)[0].sentence
     (tmp_path / "data" / "tasks.db").write_bytes(b"0" * 2_000_000)
     (tmp_path / "data" / "tasks.db-wal").write_bytes(b"0" * 200_000)
-    [check] = preflight.check_data_dir(found)
+    [check] = preflight.host.check_data_dir(found)
     assert (check.state, check.sentence) == (
         "ok",
         f"The data directory {tmp_path / 'data'} can be written; the database has 2.1 MiB.",
@@ -163,13 +163,13 @@ def test_the_size_of_the_database_is_told_where_it_is(env, tmp_path):
 def test_data_directory_that_others_may_read(env, tmp_path):
     """A directory open to others is a warning with the command that mends it; a missing one is fine."""
     tmp_path.chmod(0o750)
-    [check] = preflight.check_data_dir(settings.load(env))
+    [check] = preflight.host.check_data_dir(settings.load(env))
     assert (check.state, check.advice) == ("warning", f"Try 'chmod 700 {tmp_path}'.")
     tmp_path.chmod(0o700)
-    [check] = preflight.check_data_dir(settings.load(env))
+    [check] = preflight.host.check_data_dir(settings.load(env))
     assert check.state == "ok"
     missing = {**env, "DISPATCH_DATA_DIR": str(tmp_path / "a" / "b")}
-    assert [check.state for check in preflight.check_data_dir(settings.load(missing))] == ["ok"]
+    assert [check.state for check in preflight.host.check_data_dir(settings.load(missing))] == ["ok"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_data_directory_that_others_may_read(env, tmp_path):
 )
 def test_callbacks_and_chats_are_judged(env, change, state, words):
     """Unsigned callbacks are a warning; what cannot be is an error, which shows no secret."""
-    (check,) = preflight.check_callbacks(settings.load({**env, **change}))
+    (check,) = preflight.telling.check_callbacks(settings.load({**env, **change}))
     assert check.state == state
     assert words in check.sentence
     assert "canary" not in check.sentence
@@ -217,12 +217,12 @@ function = "no_such_module.inner:run"
 def test_each_executor_is_looked_at(tmp_path):
     """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
     (tmp_path / "d.toml").write_text(EXECUTORS)
-    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
     assert [check.state for check in found] == ["ok", "warning", "warning", "ok", "warning"]
     said = " ".join(f"{check.sentence} {check.advice}" for check in found)
     for piece in ("no-such-program was not found on PATH", "NOT_SET_HERE", "is json:dumps", "no_such_module"):
         assert piece in said
     assert "secret" not in said
     (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
-    found = preflight.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
     assert found[0].state == "error"

@@ -118,6 +118,26 @@ def test_missing_work_directory_is_named(tmp_path: Path) -> None:
         process.spawn(["true"], prompt=b"", cwd=str(tmp_path / "gone"), env={"PATH": "/bin:/usr/bin"})
 
 
+@pytest.mark.parametrize(
+    ("argv", "door", "words"),
+    [
+        (["no-such-program"], "door", "The command no-such-program was not found."),
+        (["true"], "missing/door", "The command true could not be started: it could not be put into its control group"),
+    ],
+)
+def test_a_door_that_is_shut_is_told_apart_from_a_command_that_is_gone(
+    tmp_path: Path, argv: list[str], door: str, words: str
+) -> None:
+    """The step into the control groups fails with its own sentence, the command with its usual one; no fd stays."""
+    (tmp_path / "door").touch()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    env = {"PATH": "/bin:/usr/bin"}
+    with pytest.raises(process.SpawnError) as caught:
+        process.spawn(argv, prompt=b"", cwd=str(tmp_path), env=env, doors=[str(tmp_path / door)])
+    assert str(caught.value).startswith(words)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @given(st.integers(1, 4_194_304), st.integers(0, 1 << 40))
 def test_marks_name_their_owner(pid: int, starttime: int) -> None:
     """A mark is a limit that the kernel takes, far too large to bound anything, and differs between owners."""

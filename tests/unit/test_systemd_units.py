@@ -35,7 +35,6 @@ HARDENED = {
     "ProtectKernelTunables": "yes",
     "ProtectKernelModules": "yes",
     "ProtectKernelLogs": "yes",
-    "ProtectControlGroups": "yes",
     "ProtectClock": "yes",
     "RestrictSUIDSGID": "yes",
     "LockPersonality": "yes",
@@ -97,7 +96,12 @@ def test_units_are_hardened_and_workers_not_too_far(name: str) -> None:
     """The same list for all; what would break agents or blind the warden is not in the worker's, but in the others'."""
     unit = directives(name)
     assert {key: unit.get(key) for key in HARDENED} == {key: [value] for key, value in HARDENED.items()}
-    if name == "dispatch-worker@":
+    is_worker = name == "dispatch-worker@"
+    # Workers make control groups for attempts, in the one that is delegated to them and in no other.
+    assert unit["ProtectControlGroups"] == ["no" if is_worker else "yes"]
+    assert unit.get("Delegate") == (["memory pids"] if is_worker else None)
+    assert ("ExecStopPost" in unit) is is_worker
+    if is_worker:
         assert not NOT_FOR_AGENTS & set(unit)
     else:
         assert {

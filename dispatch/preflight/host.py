@@ -1,0 +1,135 @@
+"""Has this host what a worker needs: executors, a data directory, a user of its own, limits?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+from dispatch.core import limits
+from dispatch.core.routing import DEFAULT
+from dispatch.preflight.check import Check
+from dispatch.runner import delegation
+from dispatch.runner.executors import controllers_of
+
+if TYPE_CHECKING:
+    from dispatch.core.routing import Executor
+    from dispatch.settings import Settings
+
+DISK_BYTES_MIN: Final = 100 * 1024 * 1024
+
+
+def check_executor(settings: Settings) -> list[Check]:
+    """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
+    return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+
+
+def _executor(executor: Executor) -> list[Check]:
+    if executor.kind == "http":
+        unset = sorted(
+            value.removeprefix("env:")
+            for value in executor.headers.values()
+            if value.startswith("env:") and not os.environ.get(value.removeprefix("env:"))
+        )
+        if unset:
+            sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
+            return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
+        return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
+    if executor.kind == "python":
+        return [_function(executor)]
+    return [_program(executor)]
+
+
+def _severity(executor: Executor) -> Literal["warning", "error"]:
+    return "error" if executor.name == DEFAULT else "warning"
+
+
+def _function(executor: Executor) -> Check:
+    """Look for the module without running it; what its parent packages do when imported happens."""
+    module = executor.function.partition(":")[0]
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except Exception as exc:  # noqa: BLE001 - a parent package may raise anything
+        sentence = f"The executor {executor.name}: {module} cannot be imported: {exc}."
+        return Check("executor", _severity(executor), sentence)
+    if is_there:
+        return Check("executor", "ok", f"The executor {executor.name} is {executor.function}.")
+    sentence = f"The executor {executor.name}: there is no module {module}."
+    return Check(
+        "executor",
+        _severity(executor),
+        sentence,
+        "Install it where the worker runs, or add its directory to PYTHONPATH.",
+    )
+
+
+def _program(executor: Executor) -> Check:
+    program = executor.command[0]
+    called = "" if executor.name == DEFAULT else f" {executor.name}"
+    place = shutil.which(program)
+    if place is not None:
+        return Check("executor", "ok", f"The executor{called} is {place}.")
+    advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
+    if called:
+        advice = f"Install it on this host, or change [executors.{executor.name}]."
+    path = Path(program).expanduser()
+    if path.is_dir():
+        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
+    if path.exists() and "/" in program:
+        sentence = f"The executor{called} {program} may not be executed."
+        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
+    where = "" if "/" in program else " on PATH"
+    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
+
+
+def check_user(_settings: Settings) -> list[Check]:
+    """Would tasks run as root?"""
+    if os.geteuid() != 0:
+        return [Check("user", "ok", "Tasks do not run as root.")]
+    sentence = "Tasks run as root here: what they start may do anything to this host."
+    return [Check("user", "warning", sentence, "Run workers as a user of their own.")]
+
+
+def check_data_dir(settings: Settings) -> list[Check]:
+    """Can the data directory be written, and only by us?"""
+    path = settings.local.data_dir
+    advice = "Set DISPATCH_DATA_DIR to a directory that this user may write."
+    base = path
+    while not base.exists() and base != base.parent:
+        base = base.parent
+    if not base.is_dir() or not os.access(base, os.W_OK | os.X_OK):
+        return [Check("data_dir", "error", f"The data directory {path} cannot be written.", advice)]
+    checks = []
+    if base == path:
+        found = path.stat()
+        if found.st_uid not in (os.getuid(), 0):
+            return [Check("data_dir", "error", f"The data directory {path} belongs to somebody else.", advice)]
+        if found.st_mode & 0o077:
+            sentence = f"Others may read the data directory {path}."
+            checks.append(Check("data_dir", "warning", sentence, f"Try 'chmod 700 {path}'."))
+    free = shutil.disk_usage(base).free
+    if free < DISK_BYTES_MIN:
+        sentence = f"Only {free // 1_048_576} MiB are free where the data directory {path} is."
+        checks.append(Check("data_dir", "warning", sentence, "Make room."))
+    what = f"can be written{_database(settings)}" if base == path else "will be made when it is needed"
+    return checks or [Check("data_dir", "ok", f"The data directory {path} {what}.")]
+
+
+def _database(settings: Settings) -> str:
+    """Say how large the task service's SQLite file is, if it is on this host."""
+    file = Path(settings.database_url.removeprefix("sqlite:///")).expanduser()
+    try:
+        size = sum(path.stat().st_size for path in (file, Path(f"{file}-wal")) if path.exists())
+    except OSError:
+        return ""
+    return f"; the database has {size / 1_048_576:.1f} MiB" if size else ""
+
+
+def check_limits(settings: Settings) -> list[Check]:
+    """Would limits of attempts be held by the kernel, or only be watched, by a worker that is started from here?"""
+    needed = controllers_of(settings.routing, settings.execution)
+    is_well, sentence, advice = limits.finding(needed, settings.execution.attempt_limits, delegation.look().grounds)
+    return [Check("limits", "ok" if is_well else "warning", sentence, advice)]
