@@ -260,8 +260,13 @@ class Claimer:
         ref = claim.ref
         choice = self._backlog.choice_of(ref.task_id)
         try:
+            if choice.classes:
+                if not await self._classes.confirm(ref.task_id, choice.classes):
+                    await self._give_back(ref, "Its places in classes were lost before it was queued.")
+                    return
+                self._ledger.hold(ref.task_id, choice.classes, is_claimed=True)
             await self._enqueuer.enqueue(ref, choice.queue)
-        except EnqueueError as exc:
+        except (EnqueueError, RedisError, OSError) as exc:
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))
             await self._give_back(ref, "The queue did not take the task.")

@@ -154,9 +154,13 @@ class Sealed:
 
     def needs_of(self, task: Task) -> tuple[str, ...]:
         """Return what a task needs that was read whole, without remembering it."""
+        return self.read(task).task.depends_on
+
+    def read(self, task: Task) -> Seen:
+        """Return a task in whatever state that was read whole, without remembering it."""
         self._current_trust()
         known = self._look_into(task, None)
-        return task.depends_on if known is None else self._seen(task, known).task.depends_on
+        return Seen(task) if known is None else self._seen(task, known)
 
     def _seen(self, task: Task, known: _Inside) -> Seen:
         if not known.is_sealed:

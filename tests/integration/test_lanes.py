@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.processes import children_of, eventually
 from tests.support.stack import Stack
+from tests.support.witness import most_at_once, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,20 +46,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def create(stack: Stack, duration_s: float = 0.3, **switches: Any) -> str:
     """Create a task with switches in its payload."""
     return str(stack.create(tick={"duration_s": duration_s}, payload=switches)["id"])
-
-
-def spans_of(stack: Stack, task_id: str) -> list[tuple[float, float]]:
-    """Return from when to when each attempt of a task was seen alive."""
-    times: dict[int, list[float]] = {}
-    for line in stack.tick_lines(task_id):
-        times.setdefault(line["token"], []).append(line["at"])
-    return [(min(seen), max(seen)) for seen in times.values()]
-
-
-def most_at_once(stack: Stack, task_ids: list[str]) -> int:
-    """Return how many attempts of the tasks ran at the same time at most."""
-    spans = [span for task_id in task_ids for span in spans_of(stack, task_id)]
-    return max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
 
 
 def started_by(process: Any) -> set[str]:
