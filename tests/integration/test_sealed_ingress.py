@@ -204,6 +204,23 @@ def test_who_is_called_stands_inside_the_seal(sealed: SealedWorld):
     sealed.world.check_order()
 
 
+def test_a_copy_of_a_sealed_message_calls_nobody(sealed: SealedWorld):
+    """Who sends somebody's sealed message again, and lets it fail or cancels it, makes us call nobody."""
+    sealed.receiver.requests.clear()
+    fields = sealed.fields(callback_url=f"{sealed.receiver.url}/inner")
+    original = sealed.put(fields)
+    sealed.world.wait([original], "completed")
+    copies = [sealed.put(fields), sealed.put(fields)]
+    with suppress(GatewayRejectedError):  # it may have failed already
+        sealed.world.do(copies[1], "cancel")
+    sealed.world.wait(copies, "failed", "cancelled")
+    # What is told later than the copies' ends would have been shows that these were passed over.
+    last = sealed.put(sealed.fields(callback_url=f"{sealed.receiver.url}/last"))
+    sealed.world.wait([last], "completed")
+    eventually(lambda: sealed.receiver.at("/last"), 10, "the callback of a later task")
+    assert [told.json["task_id"] for told in sealed.receiver.at("/inner")] == [original]
+
+
 def test_edits_count_while_a_task_waits(sealed: SealedWorld):
     """A sealed task that is sealed anew goes by what it names now, whether that is less or more."""
     world = sealed.world
