@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.fleet_view import way_of
+from dispatch.cli.sealed_needs import states_of, with_inner_needs
 from dispatch.core.lifecycle import ATS_WORD, STATUS_OF_ATS_WORD, Status
 from dispatch.core.standing import WAITS_ITS_TURN, fleet_troubles, merged
 from dispatch.core.waiting import Facts, Needed, Reason, reasons
@@ -69,11 +70,31 @@ def explained(state: State, seen: Seen, task: Task) -> dict[str, Any]:
     """Return why a task is not running: what the service tells, and what only the fleet shows."""
     found = told_by_service(state, task)
     told = [Reason(one["code"], one["text"], one["next"]) for one in found["reasons"]]
-    whole = merged(told, seen.fleet, way_of(state.settings, task), seen.now)
+    inside = _inside(state, seen, task)
+    whole = merged(told, seen.fleet, way_of(state.settings, task), seen.now, inside=inside)
     if whole == told:
         return found
     shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in whole]
     return {**found, "summary": " ".join(one.text for one in whole), "reasons": shown}
+
+
+def _inside(state: State, seen: Seen, task: Task) -> list[Reason] | None:
+    """Return why a sealed task waits, as the fleet knows it; None where there is no fleet to ask, or nothing to ask."""
+    if not task.sealed or task.status != "pending" or not seen.fleet.ingresses:
+        return None
+    found = with_inner_needs(state, [task])
+    if found is None:
+        return None
+    states = states_of(state, found[0].depends_on)
+    open_ones = {name: status for name, status in states.items() if status not in (None, "completed")}
+    facts = Facts(
+        status=Status.TODO,
+        waits_for=[
+            Needed(f"#{name}", STATUS_OF_ATS_WORD.get(word or "", Status.TODO)) for name, word in open_ones.items()
+        ],
+        missing=[f"#{name}" for name, status in states.items() if status is None],
+    )
+    return reasons(facts) if facts.waits_for or facts.missing else []
 
 
 def look_for_stuck(state: State, seen: Seen) -> list[Stuck]:

@@ -46,17 +46,19 @@ def unkept(
     in_flight: Container[str],
     present: Container[str],
     running: Container[str],
+    ended: Container[str] = (),
 ) -> Iterator[tuple[str, str, Place]]:
     """Yield (class, task, place) of places that nobody vouches for, as far as ``me``, an ingress, can say.
 
     ``in_flight`` are its own tasks, ``present`` the ingresses that show themselves,
-    ``running`` the tasks that workers show. Another ingress that is there answers for its own.
+    ``running`` the tasks that workers show. Another ingress that is there answers for its own, except for tasks that
+    have ``ended`` so long ago that it would have given their places back.
     """
     for name, places in held.items():
         for task_id, place in places.items():
             if task_id in in_flight or task_id in running:
                 continue
-            if place.by == me or place.by not in present:
+            if place.by == me or place.by not in present or task_id in ended:
                 yield name, task_id, place
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dispatch.core.steering import HOST, Steering
-from dispatch.core.waiting import Reason
+from dispatch.core.waiting import SEALED, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -191,11 +191,22 @@ def _busy(fleet: Fleet, queue: str) -> list[Reason]:
     ]
 
 
-def merged(told: Sequence[Reason], fleet: Fleet, way: Way, now: float) -> list[Reason]:
-    """Return why a task is not running: ``told`` by the service, with what only the fleet shows."""
+def merged(
+    told: Sequence[Reason], fleet: Fleet, way: Way, now: float, *, inside: Sequence[Reason] | None = None
+) -> list[Reason]:
+    """Return why a task is not running: ``told`` by the service, with what only the fleet shows.
+
+    ``inside`` is why a sealed task waits, as an ingress knows it; None where nobody could be asked.
+    """
+    if inside is not None:
+        told = [reason for reason in told if reason.code != SEALED]
     code = told[0].code if told else ""
+    if code in _OFFERED and inside:
+        told, code = inside, inside[0].code
     if code in _OFFERED or code == _QUEUED:
-        return fleet_reasons(fleet, way, now, is_claimed=code == _QUEUED) or list(told)
+        unopened = [reason for reason in told if reason.code == SEALED]
+        found = fleet_reasons(fleet, way, now, is_claimed=code == _QUEUED)
+        return [*found, *unopened] if found else list(told)
     pause = pause_reason(fleet, way, now) if told and code not in ("FINISHED", "IN_REVIEW") else None
     return [*told, pause] if pause is not None else list(told)
 

@@ -33,6 +33,8 @@ _PAUSE_S: Final = 0.5
 _SETTLE_SWEEPS: Final = 3.0
 """After a loss of Redis so many sweeps pass before new places are taken: others enter theirs with each sweep."""
 _SHOWN_WITHIN_S: Final = 2 * RUNNING_EVERY_S
+_GIVEN_BACK_WITHIN_S: Final = 0.5
+"""An ingress that lives has given the places of a task back so long after it ended."""
 
 
 class ClassLoop:
@@ -58,7 +60,9 @@ class ClassLoop:
         )
         self._changed = changed
         self._log = log
-        self._gone: asyncio.Queue[tuple[str, tuple[str, ...], bool]] = asyncio.Queue()
+        self._gone: asyncio.Queue[tuple[str, tuple[str, ...]]] = asyncio.Queue()
+        self._ended: dict[str, float] = {}
+        """Tasks of classes that have ended, and when we heard so (monotonic)."""
         self._stopping: dict[str, float] = {}
         """Tasks that were taken from under their runner, whose child may still be alive, and until when (monotonic)
         a worker that runs one may not show it yet."""
@@ -74,12 +78,12 @@ class ClassLoop:
     def gone(self, task_id: str, flight: Flight) -> None:
         """Hear that a task is not in flight any more."""
         if flight.classes and task_id not in self._stopping:
-            self._gone.put_nowait((task_id, flight.classes, False))
+            self._gone.put_nowait((task_id, flight.classes))
 
     def ended(self, task_id: str, classes: tuple[str, ...]) -> None:
         """Hear that a task has ended for good, whoever had it in flight: that ingress may be gone."""
-        if classes and task_id not in self._stopping:
-            self._gone.put_nowait((task_id, classes, True))
+        if classes:
+            self._ended[task_id] = time.monotonic()
 
     async def keep(
         self,
@@ -109,7 +113,12 @@ class ClassLoop:
         if is_first:
             held = await self.classes.holders()
         present = {one.actor for one in ingresses}
-        self._unkept = list(unkept(held, me=self._holder, in_flight=ledger, present=present, running=running))
+        ended = {one for one, heard_at in self._ended.items() if now - heard_at > _GIVEN_BACK_WITHIN_S}
+        self._unkept = list(
+            unkept(held, me=self._holder, in_flight=ledger, present=present, running=running, ended=ended)
+        )
+        still_held = {task_id for places in held.values() for task_id in places}
+        self._ended = {one: at for one, at in self._ended.items() if one not in ended or one in still_held}
         if self._unkept or self.is_lost:
             self._look.set()
 
@@ -123,11 +132,11 @@ class ClassLoop:
 
     async def _give_back(self, ledger: Ledger) -> None:
         while True:
-            task_id, classes, has_ended = await self._gone.get()
+            task_id, classes = await self._gone.get()
             if task_id in ledger:
                 continue  # claimed anew meanwhile: the places are those of the new claim
             try:
-                await self.classes.give_back(task_id, classes, has_ended=has_ended)
+                await self.classes.give_back(task_id, classes)
             except (RedisError, OSError):
                 continue  # the next sweep sees that nobody keeps them
             self.classes.opened()

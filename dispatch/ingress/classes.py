@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from dispatch.broker import CLASS_KEY, INGRESS_KEY, KEY_PREFIX
+from dispatch.broker import CLASS_KEY, KEY_PREFIX
 from dispatch.core.places import Place, parse_place
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ _NOW: Final = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1e6
 """
-# KEYS: the epoch, then classes. ARGV: epoch, task, holder, seconds, prefix of the presence of ingresses, then a limit
-# for each class. Answers whether the places were taken. What another ingress that is there holds for this very task is
-# left alone.
+# KEYS: the epoch, then classes. ARGV: epoch, task, holder, seconds, then a limit for each class. Answers whether the
+# places were taken. What another ingress holds for this very task is left alone, be it there or not: it may have
+# claimed it.
 _TAKE: Final = (
     _NOW
     + """
@@ -59,11 +59,11 @@ for i = 2, #KEYS do
       redis.call('HDEL', KEYS[i], all[n])
     elseif all[n] ~= ARGV[2] then
       held = held + 1
-    elseif place['by'] ~= ARGV[3] and redis.call('EXISTS', ARGV[5] .. place['by']) == 1 then
+    elseif place['by'] ~= ARGV[3] then
       return 0
     end
   end
-  if held >= tonumber(ARGV[4 + i]) then return 0 end
+  if held >= tonumber(ARGV[3 + i]) then return 0 end
 end
 local place = cjson.encode({by = ARGV[3], since = now, ['until'] = now + ARGV[4]})
 for i = 2, #KEYS do redis.call('HSET', KEYS[i], ARGV[2], place) end
@@ -88,12 +88,12 @@ end
 return mine
 """
 )
-# KEYS: classes. ARGV: task, holder or "" for whoever it is, channel.
+# KEYS: classes. ARGV: task, holder, channel.
 _GIVE_BACK: Final = """
 local count = 0
 for _, key in ipairs(KEYS) do
   local ok, place = pcall(cjson.decode, redis.call('HGET', key, ARGV[1]) or '')
-  if ok and (ARGV[2] == '' or place['by'] == ARGV[2]) then count = count + redis.call('HDEL', key, ARGV[1]) end
+  if ok and place['by'] == ARGV[2] then count = count + redis.call('HDEL', key, ARGV[1]) end
 end
 if count > 0 then redis.call('PUBLISH', ARGV[3], ARGV[1]) end
 return count
@@ -125,6 +125,8 @@ class Classes:
         self._free = client.register_script(_FREE)
         self._epoch = ""
         self._closed_until = 0.0
+        self._leaving: set[str] = set()
+        """Tasks whose places are being given back: taking them anew might arrive before that."""
         self._full: dict[str, float] = {}
         """Classes that were full, and until when nobody need ask."""
 
@@ -148,12 +150,10 @@ class Classes:
     async def take(self, task_id: str, classes: Sequence[str]) -> bool:
         """Take a place in every class for a task, or in none; say which."""
         now = time.monotonic()
-        if not await self.is_lost() and not self.is_settling():
+        if task_id not in self._leaving and not await self.is_lost() and not self.is_settling():
             keys = [EPOCH_KEY, *_keys(classes)]
             limits = [self._limits.get(name, 1) for name in classes]
-            if await self._take(
-                keys=keys, args=[self._epoch, task_id, self._holder, self._hold_s, INGRESS_KEY, *limits]
-            ):
+            if await self._take(keys=keys, args=[self._epoch, task_id, self._holder, self._hold_s, *limits]):
                 return True
         self._full |= dict.fromkeys(classes, now + RETRY_S)
         return False
@@ -164,10 +164,13 @@ class Classes:
             classes
         )
 
-    async def give_back(self, task_id: str, classes: Iterable[str], *, has_ended: bool = False) -> None:
-        """Give up a task's places and tell whoever waits for one; another's too when the task has ended for good."""
-        args = [task_id, "" if has_ended else self._holder, CHANGED_CHANNEL]
-        await self._give_back(keys=_keys(classes), args=args)
+    async def give_back(self, task_id: str, classes: Iterable[str]) -> None:
+        """Give up the places that we have for a task, and tell whoever waits for one."""
+        self._leaving.add(task_id)
+        try:
+            await self._give_back(keys=_keys(classes), args=[task_id, self._holder, CHANGED_CHANNEL])
+        finally:
+            self._leaving.discard(task_id)
 
     async def free(self, name: str, task_id: str, place: Place) -> bool:
         """Give a place away that stands for nothing, unless somebody changed it meanwhile; say whether it was."""
