@@ -37,6 +37,13 @@ SPARE_S: Final = 20.0
 RETRY_S: Final = 1.0
 """A full class is asked again after this even if nobody tells that a place fell free."""
 
+_READ: Final = """
+local function read(key, task)
+  local ok, place = pcall(cjson.decode, redis.call('HGET', key, task) or '')
+  if ok and type(place) == 'table' and type(place['until']) == 'number' then return place end
+end
+"""
+"""The place of a task, or nil."""
 _NOW: Final = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1e6
@@ -45,7 +52,8 @@ local now = t[1] + t[2] / 1e6
 # places were taken. What another ingress holds for this very task is left alone, be it there or not: it may have
 # claimed it.
 _TAKE: Final = (
-    _NOW
+    _READ
+    + _NOW
     + """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
@@ -54,10 +62,10 @@ for i = 2, #KEYS do
   local held = 0
   local all = redis.call('HGETALL', KEYS[i])
   for n = 1, #all, 2 do
-    local ok, place = pcall(cjson.decode, all[n + 1])
-    if not ok or place['until'] < now then
-      redis.call('HDEL', KEYS[i], all[n])
-    elseif all[n] ~= ARGV[2] then
+    local task, place = all[n], read(KEYS[i], all[n])
+    if not place or place['until'] < now then
+      redis.call('HDEL', KEYS[i], task)
+    elseif task ~= ARGV[2] then
       held = held + 1
     elseif place['by'] ~= ARGV[3] then
       return 0
@@ -73,12 +81,13 @@ return 1
 # KEYS: classes. ARGV: task, holder, seconds, "1" to enter it where it is missing. No place is shortened.
 # Answers how many of the places are the holder's.
 _KEEP: Final = (
-    _NOW
+    _READ
+    + _NOW
     + """
 local mine = 0
 for _, key in ipairs(KEYS) do
-  local ok, place = pcall(cjson.decode, redis.call('HGET', key, ARGV[1]) or '')
-  if not ok then place = ARGV[4] == '1' and {by = ARGV[2], since = now, ['until'] = 0} or nil end
+  local place = read(key, ARGV[1])
+  if not place and ARGV[4] == '1' then place = {by = ARGV[2], since = now, ['until'] = 0} end
   if place then
     place['until'] = math.max(place['until'], now + ARGV[3])
     redis.call('HSET', key, ARGV[1], cjson.encode(place))
@@ -89,15 +98,18 @@ return mine
 """
 )
 # KEYS: classes. ARGV: task, holder, channel.
-_GIVE_BACK: Final = """
+_GIVE_BACK: Final = (
+    _READ
+    + """
 local count = 0
 for _, key in ipairs(KEYS) do
-  local ok, place = pcall(cjson.decode, redis.call('HGET', key, ARGV[1]) or '')
-  if ok and place['by'] == ARGV[2] then count = count + redis.call('HDEL', key, ARGV[1]) end
+  local place = read(key, ARGV[1])
+  if place and place['by'] == ARGV[2] then count = count + redis.call('HDEL', key, ARGV[1]) end
 end
 if count > 0 then redis.call('PUBLISH', ARGV[3], ARGV[1]) end
 return count
 """
+)
 # KEYS: a class. ARGV: task, the place as it was seen, channel.
 _FREE: Final = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -198,24 +210,27 @@ class Classes:
 
     async def is_lost(self) -> bool:
         """Say whether places may be missing because Redis lost some; then ``begin`` is to be called."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.get(EPOCH_KEY)
-            pipe.info("server")
-            epoch, server = await pipe.execute()
-        run = str(server.get("run_id", ""))
-        if epoch is None or not str(epoch).startswith(f"{run}:"):
+        run, epoch = await self._run_and_epoch()
+        if not epoch.startswith(f"{run}:"):
             return True
         if epoch != self._epoch:
             if self._epoch:
                 self._closed_until = time.monotonic() + self._settle_s
-            self._epoch = str(epoch)
+            self._epoch = epoch
         return False
+
+    async def _run_and_epoch(self) -> tuple[str, str]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command("INFO", "server")
+            pipe.get(EPOCH_KEY)
+            server, epoch = await pipe.execute()
+        return str(server.get("run_id", "")), str(epoch or "")
 
     async def begin(self) -> None:
         """Begin a new epoch, unless another ingress was faster, now that what is in progress has its places again."""
         was_known = bool(self._epoch)
         if await self.is_lost():
-            run = str((await self._redis.info("server")).get("run_id", ""))
+            run, _ = await self._run_and_epoch()
             await self._redis.set(EPOCH_KEY, f"{run}:{uuid4().hex}")
             self._epoch = ""
             await self.is_lost()

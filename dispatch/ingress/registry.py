@@ -277,8 +277,8 @@ def needs_in(client: redis.Redis, prefix: str, task_ids: Sequence[str]) -> dict[
     """
     with client.pipeline(transaction=False) as pipe:
         for task_id in task_ids:
-            pipe.hkeys(f"{prefix}parked:{task_id}")
-            pipe.hkeys(f"{prefix}sent:{task_id}")
+            pipe.hgetall(f"{prefix}parked:{task_id}")
+            pipe.hgetall(f"{prefix}sent:{task_id}")
         found: Any = pipe.execute()
     both = zip(task_ids, found[::2], found[1::2], strict=True)
     return {task_id: tuple(sorted({*parked, *sent})) for task_id, parked, sent in both if parked or sent}
