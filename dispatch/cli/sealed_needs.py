@@ -43,7 +43,7 @@ def waiting_ids(state: State) -> list[str]:
     """Return the ids of all tasks that an ingress keeps back because they wait; [] when Redis does not tell."""
     try:
         with contextlib.closing(open_redis(state.seen_settings.broker)) as client:
-            found: Any = client.hkeys(prefix_of(state.endpoint.base_url) + "tasks")
+            found: Any = client.hgetall(prefix_of(state.endpoint.base_url) + "tasks")
     except (redis.RedisError, DispatchError):
         return []
     return [str(one) for one in found]
