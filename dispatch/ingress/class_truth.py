@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dispatch.ingress.sealed import Sealed
 
 _PAGE: Final = 500
+_OVERLAP: Final = 100
 _AT_ONCE: Final = 200
 
 
@@ -64,12 +65,12 @@ class ClassTruth:
     async def occupants(self) -> list[Occupant]:
         """Return the tasks in progress, on whatever channel, that need places by our settings."""
         found: dict[str, Occupant] = {}
-        while tasks := await self._page(len(found)):
-            before = len(found)
-            for task in tasks:
+        offset = 0
+        while news := [task for task in await self._page(offset) if task.id not in found]:
+            for task in news:
                 found[task.id] = await self._occupant(task)
-            if len(found) == before:
-                break
+            # What ends meanwhile moves the others forward.
+            offset = max(offset + 1, len(found) - _OVERLAP)
         return [one for one in found.values() if one.classes]
 
     async def _page(self, offset: int) -> list[Task]:

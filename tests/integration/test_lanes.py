@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.processes import children_of, eventually
+from tests.support.processes import eventually
 from tests.support.stack import Stack
 from tests.support.witness import most_at_once, spans_of
 
@@ -78,27 +76,3 @@ def test_queues_and_classes(stack: Stack) -> None:
         stack.wait_task(task_id, "completed", timeout_s=30)
     assert started_by(big) == set(waiting)
     eventually(lambda: not holders(stack, "gpu") and not holders(stack, "two"), 5, "all places given back")
-
-
-def test_a_place_dies_with_its_holder_and_not_before(stack: Stack) -> None:
-    """While tasks of a class of one run, Redis is emptied, an ingress is killed and a worker too: never two at once."""
-    stack.start_ingress({"DISPATCH_ACTOR_ID": "dispatch-second"})
-    workers = [stack.processes[2], stack.start_worker(4)]
-    tasks = [create(stack, 1.5, gpu=True) for _ in range(5)]
-    eventually(lambda: any(stack.tick_lines(task_id) for task_id in tasks), 20, "the first child")
-    with stack.redis.client() as client:
-        client.flushall()
-    plain = create(stack)
-    stack.wait_task(plain, "completed", timeout_s=20)
-    stack.processes[1].kill()
-    # Another one than before, so that it began with the second ingress alone.
-    begun = {task_id for task_id in tasks if stack.tick_lines(task_id)}
-    running = eventually(lambda: set(filter(stack.tick_lines, tasks)) - begun, 30, "the next child").pop()
-    (victim,) = [worker for worker in workers if running in started_by(worker)]
-    for child in children_of(victim.pid):
-        os.kill(child, signal.SIGKILL)
-    victim.kill()
-    stack.start_ingress()
-    for task_id in tasks:
-        stack.wait_task(task_id, "completed", timeout_s=60)
-    assert most_at_once(stack, tasks) == 1
