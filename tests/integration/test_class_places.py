@@ -90,12 +90,18 @@ def test_places_that_nobody_keeps(stack: Stack) -> None:
 def test_places_after_a_loss_of_redis_without_their_ingress(stack: Stack) -> None:
     """When Redis is emptied while its ingress is dead, a running task has its place again before anybody takes one."""
     stack.start(slots=4)
-    running = create(stack, 2.0, "one")
+    go = stack.directory / "go"
+    running = create(stack, 60, "one", until=str(go))
     eventually(lambda: stack.tick_lines(running), 10, "the child")
     stack.processes[1].kill()
     stack.redis.flush()
     others = [create(stack, 0.1, "one") for _ in range(3)]
     stack.start_ingress({"DISPATCH_ACTOR_ID": "dispatch-second"})
+    eventually(lambda: running in places(stack, "one"), 10, "the place of what runs")
+    # A class that was full is asked again after a second: by the end of this one it would have been given away.
+    stack.wait_task(create(stack, 1.2), "completed")
+    assert not any(map(stack.tick_lines, others))
+    go.touch()
     for task_id in (running, *others):
         stack.wait_task(task_id, "completed", timeout_s=30)
     assert most_at_once(stack, [running, *others]) == 1
