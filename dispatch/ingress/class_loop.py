@@ -160,7 +160,9 @@ class ClassLoop:
     async def _begin_anew(self, truth: ClassTruth, ledger: Ledger) -> None:
         """Enter the places of everything in progress, whoever claimed it, and open the classes again."""
         for one in await truth.occupants():
-            if one.task_id not in ledger:
+            flight = ledger.get(one.task_id)
+            # What we took and did not confirm is given back; of an adopted sealed task the flight has no classes.
+            if flight is None or not flight.classes:
                 await self.classes.enter(one.task_id, one.classes, one.holder)
         await self.classes.begin()
         self.is_lost = False
