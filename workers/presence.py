@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError
 
 from dispatch.broker import DRAIN_KEY, PRESENCE_CHANNEL, WORKER_KEY, connect
-from dispatch.core.presence import PRESENCE_EVERY_S, PRESENCE_TTL_S, WorkerPresence, dump
+from dispatch.core.presence import (
+    PRESENCE_EVERY_S,
+    PRESENCE_TTL_S,
+    RUNNING_EVERY_S,
+    WorkerPresence,
+    dump,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dispatch.settings import Broker
 
-_LOOK_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = RUNNING_EVERY_S
 _LOOKS_MIN: Final = 3
 """How often the order must be missing before it counts as taken back: a Redis that lost all gets it again."""
 
@@ -90,7 +96,8 @@ class PresenceThread:
                 self._presence = replace(self._presence, draining=True)
                 self._log.info("worker_draining", node=self._presence.node)
             is_news = self._look() or is_news
-            if is_news or time.monotonic() - self._shown_at >= PRESENCE_EVERY_S:
+            is_due = time.monotonic() - self._shown_at >= PRESENCE_EVERY_S or self._running() != self._presence.running
+            if is_news or is_due:
                 self._write(is_news=is_news)
 
     def _look(self) -> bool:
@@ -115,7 +122,9 @@ class PresenceThread:
             if self._leaving:
                 self._client.delete(self._key)
             else:
-                self._client.set(self._key, dump(replace(self._presence, running=self._running())), ex=PRESENCE_TTL_S)
+                shown = replace(self._presence, running=self._running())
+                self._client.set(self._key, dump(shown), ex=PRESENCE_TTL_S)
+                self._presence = shown
                 self._shown_at = time.monotonic()
             if is_news:
                 self._client.publish(PRESENCE_CHANNEL, self._presence.node)

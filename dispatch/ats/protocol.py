@@ -312,10 +312,10 @@ def release(
     return Request("POST", _task(task_id, "release"), body=body, scoped=True, leased=True)
 
 
-def seal(task_id: str, digest: str, *, token: int) -> Request:
-    """Note that a sealed message is the content of the task (``seals``)."""
-    body = {"fencing_token": token, "digest": digest}
-    return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=True)
+def seal(task_id: str, digest: str, *, token: int | None = None) -> Request:
+    """Note that a sealed message is the content of the task (``seals``); without a token: of one that ended."""
+    body = _present(fencing_token=token, digest=digest)
+    return Request("POST", _task(task_id, "seal"), body=body, scoped=True, leased=token is not None)
 
 
 def post_log(task_id: str, text: str, *, token: int, meta: Mapping[str, Any] | None = None) -> Request:

@@ -9,20 +9,20 @@ import click
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
-from dispatch.cli import graph_view
+from dispatch.cli import graph_view, sealed_needs
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import STYLES
 from dispatch.cli.tasks import statuses
 from dispatch.errors import GatewayRejectedError, UnknownTaskError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from dispatch.ats.model import Task
 
 EXTENSION: Final = "depends_on"
 """What a service announces that knows dependencies itself."""
-_FIELDS: Final = "id,title,status,channel,depends_on,reason,not_before,created_at,started_at,completed_at"
+_FIELDS: Final = "id,title,status,channel,depends_on,sealed,reason,not_before,created_at,started_at,completed_at"
 _PAGE: Final = 500
 _PLAIN_PAGE: Final = 100
 _PLAIN_LISTED_MAX: Final = 10_000
@@ -35,11 +35,14 @@ class _Gatherer:
     """Collects tasks until nothing is missing or there are enough."""
 
     def __init__(self, state: State, count_max: int) -> None:
+        self._state = state
         self._client = state.client
         self._own = EXTENSION in answers.extensions_of(self._client.send(protocol.health()))
         self._max = count_max
         self.tasks: dict[str, Task] = {}
         self.truncated = False
+        self.is_blind = False
+        """Redis does not tell what stands inside sealed tasks."""
         self._gone: set[str] = set()
         self._read = 0
 
@@ -49,7 +52,7 @@ class _Gatherer:
             task = parse_task(self._client.send(protocol.get(task_id)))
         except UnknownTaskError as exc:
             raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
-        self.tasks[task.id] = task
+        self.tasks[task.id] = self._opened([task])[0]
         return task.id
 
     def dependents(self, **filters: Any) -> None:
@@ -68,15 +71,32 @@ class _Gatherer:
             )
             fresh = [task for task in page if task.id not in seen]
             seen |= {task.id for task in fresh}
-            for task in fresh:
+            for task in self._opened(fresh):
                 if task.depends_on:
                     self._keep(task)
             offset += len(page)
             if not fresh or self.truncated:
-                return
+                break
             if not self._own and offset >= _PLAIN_LISTED_MAX:
                 self.truncated = True
-                return
+                break
+        if self._own:
+            self._sealed_dependents(**filters)
+
+    def _sealed_dependents(self, *, status: str | None, channel: Sequence[str] | None) -> None:
+        """Collect sealed tasks that wait: the service does not list them as such."""
+        ids = [ident for ident in sealed_needs.waiting_ids(self._state) if ident not in self.tasks]
+        for start in range(0, min(len(ids), self._max), _PAGE):
+            found = sealed_needs.listed(self._state, ids[start : start + _PAGE], _FIELDS)
+            for task in self._opened(found):
+                if (not status or task.status in status.split(",")) and (not channel or task.channel in channel):
+                    self._keep(task)
+
+    def _opened(self, tasks: list[Task]) -> list[Task]:
+        """Return the tasks, sealed ones with what they wait for as far as the fleet tells."""
+        found = sealed_needs.with_inner_needs(self._state, tasks)
+        self.is_blind = self.is_blind or found is None
+        return tasks if found is None else found
 
     def complete(self) -> None:
         """Collect what the collected depend on, and so on."""
@@ -85,7 +105,7 @@ class _Gatherer:
                 self.truncated = True
                 return
             found = self._by_list(wanted[:_PAGE]) if self._own else self._by_one(wanted)
-            for task in found:
+            for task in self._opened(found):
                 self._keep(task)
             self._gone |= set(wanted[:_PAGE]) - self.tasks.keys()
             if self.truncated:
@@ -139,7 +159,8 @@ class _Gatherer:
 def deps(state: State, task_id: str | None, status: str | None, form: str, limit: int) -> None:
     """Show which tasks depend on which, and what each waits for.
 
-    In the tree every task stands above what it depends on.
+    In the tree every task stands above what it depends on. What sealed tasks wait for is shown on hosts that reach
+    Redis: ids and states, no more.
 
     \b
     Examples:
@@ -165,6 +186,8 @@ def deps(state: State, task_id: str | None, status: str | None, form: str, limit
     else:
         for line in graph_view.mermaid(graph) if form == "mermaid" else graph_view.dot(graph):
             click.echo(line)
+    if gatherer.is_blind:
+        state.output.note("Redis does not answer: what sealed tasks wait for is not shown.")
     if gatherer.truncated:
         state.output.note(f"The graph is larger; {len(gatherer.tasks)} tasks are shown. --task or --limit show others.")
 

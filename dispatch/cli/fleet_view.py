@@ -65,8 +65,7 @@ def look(state: State, *, at_tasks: bool = True) -> Seen:
     rows = _look_at_service(state, seen, at_tasks=at_tasks)
     _look_at_redis(state, seen, rows)
     seen.now = time.monotonic()
-    # A worker says who it is as host/pid/nonce.
-    busy = Counter(task.runner.partition("/")[0] for task in seen.running if task.runner)
+    busy = Counter(host_of(task) for task in seen.running if task.runner)
     seen.fleet = replace(seen.fleet, busy=busy)
     return seen
 
@@ -149,18 +148,16 @@ def _read_redis(client: redis.Redis, settings: Settings, seen: Seen) -> None:
         ingresses=tuple(one for text in texts if (one := parse_ingress(text)) is not None),
         queues={queue: length for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int)},
         classes={
-            name: ClassUse(_held(holders), limit)
+            name: ClassUse(len(holders), limit, tuple(sorted(holders, key=lambda one: (len(one), one))))
             for (name, limit), holders in zip(settings.routing.classes.items(), held, strict=True)
+            if isinstance(holders, dict)
         },
     )
 
 
-def _held(holders: Any) -> int:
-    """Return how many places of a class are taken: its field ``holders``, or one for each field."""
-    if not isinstance(holders, dict):
-        return 0
-    said = str(holders.get("holders", ""))
-    return int(said) if said.isdigit() else len(holders)
+def host_of(task: Task) -> str:
+    """Return the host that runs a task, "" when none does: a runner's name may go on behind a slash."""
+    return (task.runner or "").partition("/")[0]
 
 
 def way_of(settings: Settings, task: Task) -> Way:

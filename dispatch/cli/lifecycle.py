@@ -131,6 +131,7 @@ def why(state: State, task_id: str) -> int:
     Examples:
       dispatch why 7
     """  # noqa: D301 - click's mark
+    from dispatch.cli.advice import named
     from dispatch.cli.fleet_view import look
     from dispatch.cli.stuck import explained
 
@@ -145,7 +146,7 @@ def why(state: State, task_id: str) -> int:
     except UnknownTaskError as exc:
         raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
     found = explained(state, seen, task)
-    _tell_why(state, found["reasons"], found)
+    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in found["reasons"]], found)
     return 0
 
 
@@ -157,7 +158,7 @@ def _tell_why(state: State, told: list[dict[str, Any]], whole: dict[str, Any]) -
         state.output.line(whole["summary"])
     for reason in told:
         state.output.line(reason["text"])
-        state.output.note(reason["next"])
+        state.output.advice(reason["next"])
 
 
 @click.command()

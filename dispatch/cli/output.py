@@ -162,6 +162,11 @@ class Output:
         if not self.is_json:
             click.echo(_wrapped(text) if sys.stderr.isatty() else clean_line(text), err=True)
 
+    def advice(self, text: str) -> None:
+        """Tell a person what to do about the line before, set in, on stderr."""
+        if not self.is_json:
+            click.echo(_wrapped(f"  {text}") if sys.stderr.isatty() else f"  {clean_line(text)}", err=True)
+
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, styled: int | None = None) -> None:
         """Print rows: a table with headings on a terminal, tab-separated lines without elsewhere.
 

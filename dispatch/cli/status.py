@@ -11,7 +11,7 @@ import click
 from dispatch.ats.answers import FENCING_EXTENSIONS
 from dispatch.ats.model import parse_time
 from dispatch.cli import running as running_tasks
-from dispatch.cli.fleet_view import leases_of, look
+from dispatch.cli.fleet_view import host_of, leases_of, look
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago, duration
 from dispatch.cli.stuck import look_for_stuck, shown
@@ -171,7 +171,7 @@ def _task_lines(state: State, seen: Seen, counts: dict[str, Any]) -> Iterator[tu
     if seen.oldest is not None:
         yield "oldest pending", f"#{seen.oldest.id}, created {ago(seen.oldest.created_at, seen.now_at)}"
     if (first := oldest_running(seen)) is not None:
-        where = f" on {first.runner.partition('/')[0]}" if first.runner else ""
+        where = f" on {host_of(first)}" if first.runner else ""
         yield "oldest running", f"#{first.id}, for {duration((seen.now_at - started_at(first)).total_seconds())}{where}"
     leases = leases_of(seen.running, seen.now_at, _near_s(state))
     shown_leases = [f"{count} {name.replace('_', ' ')}" for name, count in leases.items() if count]
@@ -184,8 +184,8 @@ def _trouble(word: str) -> str:
 
 def _totals(seen: Seen) -> str:
     slots = sum(worker.slots for worker in seen.fleet.workers if not worker.draining)
-    claimed = f", {seen.counts['in_progress']} tasks claimed" if seen.counts is not None else ""
-    return f"{len(seen.fleet.workers)} with {slots} slots{claimed}"
+    claimed = f"; tasks claimed: {seen.counts['in_progress']}" if seen.counts is not None else ""
+    return f"{len(seen.fleet.workers)} with {slots} {'slot' if slots == 1 else 'slots'}{claimed}"
 
 
 def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str, Any]]) -> None:
@@ -197,7 +197,7 @@ def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str,
         output.heading("Stuck")
         for one in stuck:
             output.prose(f"{one.text}{_names(one.tasks)}")
-            output.note(f"  {one.next}")
+            output.advice(one.next)
     if running:
         output.heading("Running")
         output.table(running_tasks.COLUMNS, [running_tasks.row(one) for one in running])

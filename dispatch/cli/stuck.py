@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
+from dispatch.cli.advice import for_people, named
 from dispatch.cli.fleet_view import way_of
+from dispatch.cli.sealed_needs import states_of, with_inner_needs
 from dispatch.core.lifecycle import ATS_WORD, STATUS_OF_ATS_WORD, Status
 from dispatch.core.standing import WAITS_ITS_TURN, fleet_troubles, merged
 from dispatch.core.waiting import Facts, Needed, Reason, reasons
@@ -66,14 +68,38 @@ def told_by_service(state: State, task: Task) -> dict[str, Any]:
 
 
 def explained(state: State, seen: Seen, task: Task) -> dict[str, Any]:
-    """Return why a task is not running: what the service tells, and what only the fleet shows."""
+    """Return why a task is not running: what the service tells, and what only the fleet shows.
+
+    ``next`` has ID in it where the task's id belongs.
+    """
     found = told_by_service(state, task)
     told = [Reason(one["code"], one["text"], one["next"]) for one in found["reasons"]]
-    whole = merged(told, seen.fleet, way_of(state.settings, task), seen.now)
-    if whole == told:
+    inside = _inside(state, seen, task)
+    whole = merged(told, seen.fleet, way_of(state.settings, task), seen.now, inside=inside)
+    if not whole:
         return found
-    shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in whole]
-    return {**found, "summary": " ".join(one.text for one in whole), "reasons": shown}
+    people = [for_people(one) for one in whole]
+    shown = [{"code": one.code, "text": one.text, "next": one.advice} for one in people]
+    return {**found, "summary": " ".join(one.text for one in people), "reasons": shown}
+
+
+def _inside(state: State, seen: Seen, task: Task) -> list[Reason] | None:
+    """Return why a sealed task waits, as the fleet knows it; None where there is no fleet to ask, or nothing to ask."""
+    if not task.sealed or task.status != "pending" or not seen.fleet.ingresses:
+        return None
+    found = with_inner_needs(state, [task])
+    if found is None:
+        return None
+    states = states_of(state, found[0].depends_on)
+    open_ones = {name: status for name, status in states.items() if status not in (None, "completed")}
+    facts = Facts(
+        status=Status.TODO,
+        waits_for=[
+            Needed(f"#{name}", STATUS_OF_ATS_WORD.get(word or "", Status.TODO)) for name, word in open_ones.items()
+        ],
+        missing=[f"#{name}" for name, status in states.items() if status is None],
+    )
+    return reasons(facts) if facts.waits_for or facts.missing else []
 
 
 def look_for_stuck(state: State, seen: Seen) -> list[Stuck]:
@@ -87,6 +113,9 @@ def look_for_stuck(state: State, seen: Seen) -> list[Stuck]:
                 _explain_into(found, state, seen, task)
         except GatewayError as exc:
             _add(found, Reason("SERVICE_DOWN", f"The task service stopped answering: {exc}", "Look again."))
+    for one in found.values():
+        if len(one.tasks) == 1:
+            one.next = named(one.next, one.tasks[0])
     return list(found.values())
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PRESENCE_TTL_S: Final = 15
 PRESENCE_EVERY_S: Final = 5.0
+RUNNING_EVERY_S: Final = 1.0
+"""How late a worker may be with what it shows as running."""
 
 
 @dataclass(frozen=True, slots=True)

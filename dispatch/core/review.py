@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TAG: Final = "bounce"
 """Marks the message that sent a task back."""
+REMARK: Final = "review"
+"""Marks what a reviewer noted without deciding."""
 ANSWER_BYTES_MAX: Final = 32_768
 """All of it together, as JSON."""
 _NOTE_BYTES_MAX: Final = 12_288

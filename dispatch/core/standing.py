@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dispatch.core.steering import HOST, Steering
-from dispatch.core.waiting import Reason
+from dispatch.core.waiting import SEALED, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +34,8 @@ class ClassUse:
 
     held: int
     limit: int
+    tasks: tuple[str, ...] = ()
+    """Whose the places are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +98,17 @@ def redis_down(fleet: Fleet) -> Reason | None:
 def ingress_reason(fleet: Fleet, channel: str | None = None) -> Reason | None:
     """Return why nobody claims from ``channel`` (None: from any), or None when an ingress does."""
     watching = [one for one in fleet.ingresses if channel is None or not one.channels or channel in one.channels]
-    if not watching:
-        which = "" if channel is None else f" that watches channel {channel}"
+    if not fleet.ingresses:
         return Reason(
             "INGRESS_DOWN",
-            f"No ingress{which} is running.",
-            "Start one with 'dispatch ingress' or 'dispatch up', with this channel in DISPATCH_CHANNEL.",
+            "No ingress is running; nothing is claimed.",
+            "Start one with 'dispatch ingress' or 'dispatch up', with the channels in DISPATCH_CHANNEL.",
+        )
+    if not watching:
+        return Reason(
+            "INGRESS_DOWN",
+            f"No ingress that runs watches channel {channel}.",
+            f"Add {channel} to DISPATCH_CHANNEL of one and start it again, or start another with it.",
         )
     if any(not one.trouble for one in watching):
         return None
@@ -158,10 +165,15 @@ def full_classes(fleet: Fleet, classes: Iterable[str]) -> Reason | None:
         if use is not None and use.held >= use.limit:
             return Reason(
                 "CLASS_FULL",
-                f"Class {name} is full: {use.held} of its {use.limit} places are taken.",
+                f"Class {name} is full: {use.held} of its {use.limit} places are taken{_by(use.tasks)}.",
                 "Wait until one of its tasks ends, or raise its limit in [classes].",
             )
     return None
+
+
+def _by(tasks: Sequence[str]) -> str:
+    named = ", ".join(f"#{task_id}" for task_id in tasks[:5])
+    return f", by {named}{' and others' if len(tasks) > 5 else ''}" if tasks else ""
 
 
 def fleet_reasons(fleet: Fleet, way: Way, now: float, *, is_claimed: bool = False) -> list[Reason]:
@@ -191,11 +203,22 @@ def _busy(fleet: Fleet, queue: str) -> list[Reason]:
     ]
 
 
-def merged(told: Sequence[Reason], fleet: Fleet, way: Way, now: float) -> list[Reason]:
-    """Return why a task is not running: ``told`` by the service, with what only the fleet shows."""
+def merged(
+    told: Sequence[Reason], fleet: Fleet, way: Way, now: float, *, inside: Sequence[Reason] | None = None
+) -> list[Reason]:
+    """Return why a task is not running: ``told`` by the service, with what only the fleet shows.
+
+    ``inside`` is why a sealed task waits, as an ingress knows it; None where nobody could be asked.
+    """
+    if inside is not None:
+        told = [reason for reason in told if reason.code != SEALED]
     code = told[0].code if told else ""
+    if code in _OFFERED and inside:
+        told, code = inside, inside[0].code
     if code in _OFFERED or code == _QUEUED:
-        return fleet_reasons(fleet, way, now, is_claimed=code == _QUEUED) or list(told)
+        unopened = [reason for reason in told if reason.code == SEALED]
+        found = fleet_reasons(fleet, way, now, is_claimed=code == _QUEUED)
+        return [*found, *unopened] if found else list(told)
     pause = pause_reason(fleet, way, now) if told and code not in ("FINISHED", "IN_REVIEW") else None
     return [*told, pause] if pause is not None else list(told)
 

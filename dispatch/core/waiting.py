@@ -49,6 +49,8 @@ class Facts:
     """Of the last failure."""
     is_running: bool = False
     """The holder has begun."""
+    is_sealed: bool = False
+    """What it waits for may stand where whoever asks cannot read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,12 @@ class Reason:
 
 
 _MOVE: Final = "Move it"
+SEALED: Final = "SEALED"
+_SEALED: Final = Reason(
+    SEALED,
+    "It is sealed: what it waits for, if anything, is known to the fleet only.",
+    "Ask with 'dispatch why' on a host that reaches the fleet's Redis.",
+)
 
 
 def reasons(facts: Facts) -> list[Reason]:
@@ -112,7 +120,7 @@ def reasons(facts: Facts) -> list[Reason]:
             )
         )
     if status is Status.TODO and not found:
-        found.append(_offered(facts))
+        found += [_offered(facts), _SEALED] if facts.is_sealed else [_offered(facts)]
     return found
 
 

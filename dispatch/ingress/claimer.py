@@ -263,8 +263,13 @@ class Claimer:
         choice = self._backlog.choice_of(ref.task_id)
         began_ns = time.time_ns()
         try:
+            if choice.classes:
+                if not await self._classes.confirm(ref.task_id, choice.classes):
+                    await self._give_back(ref, "Its places in classes were lost before it was queued.")
+                    return
+                self._ledger.hold(ref.task_id, choice.classes, is_claimed=True)
             await self._enqueuer.enqueue(ref, choice.queue)
-        except EnqueueError as exc:
+        except (EnqueueError, RedisError, OSError) as exc:
             tracing.enqueued(claim, choice.queue, began_ns, "not_taken")
             self.capacity.redis_ok = False
             self._log.error("enqueue_failed", task=ref.task_id, token=ref.token, reason=str(exc))

@@ -217,7 +217,11 @@ class Deliveries:
         """
         async with self._reading:
             task = parse_task(await self._client.send(protocol.get(delivery.task_id)))
-            url = self._effective(task).callback_url
+            wanted = self._effective(task)
+            url = wanted.callback_url
+            if url is not None and wanted.message is not None:
+                # A copy of somebody's sealed message must not make us call whom its sender named.
+                url = url if await self._outbox.is_original(delivery, wanted.message) else None
             name = SEALED if is_sealed(task.payload) else shown(url or "")
             return url, core.body(ended_of(delivery, task)), name
 

@@ -64,6 +64,8 @@ class Errands:
     """The task is seen to have ended; called any number of times."""
     places_free: Callable[[str, tuple[str, ...]], None] = lambda _id, _classes: None
     """The task has ended and needs its places in these classes no longer."""
+    stopping: Callable[[str], None] = lambda _: None
+    """Said before anything else of what ``wake`` is called with: the child may outlive the task for a moment."""
     is_paused: Callable[[str, str], bool] = lambda _channel, _queue: False
     """Whether nothing of a channel may be claimed for a queue now."""
 
@@ -100,6 +102,7 @@ class Intake:
         self._sealed = sealed
         self.ended = errands.ended
         self._places_free = errands.places_free
+        self._stopping = errands.stopping
         self._is_paused = errands.is_paused
 
     def on_event(self, event: Event) -> None:
@@ -118,6 +121,7 @@ class Intake:
             now_s = time.time() + self._clock_offset_s()
             metrics.observe("dispatch_feed_lag_seconds", now_s - task.updated_at.timestamp())
         if self._ended_by_another(event, task):
+            self._stopping(task.id)
             self._wake(task.id)
         self.on_task(task)
 

@@ -31,6 +31,9 @@ class Flight:
     """None until Redis took the message."""
     queue: str = ""
     classes: tuple[str, ...] = ()
+    """The classes in which it has taken places."""
+    has_places: bool = False
+    """It had them still when the task was claimed: they are ours until the flight ends."""
     started: bool = False
     """A worker has started it: from then on the worker renews, not we."""
 
@@ -57,10 +60,10 @@ class Ledger:
         """Take a place in the window of a queue before trying to claim."""
         self._flights[task_id] = Flight(priority=priority, queue=queue)
 
-    def hold(self, task_id: str, classes: tuple[str, ...]) -> None:
-        """Record which places in classes a flight has."""
+    def hold(self, task_id: str, classes: tuple[str, ...], *, is_claimed: bool = False) -> None:
+        """Record in which classes a flight has taken places; ``is_claimed``: and keeps them."""
         if (flight := self._flights.get(task_id)) is not None:
-            flight.classes = classes
+            flight.classes, flight.has_places = classes, is_claimed
 
     def granted(self, ref: AttemptRef, *, sent_at: float, lease_s: float) -> None:
         """Record a claim that succeeded. Must be called before the message is enqueued."""

@@ -41,6 +41,7 @@ from dispatch.errors import AuthenticationError, GatewayError
 from dispatch.ingress.claimer import Claimer, Hooks, Limits
 from dispatch.ingress.claims import FencedClaims
 from dispatch.ingress.class_loop import ClassLoop
+from dispatch.ingress.class_truth import ClassTruth
 from dispatch.ingress.enqueuer import Enqueuer
 from dispatch.ingress.errands import LOOK_FIELDS, Looks, Wakes
 from dispatch.ingress.graph_parts import Calls, GraphsOf, graphs_of, make_graphs
@@ -86,7 +87,7 @@ class Ingress:
         self._view = RedisView(self._redis, settings.routing.queues())
         self._client = AsyncClient(protocol.endpoint_of(settings.ats), actor)
         self._backlog = Lanes(choose(settings.routing, TaskTraits("")))
-        self._class_loop = ClassLoop(settings, self._redis, actor.id, changed=self._kick)
+        self._class_loop = ClassLoop(settings, self._redis, actor.id, changed=self._kick, log=self._log)
         self._ledger = Ledger(gone=self._class_loop.gone)
         self._enqueuer = Enqueuer(settings)
         fenced = has_fencing(extensions)
@@ -97,6 +98,9 @@ class Ingress:
         self._knows_needs = knows_needs = graphs is GraphsOf.SERVICE
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
+        self._class_truth = ClassTruth(
+            self._client, self._claims, self._sealed, self._looks.read, routing=settings.routing, is_fenced=fenced
+        )
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
         self._graphs, waiting = make_graphs(
             settings,
@@ -171,6 +175,7 @@ class Ingress:
                 register=self._registrar.add,
                 ended=self._telling.deliveries.saw_end,
                 places_free=self._class_loop.ended,
+                stopping=self._class_loop.stopping,
                 is_paused=self._orders.holds,
             ),
             waiting=self._waiting,
@@ -179,17 +184,13 @@ class Ingress:
 
     def _make_claimer(self) -> Claimer:
         settings = self._settings
-        limits = Limits(
-            credit=settings.ingress.credit,
-            max_lease_losses=settings.execution.max_lease_losses,
-        )
         return Claimer(
             self._claims,
             self._enqueuer,
             self._backlog,
             self._ledger,
             self._class_loop.classes,
-            limits=limits,
+            limits=Limits(settings.ingress.credit, settings.execution.max_lease_losses),
             log=self._log,
             hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
         )
@@ -210,7 +211,7 @@ class Ingress:
                 ("wakes", self._wakes.run()),
                 ("looks", self._looks.run()),
                 ("registrations", self._registrar.run()),
-                *self._class_loop.loops(),
+                *self._class_loop.loops(self._class_truth, self._ledger),
                 ("steering", self._orders.run()),
                 *(self._graphs.loops() if self._graphs is not None else ()),
             )
@@ -338,7 +339,7 @@ class Ingress:
         while True:
             try:
                 await self._look_at_fleet()
-                if time.monotonic() - shown_at >= PRESENCE_EVERY_S:
+                if self._class_loop.is_lost or time.monotonic() - shown_at >= PRESENCE_EVERY_S:
                     await self._view.show(self._presence())
                     shown_at = time.monotonic()
                 await self._reconciler.with_redis()
@@ -370,7 +371,7 @@ class Ingress:
             self._log.info("fleet_changed", workers=len(workers), slots=slots)
         capacity.slots = slots
         capacity.others_in_flight = {queue: sum(i.in_flight.get(queue, 0) for i in others) for queue in slots}
-        await self._class_loop.keep(self._ledger.items(), workers)
+        await self._class_loop.keep(self._ledger, workers, others, is_first=not capacity.redis_ok)
         capacity.redis_ok = True
         await self._orders.relay()
         self._claimer.kick()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dispatch.ats import protocol
-from dispatch.errors import GatewayRejectedError, GatewayUnavailableError
+from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, SealReplayedError
 
 if TYPE_CHECKING:
     from dispatch.ats.aclient import AsyncClient
@@ -61,6 +61,13 @@ class Outbox(Protocol):
         """Say what became of it: delivered, failed, empty, or retry after ``delay_s``. Too late changes nothing."""
         ...
 
+    async def is_original(self, delivery: Delivery, message: str) -> bool:
+        """Say whether the sealed message with this digest belongs to the task that has ended.
+
+        It does from now on if it belonged to none: whichever of several copies was begun, or has ended, first.
+        """
+        ...
+
 
 class ServiceOutbox:
     """The deliveries of our service, for some channels."""
@@ -95,6 +102,14 @@ class ServiceOutbox:
         except GatewayRejectedError as exc:
             if exc.status not in (404, 409):
                 raise
+
+    async def is_original(self, delivery: Delivery, message: str) -> bool:
+        """Ask the service's register."""
+        try:
+            await self._client.send(protocol.seal(delivery.task_id, message))
+        except SealReplayedError:
+            return False
+        return True
 
 
 def _delivery(row: Any) -> Delivery:

@@ -204,7 +204,7 @@ class Reconciler:
         choice = self._intake.decide(task)
         self._backlog.route(task.id, choice)
         self._ledger.reserve(task.id, task.priority, queue=choice.queue)
-        self._ledger.hold(task.id, choice.classes)
+        self._ledger.hold(task.id, choice.classes, is_claimed=True)
         # Counting the lease from zero makes the next sweep renew it, if Redis shows the message.
         self._ledger.granted(ref, sent_at=0.0, lease_s=self._lease_s)
         self._ledger.enqueued(ref, 0.0)

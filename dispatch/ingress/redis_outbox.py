@@ -12,7 +12,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats.fences import service_key
+from dispatch.ats.fences import sealed_key, service_key
 from dispatch.broker import OUTBOX_KEY
 from dispatch.ingress import outbox
 
@@ -79,6 +79,8 @@ class RedisOutbox:
     keeps_itself = False
 
     def __init__(self, client: redis.asyncio.Redis, base_url: str, channels: tuple[str, ...]) -> None:
+        self._redis = client
+        self._service = service_key(base_url)
         self._prefix = f"{OUTBOX_KEY}{service_key(base_url)}:"
         self._channels = channels
         self._note = client.register_script(_NOTE)
@@ -127,6 +129,12 @@ class RedisOutbox:
         """Say what became of it."""
         delay = repr(float(delay_s)) if outcome == "retry" else ""
         await self._report(args=[self._prefix, delivery.id, delivery.token, 0 if counted else 1, delay, KEEP_S])
+
+    async def is_original(self, delivery: outbox.Delivery, message: str) -> bool:
+        """Ask the register that the workers keep in Redis."""
+        whose = f"{self._service}:{delivery.task_id}"
+        await self._redis.set(sealed_key(message), whose, nx=True)
+        return str(await self._redis.get(sealed_key(message))) == whose
 
 
 def _delivery(item: dict[str, Any]) -> outbox.Delivery:

@@ -270,6 +270,20 @@ class Releases:
         return True
 
 
+def needs_in(client: redis.Redis, prefix: str, task_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what tasks wait for or have waited for, as it stands in the registry; tasks that do not wait are left out.
+
+    For whoever only looks.
+    """
+    with client.pipeline(transaction=False) as pipe:
+        for task_id in task_ids:
+            pipe.hgetall(f"{prefix}parked:{task_id}")
+            pipe.hgetall(f"{prefix}sent:{task_id}")
+        found: Any = pipe.execute()
+    both = zip(task_ids, found[::2], found[1::2], strict=True)
+    return {task_id: tuple(sorted({*parked, *sent})) for task_id, parked, sent in both if parked or sent}
+
+
 def ready_message(task_id: str, entry: Mapping[str, Any]) -> str:
     """Return what is published when a task may run: its id, and for which dependencies it waited."""
     return json.dumps({"id": task_id, "fingerprint": entry["fingerprint"]})

@@ -154,9 +154,13 @@ class Sealed:
 
     def needs_of(self, task: Task) -> tuple[str, ...]:
         """Return what a task needs that was read whole, without remembering it."""
+        return self.read(task).task.depends_on
+
+    def read(self, task: Task) -> Seen:
+        """Return a task in whatever state that was read whole, without remembering it."""
         self._current_trust()
         known = self._look_into(task, None)
-        return task.depends_on if known is None else self._seen(task, known).task.depends_on
+        return Seen(task) if known is None else self._seen(task, known)
 
     def _seen(self, task: Task, known: _Inside) -> Seen:
         if not known.is_sealed:
@@ -200,14 +204,17 @@ class Sealed:
 
     # --- tasks that have ended --------------------------------------------------------------------------------------
 
-    def effective_delivery(self, task: Task) -> tuple[str | None, bool]:
-        """Return the callback URL and ``quiet`` that a whole sealed task asks for inside; never raises.
+    def effective_delivery(self, task: Task) -> tuple[str | None, bool, str | None]:
+        """Return callback URL and ``quiet`` that a whole sealed task asks for inside, and its message; never raises.
 
         Nothing outside the box counts; of a task that does not open nobody is called.
+        The message is its digest: whether this is the one task that it belongs to stands in the register.
         """
         self._current_trust()
         opened = self._open(task)
-        return (None, False) if opened is None else (opened.content.callback_url, opened.content.quiet)
+        if opened is None:
+            return None, False, None
+        return opened.content.callback_url, opened.content.quiet, opened.digest
 
     # --- keys -------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ class Wishes:
 
     callback_url: str | None = None
     quiet: bool = False
+    message: str | None = None
+    """Names the sealed message that says so: it may be the content of one task only."""
 
 
 class Reader(Protocol):

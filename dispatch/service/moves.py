@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.lifecycle import FINISHED, Status, Verb, check_move, path
+from dispatch.core.review import REMARK, TAG
 from dispatch.errors import IllegalMoveError, UnexpectedStatusError
-from dispatch.service import dependents, leases, locks, wire
+from dispatch.service import dependents, leases, locks, messages, wire
 from dispatch.service.doomed import Doomed
 from dispatch.service.events import STEP
 from dispatch.service.rows import Ref, lock, settle
@@ -29,6 +30,8 @@ _EVENT_OF: Final = {
     Status.CANCELLED: "task.cancelled",
     Status.SKIPPED: "task.rejected",
 }
+_TAG_OF: Final = {Status.TODO: TAG, Status.IN_REVIEW: REMARK}
+"""Moves out of review whose note the next attempt reads, as that of ``bounce``."""
 _AFRESH: Final = {"attempts": 0, "lease_losses": 0, "not_before": None, "result_hash": None}
 
 
@@ -254,6 +257,9 @@ def transition(tx: Tx, ref: Ref, actor: Actor, wish: Wish) -> Any:
         rest_ms = 0 if ours else leases.handover_ms(tx, row)
         row = leases.give_back(tx, row, actor, delay_ms=rest_ms, reason=wish.note, keep=keep)
     else:
+        if current is Status.IN_REVIEW and target in _TAG_OF and wish.note:
+            text = [{"type": "text", "content": wish.note}]
+            messages.append(tx, row, actor, text, kind="note", tags=[_TAG_OF[target]])
         changes: dict[str, Any] = {"reason": wish.note} if target is Status.FAILED else {}
         if wish.outputs is not None:
             changes["outputs"] = wire.dumps(wish.outputs)

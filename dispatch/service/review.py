@@ -44,9 +44,10 @@ def of_task(tx: Tx, task_id: int) -> dict[str, Any]:
     note = ""
     for row in messages.page(tx, task_id, limit=_LOOKED_AT, kinds=("message", "note")):
         text = _text(row.parts)
-        if row.tags is not None and review.TAG in json.loads(row.tags):
+        tags = json.loads(row.tags) if row.tags is not None else []
+        if review.TAG in tags:
             note = text
-        elif row.actor_type == "human":
+        elif row.actor_type == "human" or review.REMARK in tags:
             found.append({"from": row.actor_name, "at": wire.iso(row.created_at), "text": text})
     said = review.bounded(note, "", found)
     return {"note": said.note, "messages": list(said.messages)}

@@ -37,14 +37,16 @@ def is_sealed_text(payload: str | None) -> bool:
     return payload is not None and '"encrypted"' in payload and is_sealed(json.loads(payload))
 
 
-def register(tx: Tx, ref: Ref, actor: Actor, *, token: int, digest: str) -> Any:
+def register(tx: Tx, ref: Ref, actor: Actor, *, token: int | None, digest: str) -> Any:
     """Note that a sealed message is the content of this task, and return its row.
 
     The same message of the same task is answered alike, in every later attempt too.
+    Without a token whoever tells of the task's end asks whether it is no copy; that takes nothing from a holder.
     Raises ReusedSealError when it was another task's, StaleLeaseError, NotFoundError.
     """
     row = lock(tx, ref)
-    check_right(tx, ref, row, actor, token)
+    if token is not None:
+        check_right(tx, ref, row, actor, token)
     first = tx.one(_FIRST, {"p_digest": digest})
     if first is None:
         tx.run(_INSERT, {"digest": digest, "task_id": row.id, "seen_at": tx.now_ms})

@@ -43,9 +43,8 @@ async def list_messages(call: Call) -> Answer:
 
 async def seal(call: Call) -> Answer:
     """POST T/{id}/seal."""
-    found = strict.parse_object(call.body, fields.SEAL, required=("fencing_token", "digest"))
-    ref = call.report_ref(found["fencing_token"])
-    row = await call.store.write(
-        lambda tx: seals.register(tx, ref, call.actor, token=found["fencing_token"], digest=found["digest"])
-    )
+    found = strict.parse_object(call.body, fields.SEAL, required=("digest",))
+    token = found.get("fencing_token")
+    ref = call.report_ref(token)
+    row = await call.store.write(lambda tx: seals.register(tx, ref, call.actor, token=token, digest=found["digest"]))
     return 200, f'{{"task":{wire.thin_task_json(row)}}}'

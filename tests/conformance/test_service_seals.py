@@ -49,6 +49,10 @@ class Bench:
         """Register a digest."""
         return await self.store.write(lambda tx: seals.register(tx, Ref(ident), ANN, token=token, digest=digest))
 
+    async def told(self, ident: int, digest: str) -> Any:
+        """Ask, without a token, whether a digest is this task's."""
+        return await self.store.write(lambda tx: seals.register(tx, Ref(ident), EVE, token=None, digest=digest))
+
     async def row(self, ident: int) -> Any:
         """Return the task."""
         return await self.store.read(lambda tx: fetch(tx, Ref(ident)))
@@ -154,3 +158,17 @@ async def test_the_mark_follows_the_payload(bench: Bench, payload: Any, *, seale
     plan = creation.Plan(new)
     made, _ = await bench.store.write(lambda tx: creation.create(tx, row.project_id, ANN, "ann", plan))
     assert made.sealed is sealed
+
+
+async def test_who_tells_of_an_end_asks_without_a_token(bench: Bench) -> None:
+    """A message belongs to the task that was begun, or has ended, first; asking changes nothing of the task."""
+    begun, copy, ended = [await bench.claimed() for _ in range(3)]
+    digest, other = bench.digest(), bench.digest()
+    await bench.seal(begun, digest)
+    before = await bench.row(begun)
+    assert (await bench.told(begun, digest)).fencing_token == before.fencing_token
+    with pytest.raises(ReusedSealError):
+        await bench.told(copy, digest)
+    await bench.told(ended, other)
+    with pytest.raises(ReusedSealError):
+        await bench.seal(copy, other)

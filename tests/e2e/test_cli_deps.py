@@ -103,5 +103,5 @@ def test_a_graph_on_a_foreign_service(foreign: tuple[Cli, FakeAts]) -> None:
     assert f"#{two} pending Two (waits for #{one} pending" in shown
     assert "#777 missing" in shown
     assert cli.here("deps", "--task", two).out.count("\n") == 2
-    assert f"It waits for #{one} (todo)." in cli.here("why", two).out
+    assert f"It waits for #{one} (pending)." in cli.here("why", two).out
     assert cli.here("reopen", one, "--dependents").code == 2

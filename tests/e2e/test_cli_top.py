@@ -42,6 +42,16 @@ def test_top_is_live_on_a_terminal_and_plain_elsewhere(cli: Cli) -> None:
     ]
     assert "canary" not in ended.out
     live = cli.on_terminal("top", interrupt_at="in progress; q ends")
-    assert live.code == 130
+    assert (live.code, live.err) == (130, "")
     assert "draw a map" in live.out
-    assert live.out.endswith(("\x1b[?1049l\x1b[?25h", "\x1b[?25h\x1b[?1049l", "\x1b[?25h"))
+    assert live.out.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_q_ends_top_after_the_terminal_became_tiny(cli: Cli) -> None:
+    """A new size is drawn for, however small; q ends it well and leaves cursor, echo and screen as they were."""
+    del cli.env["COLUMNS"]
+    steps = [("q ends", (5, 20)), ("\u2026", b"q")]
+    ended = cli.on_terminal("top", steps=steps)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.endswith("\x1b[?25h\x1b[?1049l")
+    assert "Traceback" not in ended.out

@@ -102,17 +102,33 @@ def test_a_line_a_second_is_seen_within_two_seconds(stack: Stack, cli: Cli) -> N
     assert "progress" not in cli.here("show", ident).out.partition("Thread")[0]
 
 
+def transition(stack: Stack, ident: str, target: str, note: str | None = None) -> None:
+    """Move a task with the Task Tool, as an agent that reviews."""
+    body = {"task_id": stack.task(ident)["uuid"], "to_status": target, "expected_from_status": "in_review"}
+    body |= {} if note is None else {"note": note}
+    status, answer = stack.call("POST", "/tools/core_transition_task", body, actor="agent:critic")
+    assert (status, answer["status"], answer["locked_by"]) == (200, target, None)
+
+
 @pytest.mark.parametrize("by", ["payload", "route"])
 def test_a_task_that_is_sent_back_is_done_anew_with_the_note(stack: Stack, cli: Cli, by: str) -> None:
-    """The result waits; the next attempt reads the note, what people said and the earlier result; then approval."""
+    """The result waits; the next attempt reads the note, what was said and the earlier result; then approval.
+
+    Once with the commands, once with the Task Tool alone.
+    """
+    is_tool = by == "route"
     asked = {"payload": {"review": True, "k": "v"}} if by == "payload" else {"type": "reviewed", "payload": {}}
     ident = str(stack.create("write it", description="first words", **asked)["id"])
     first = stack.wait_task(ident, "in_review")
     assert "first words" in first["outputs"][0]["response"]
     assert "sent it back" not in first["outputs"][0]["response"]
     assert cli.here("message", ident, "people-said-this").code == 0
-    ended = cli.here("bounce", ident, "the-note: add a table")
-    assert (ended.code, ended.out) == (0, f"Task {ident} sent back.\n")
+    if is_tool:
+        transition(stack, ident, "in_review", "a-remark-that-decides-nothing")
+        transition(stack, ident, "todo", "the-note: add a table")
+    else:
+        ended = cli.here("bounce", ident, "the-note: add a table")
+        assert (ended.code, ended.out) == (0, f"Task {ident} sent back.\n")
     second = eventually(
         lambda: (
             (task := stack.task(ident))["status"] == "in_review"
@@ -129,9 +145,13 @@ def test_a_task_that_is_sent_back_is_done_anew_with_the_note(stack: Stack, cli: 
     assert "a reviewer sent it back" in prompt
     for piece in ("the-note: add a table", "people-said-this", "earlier-result"):
         assert piece in prompt
+    assert ("a-remark-that-decides-nothing" in prompt) == is_tool
     assert "Agent processing started" not in prompt
     assert second["attempts"] == 1
-    assert cli.here("complete", ident).code == 0
+    if is_tool:
+        transition(stack, ident, "completed")
+    else:
+        assert cli.here("complete", ident).code == 0
     done = stack.task(ident)
     assert (done["status"], len(done["outputs"])) == ("completed", 1)
     refused = cli.here("bounce", ident, "too late")

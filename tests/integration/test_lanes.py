@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.processes import children_of, eventually
+from tests.support.processes import eventually
 from tests.support.stack import Stack
+from tests.support.witness import most_at_once, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,20 +46,6 @@ def create(stack: Stack, duration_s: float = 0.3, **switches: Any) -> str:
     return str(stack.create(tick={"duration_s": duration_s}, payload=switches)["id"])
 
 
-def spans_of(stack: Stack, task_id: str) -> list[tuple[float, float]]:
-    """Return from when to when each attempt of a task was seen alive."""
-    times: dict[int, list[float]] = {}
-    for line in stack.tick_lines(task_id):
-        times.setdefault(line["token"], []).append(line["at"])
-    return [(min(seen), max(seen)) for seen in times.values()]
-
-
-def most_at_once(stack: Stack, task_ids: list[str]) -> int:
-    """Return how many attempts of the tasks ran at the same time at most."""
-    spans = [span for task_id in task_ids for span in spans_of(stack, task_id)]
-    return max(sum(begin <= at < end for begin, end in spans) for at, _ in spans)
-
-
 def started_by(process: Any) -> set[str]:
     """Return the tasks whose attempts a worker has started."""
     return {str(event["task"]) for event in process.events if event["event"] == "attempt_started"}
@@ -91,27 +76,3 @@ def test_queues_and_classes(stack: Stack) -> None:
         stack.wait_task(task_id, "completed", timeout_s=30)
     assert started_by(big) == set(waiting)
     eventually(lambda: not holders(stack, "gpu") and not holders(stack, "two"), 5, "all places given back")
-
-
-def test_a_place_dies_with_its_holder_and_not_before(stack: Stack) -> None:
-    """While tasks of a class of one run, Redis is emptied, an ingress is killed and a worker too: never two at once."""
-    stack.start_ingress({"DISPATCH_ACTOR_ID": "dispatch-second"})
-    workers = [stack.processes[2], stack.start_worker(4)]
-    tasks = [create(stack, 1.5, gpu=True) for _ in range(5)]
-    eventually(lambda: any(stack.tick_lines(task_id) for task_id in tasks), 20, "the first child")
-    with stack.redis.client() as client:
-        client.flushall()
-    plain = create(stack)
-    stack.wait_task(plain, "completed", timeout_s=20)
-    stack.processes[1].kill()
-    # Another one than before, so that it began with the second ingress alone.
-    begun = {task_id for task_id in tasks if stack.tick_lines(task_id)}
-    running = eventually(lambda: set(filter(stack.tick_lines, tasks)) - begun, 30, "the next child").pop()
-    (victim,) = [worker for worker in workers if running in started_by(worker)]
-    for child in children_of(victim.pid):
-        os.kill(child, signal.SIGKILL)
-    victim.kill()
-    stack.start_ingress()
-    for task_id in tasks:
-        stack.wait_task(task_id, "completed", timeout_s=60)
-    assert most_at_once(stack, tasks) == 1

@@ -18,6 +18,7 @@ from dispatch.crypto.keys import KeyPair, kid_of
 from dispatch.crypto.opening import TITLE
 from dispatch.crypto.trust import Sender
 from dispatch.errors import GatewayRejectedError
+from tests.support.cli import CliHere
 from tests.support.graph_world import DURATION_S, World, world_of
 from tests.support.processes import eventually
 from tests.support.receiver import Receiver
@@ -25,6 +26,7 @@ from tests.support.sealing import Sealer, trusting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from dispatch.crypto.files import KeyFiles
 
@@ -202,6 +204,52 @@ def test_who_is_called_stands_inside_the_seal(sealed: SealedWorld):
     assert told.json["result"] is None
     assert SECRET not in str(told.json)
     sealed.world.check_order()
+
+
+def test_what_a_sealed_task_waits_for_is_shown_without_a_key(
+    sealed: SealedWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """The commands why and deps name what a sealed task waits for, and in which state it is, from what Redis holds."""
+    cli = CliHere(monkeypatch, capfd, tmp_path)
+    env = {**sealed.world.stack.env, "DISPATCH_DATA_DIR": str(tmp_path / "no-keys-here")}
+    cli.env(**{name: value for name, value in env.items() if name.startswith("DISPATCH_")})
+    root = sealed.create(until=str(tmp_path / "go"), duration_s=60)
+    waiting = sealed.create(root)
+    missing = sealed.create(root, 987_654)
+    sealed.world.wait([root], "in_progress")
+
+    def codes(ident: int) -> dict[str, str]:
+        return {one["code"]: one["text"] for one in cli("why", str(ident), "--json").json["reasons"]}
+
+    eventually(lambda: "WAITING_FOR_DEPENDENCIES" in codes(waiting), 5, "the reason")
+    assert codes(waiting) == {"WAITING_FOR_DEPENDENCIES": f"It waits for #{root} (in_progress)."}
+    assert "DEPENDENCY_MISSING" in eventually(
+        lambda: "DEPENDENCY_MISSING" in codes(missing) and codes(missing), 5, "it"
+    )
+    tree = cli("deps", "--status", "pending").out
+    assert f"waits for #{root} in_progress" in tree
+    assert f"#{root} in_progress" in cli("deps", "--task", str(waiting)).out
+    assert SECRET not in tree
+    sealed.world.do(missing, "cancel")
+    (tmp_path / "go").touch()
+    sealed.world.wait([waiting], "completed")
+
+
+def test_a_copy_of_a_sealed_message_calls_nobody(sealed: SealedWorld):
+    """Who sends somebody's sealed message again, and lets it fail or cancels it, makes us call nobody."""
+    sealed.receiver.requests.clear()
+    fields = sealed.fields(callback_url=f"{sealed.receiver.url}/inner")
+    original = sealed.put(fields)
+    sealed.world.wait([original], "completed")
+    copies = [sealed.put(fields), sealed.put(fields)]
+    with suppress(GatewayRejectedError):  # it may have failed already
+        sealed.world.do(copies[1], "cancel")
+    sealed.world.wait(copies, "failed", "cancelled")
+    # What is told later than the copies' ends would have been shows that these were passed over.
+    last = sealed.put(sealed.fields(callback_url=f"{sealed.receiver.url}/last"))
+    sealed.world.wait([last], "completed")
+    eventually(lambda: sealed.receiver.at("/last"), 10, "the callback of a later task")
+    assert [told.json["task_id"] for told in sealed.receiver.at("/inner")] == [original]
 
 
 def test_edits_count_while_a_task_waits(sealed: SealedWorld):

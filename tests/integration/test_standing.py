@@ -156,14 +156,14 @@ def service_down(fleet: Fleet, cli: CliHere) -> Any:
 
 SITUATIONS: list[tuple[Callable[[Fleet, CliHere], Any], str, str, int]] = [
     (paused, "PAUSED", r"Channel test is paused by boss: disk full\.", 0),
-    (depending, "WAITING_FOR_DEPENDENCIES", r"It waits for #\d+ .*\(todo\)\.", 0),
+    (depending, "WAITING_FOR_DEPENDENCIES", r"It waits for #\d+ \(pending\)\.", 0),
     (backing_off, "BACKING_OFF", r"It pauses for another \d+ s", 0),
     (locked, "LOCKED", r"coder holds its lock until .* and has not begun\.", 0),
     (in_review, "IN_REVIEW", r"Its result waits for a review\.", 0),
-    (class_full, "CLASS_FULL", r"Class gpu is full: 1 of its 1 places are taken\.", 0),
+    (class_full, "CLASS_FULL", r"Class gpu is full: 1 of its 1 places are taken, by #\d+\.", 0),
     (no_worker, "NO_WORKER", r"No worker that takes from queue dispatch is running\.", 0),
     (key_refused, "KEY_REFUSED", r"The task service refuses the key of the ingress dispatch.*; it claims nothing\.", 0),
-    (ingress_down, "INGRESS_DOWN", r"No ingress that watches channel test is running\.", 0),
+    (ingress_down, "INGRESS_DOWN", r"No ingress is running; nothing is claimed\.", 0),
     (redis_down, "REDIS_DOWN", r"Redis at .* does not answer: .*\. Nothing is claimed without it\.", 69),
     (service_down, "SERVICE_DOWN", r"The task service at .* does not answer: connection refused\.", 69),
 ]
@@ -197,6 +197,9 @@ def test_why_and_status_say_what_it_is(
     assert stuck, shown.json["stuck"]
     assert is_down or str(task) in [ident for one in stuck for ident in one["tasks"]]
     assert re.search(rf"^stuck\t{code}\t", cli("status").out, re.MULTILINE)
+    assert "ID" not in first["next"]
+    if code == "CLASS_FULL":
+        assert [host["busy"] for host in shown.json["hosts"]] == [1], "the host is busy, whatever its runner is called"
     if code == "PAUSED":
         assert cli("resume", "channel", "test").code == 0
 

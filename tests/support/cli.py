@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from unittest import mock
 from dispatch.cli.main import run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pytest
 
@@ -134,11 +137,20 @@ class Cli:
             os.umask(mask)
         return Ended(code, out.getvalue(), err.getvalue())
 
-    def on_terminal(self, *args: str, interrupt_at: str = "", timeout_s: float = 20.0) -> Ended:
-        """Run a command on a terminal of its own, stderr included in ``out``.
+    def on_terminal(
+        self,
+        *args: str,
+        interrupt_at: str = "",
+        steps: Sequence[tuple[str, bytes | tuple[int, int]]] = (),
+        timeout_s: float = 20.0,
+    ) -> Ended:
+        """Run a command on a terminal of its own, stderr included in ``out``; ``err`` tells of a terminal left raw.
 
+        ``steps``: when that text has come since the step before, press these keys, or resize it to (lines, columns).
         With ``interrupt_at``: presses Ctrl-C when that text has come.
         """
+        todo = [*steps, *([(interrupt_at, b"\x03")] if interrupt_at else [])]
+        done = 0
         pid, terminal = pty.fork()
         if pid == 0:
             try:
@@ -158,12 +170,18 @@ class Cli:
                     if not data:
                         break
                     out += data
-                if interrupt_at and interrupt_at.encode() in out:
-                    interrupt_at = ""
-                    os.write(terminal, b"\x03")
+                if todo and todo[0][0].encode() in out[done:]:
+                    done = len(out)
+                    action = todo.pop(0)[1]
+                    if isinstance(action, bytes):
+                        os.write(terminal, action)
+                    else:
+                        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *action, 0, 0))
             else:
                 os.kill(pid, signal.SIGKILL)
+            cooked = termios.ECHO | termios.ICANON
+            left = "" if termios.tcgetattr(terminal)[3] & cooked == cooked else "the terminal was left raw"
         finally:
             os.close(terminal)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return Ended(code, out.decode("utf-8", "replace").replace("\r\n", "\n"), "")
+        return Ended(code, out.decode("utf-8", "replace").replace("\r\n", "\n"), left)

@@ -38,6 +38,8 @@ FAILED, OPEN = Needed("#1", Status.FAILED), Needed("#2", Status.IN_PROGRESS)
     [
         (Facts(Status.TODO), ["NO_WORKER"]),
         (Facts(Status.TODO, listeners=1), ["OFFERED"]),
+        (Facts(Status.TODO, listeners=1, is_sealed=True), ["OFFERED", "SEALED"]),
+        (Facts(Status.TODO, is_sealed=True, waits_for=[OPEN]), ["WAITING_FOR_DEPENDENCIES"]),
         (Facts(Status.TODO, listeners=1, ahead=3), ["IN_LINE"]),
         (Facts(Status.TODO, listeners=1, waits_for=[OPEN]), ["WAITING_FOR_DEPENDENCIES"]),
         (Facts(Status.TODO, waits_for=[OPEN, FAILED]), ["DEPENDENCY_FAILED", "WAITING_FOR_DEPENDENCIES"]),

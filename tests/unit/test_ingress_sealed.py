@@ -246,11 +246,11 @@ def test_whom_a_sealed_task_wants_told(bench: Bench):
     """What stands inside counts; a task that does not open wants nobody called."""
     fields = bench.ann.v2(title="t", callback_url="https://example.org/x", quiet=True)
     task = Task(id="9", channel="test", status="completed", created_at=NOW, sealed=True, **fields)
-    assert bench.sealed.effective_delivery(task) == ("https://example.org/x", True)
+    assert bench.sealed.effective_delivery(task)[:2] == ("https://example.org/x", True)
     forged = replace(task, payload={**task.payload, "callback_url": "https://example.net/x"})
-    assert bench.sealed.effective_delivery(forged) == (None, False)
-    assert bench.sealed.effective_delivery(Task(id="8", payload={"encrypted": True})) == (None, False)
-    assert bench.sealed.effective_delivery(Task(id="8")) == (None, False)
+    assert bench.sealed.effective_delivery(forged) == (None, False, None)
+    assert bench.sealed.effective_delivery(Task(id="8", payload={"encrypted": True})) == (None, False, None)
+    assert bench.sealed.effective_delivery(Task(id="8")) == (None, False, None)
 
 
 def test_a_short_listing_does_not_take_back_what_it_cannot_show(bench: Bench):

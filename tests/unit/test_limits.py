@@ -112,6 +112,7 @@ def test_the_own_group_is_found_below_its_mount(tmp_path: Path, root: str, group
         (f"{os.getpid()}\n", "cpu io", NONE, "has neither of the controllers"),
         (f"1\n{os.getpid()}\n7\n", "memory pids", NONE, "other processes are in {} (pid 1, 7)"),
     ],
+    ids=["all", "one", "none", "others are there"],
 )
 def test_version_2_is_offered_to_whoever_is_alone(
     tmp_path: Path, pids: str, controllers: str, offered: frozenset[str], hindrance: str

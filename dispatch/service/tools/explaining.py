@@ -51,6 +51,7 @@ def _facts(tx: Tx, row: Any) -> Facts:
         ahead=ahead,
         reason=row.reason,
         is_running=row.runner is not None,
+        is_sealed=row.sealed,
     )
 
 
