@@ -216,6 +216,7 @@ def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
         ("user", "warning" if os.geteuid() == 0 else "ok"),
         ("limits", "ok"),
         ("callbacks", "warning"),
+        ("traces", "ok"),
         ("keys", "ok"),
         ("workers", "warning"),
     ]

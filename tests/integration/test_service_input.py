@@ -151,7 +151,7 @@ def test_fields_out_of_bounds_are_refused_on_create(client: Client, task: Any, f
         ("messages", {"parts": [{"type": "text"}] * 33}),
         ("messages", {"parts": [{"type": "text"}], "kind": "shout"}),
         ("messages", {"parts": [{"type": "text"}], "fencing_token": "1"}),
-        ("seal", {"digest": "0" * 64}),
+        ("seal", {"digest": "0" * 63}),
         ("seal", {"fencing_token": 1}),
         ("seal", {"fencing_token": 1, "digest": "0" * 63}),
         ("seal", {"fencing_token": 1, "digest": "A" * 64}),
