@@ -50,7 +50,7 @@ def test_top_is_live_on_a_terminal_and_plain_elsewhere(cli: Cli) -> None:
 def test_q_ends_top_after_the_terminal_became_tiny(cli: Cli) -> None:
     """A new size is drawn for, however small; q ends it well and leaves cursor, echo and screen as they were."""
     del cli.env["COLUMNS"]
-    cut = "2 in\n"  # of "2 in progress", where 20 columns end
+    cut = "2 in\r\n"  # of "2 in progress", where 20 columns end
     steps = [("q ends", (5, 20)), (cut, b"q")]
     ended = cli.on_terminal("top", steps=steps)
     assert (ended.code, ended.err) == (0, "")
