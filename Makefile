@@ -35,9 +35,9 @@ format: $(STAMP)  ## Put the code into the one format
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
 
 # Tests of one file stay together and share what it starts; files go in their order, so that the short unit tests
-# fill the end. Four at a time are faster on a quiet machine, and on a busy one they wait for each other too long.
+# fill the end. Most of them wait for processes, so there are more than cores; more than four make them wait too long.
 test: $(STAMP)  ## Run the default tests (real processes, on two cores)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)  ## Run the long tests, which the default run leaves out
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow

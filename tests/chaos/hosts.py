@@ -205,9 +205,7 @@ class _Scene:
             self._file(host).unlink()
         since = time.monotonic()
         for place in range(SLOTS * len(WORKERS)):
-            title = f"probe-{place:02d}"
-            task = self.stack.create(title, tick={"duration_s": HOLD_S, "until": self.until})
-            self.load.creations.append(Creation(title, str(task["id"]), time.time(), ends="completed"))
+            self._create(f"probe-{place:02d}", HOLD_S)
         eventually(
             lambda: all(len(self._running_on(host, "probe")) == SLOTS for host in WORKERS),
             AGAIN_S,
@@ -216,6 +214,10 @@ class _Scene:
         self.filled_s = time.monotonic() - since
         for host in WORKERS:
             self._release(host)
+
+    def _create(self, title: str, duration_s: float | list[float]) -> None:
+        task = self.stack.create(title, tick={"duration_s": duration_s, "until": self.until})
+        self.load.creations.append(Creation(title, str(task["id"]), time.time(), ends="completed"))
 
     def _file(self, host: str) -> Path:
         return Path(self.until.replace("{host}", host))
@@ -229,7 +231,12 @@ class _Scene:
 
         def some() -> frozenset[tuple[str, int]] | None:
             found = {(ident, token) for ident, token in self._running_on(host, "hold") if token == 1}
-            return frozenset(found) if len(found) >= HELD_MIN else None
+            if len(found) >= HELD_MIN:
+                return frozenset(found)
+            if not self.load.busy:
+                # A busy machine took so long that the planned ones have all ended, on hosts that hold nothing.
+                self._create(f"hold-more-{len(self.load.creations)}", [HOLD_S, 0.2])
+            return None
 
         return eventually(some, AGAIN_S, f"{HELD_MIN} tasks held by {host}")
 

@@ -9,7 +9,7 @@ import pytest
 from dispatch.ats.model import Actor
 from dispatch.service import cascade, dependencies, dependents, doomed, failures, leases, moves, tasks
 from dispatch.service.rows import Ref, fetch
-from tests.support.service import STORES, SteppingClock
+from tests.support.service import FAST_STORES, STORES, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,6 +54,7 @@ async def test_one_completion_tells_of_the_most_urgent(store: Store) -> None:
     ).task.status == "in_progress"
 
 
+@pytest.mark.parametrize("store", FAST_STORES, indirect=True)
 async def test_a_wide_cascade_is_reopened_in_several_transactions(store: Store) -> None:
     """The farthest come first, so that each repetition finds the rest; then nothing is left."""
 
@@ -75,6 +76,7 @@ async def test_a_wide_cascade_is_reopened_in_several_transactions(store: Store) 
     assert ([row.id for row in second.dependents], second.more) == ([middle], False)
 
 
+@pytest.mark.parametrize("store", FAST_STORES, indirect=True)
 async def test_a_deep_chain_is_no_circle(store: Store) -> None:
     """A thousand tasks in a row are looked through without a mistake; closed, they are a circle."""
 

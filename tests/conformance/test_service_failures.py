@@ -14,7 +14,7 @@ from dispatch.core.lifecycle import Status
 from dispatch.errors import IllegalMoveError, LeaseHeldError, NotFoundError, TaskError
 from dispatch.service import cascade, dependencies, dependents, doomed, failures, history, leases, moves, tasks
 from dispatch.service.rows import Ref, Scope, fetch
-from tests.support.service import STORES, SteppingClock
+from tests.support.service import FAST_STORES, STORES, SteppingClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -205,7 +205,7 @@ def seen(one: Any) -> Any:
     return {name: value for name, value in one._mapping.items() if name != "uuid"}
 
 
-SEEDS = {"sqlite": 8, "postgresql": 3}
+SEEDS = {"sqlite": 6, "postgresql": 2}
 """A store for each seed and way; on PostgreSQL a store takes a quarter of a second."""
 
 
@@ -280,6 +280,7 @@ async def test_many_and_deep_cost_few_statements(store: Store) -> None:
     assert await store.write(work) < 40
 
 
+@pytest.mark.parametrize("store", FAST_STORES, indirect=True)
 async def test_a_deep_cascade_is_reopened(store: Store) -> None:
     """A chain is opened from its far end on, however deep; what another failure keeps stays failed."""
     ids = await chain(store, cascade.REOPENED_MAX + 20)

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from tests.support.stack import Stack
 
 
+NO_RELEASE = {"pending_by_patch": False, "envelope": False}
+
+
 @pytest.fixture(
-    params=[{}, {"reclaim_extends": False}, {"pending_by_patch": False, "envelope": False}],
+    params=[{}, {"reclaim_extends": False}, NO_RELEASE],
     ids=["kind", "no-renewal", "no-release"],
 )
 def ats(request: pytest.FixtureRequest) -> Iterator[FakeAts]:
@@ -94,6 +97,9 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector
     assert {span.parent_id for span in spans if span.name == "claim"} == {""}
 
 
+@pytest.mark.parametrize(
+    "ats", [{}, pytest.param(NO_RELEASE, marks=pytest.mark.slow)], ids=["kind", "no-release"], indirect=True
+)
 def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):
     """All that Redis knew is lost while an attempt runs: its message is sent again, and no second attempt begins."""
     ident = add(ats, fleet, duration_s=3.0)

@@ -527,7 +527,7 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=60) | MESSAGES | JSON, headers=HEADERS)
 def test_whatever_comes_no_mistake_is_made(service: ToolService, body: Any, headers: dict[str, str]) -> None:
     """Any bytes and any JSON, under any headers of the protocol: an answer below 500, and no traceback in the log."""

@@ -89,7 +89,7 @@ def in_redis(world: World) -> str:
     return "\n".join(found)
 
 
-@pytest.fixture(params=["ours", "foreign"], scope="module")
+@pytest.fixture(params=["ours", pytest.param("foreign", marks=pytest.mark.slow)], scope="module")
 def shared(request: pytest.FixtureRequest) -> Iterator[SealedWorld]:
     """One running fleet for all tests."""
     with world_of(request.param, **SETTINGS) as world, Receiver() as receiver:

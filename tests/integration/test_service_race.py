@@ -8,7 +8,7 @@ from tests.race.run import race, services
 from tests.support.service import STORES
 
 ROUNDS = 100
-SECONDS_MAX = 4.0
+SECONDS_MAX = 3.0
 ROUNDS_MIN = 6
 """A busy machine runs fewer rounds, but never so few that not every kind of round was there twice."""
 

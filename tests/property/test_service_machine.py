@@ -232,7 +232,7 @@ class PostgresMachine(StoreMachine):
 
 TestSqliteAgainstModel = StoreMachine.TestCase
 TestPostgresAgainstModel = PostgresMachine.TestCase
-for case, examples in ((TestSqliteAgainstModel, 25), (TestPostgresAgainstModel, 10)):
+for case, examples in ((TestSqliteAgainstModel, 20), (TestPostgresAgainstModel, 6)):
     case.settings = settings(
         max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )

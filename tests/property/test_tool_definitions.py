@@ -109,7 +109,7 @@ def test_definitions_are_valid_json_schema(name: str) -> None:
 
 # --- the schema against the parser -----------------------------------------------------------------------------------
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=20, deadline=None)
 
 
 def all_params() -> list[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -274,6 +275,9 @@ STORES: dict[str, Callable[[Clock], AbstractAsyncContextManager[Store]]] = {
     "postgresql": postgres_store,
 }
 """Every store that must pass the conformance suite, by name: started, with the default project in it."""
+
+FAST_STORES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
+"""The same for a test with thousands of rows, which takes ten times as long on PostgreSQL."""
 
 
 @contextlib.contextmanager
