@@ -22,7 +22,7 @@ DEFAULT: Final = "default"
 """The executor of tasks that no route names one for."""
 GPU: Final = "gpu"
 """The class that existing payloads ask for with ``gpu: true``."""
-TRAITS_MAX: Final = 16
+TRAITS_MAX: Final = 32
 TRAIT_CHARS_MAX: Final = 64
 
 Trait = bool | int | str
@@ -122,7 +122,8 @@ class Choice:
 def traits_of(payload: Any) -> dict[str, Trait]:
     """Return the short plain values at the top of a payload, without those that steer dispatch.
 
-    At most TRAITS_MAX, in the order of their names.
+    At most TRAITS_MAX, in the order of their names; true and false come first, so that however much else stands in
+    a payload no class is lost.
     """
     if not isinstance(payload, dict):
         return {}
@@ -135,7 +136,9 @@ def traits_of(payload: Any) -> dict[str, Trait]:
         and (isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= TRAIT_CHARS_MAX))
         and not (isinstance(value, int) and abs(value) >= 2**53)
     }
-    return {name: found[name] for name in sorted(found)[:TRAITS_MAX]}
+    return {
+        name: found[name] for name in sorted(found, key=lambda name: (type(found[name]) is not bool, name))[:TRAITS_MAX]
+    }
 
 
 def choose(routing: Routing, task: TaskTraits) -> Choice:

@@ -153,13 +153,20 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_traits_are_few_short_and_plain(payload: Any) -> None:
-    """Whatever a payload holds, its traits are at most sixteen short values, and none that steers dispatch."""
+    """Whatever a payload holds, its traits are at most thirty-two short values, and none that steers dispatch."""
     traits = traits_of(payload)
-    assert len(traits) <= 16
+    assert len(traits) <= 32
     assert all(isinstance(value, bool | int) or len(value) <= 64 for value in traits.values())
     assert not traits.keys() & {"callback_url", "ciphertext", "depends_on", "encrypted", "nonce"}
     if isinstance(payload, dict):
         assert all(payload[name] is value for name, value in traits.items())
+
+
+def test_no_class_is_lost_in_a_crowd_of_fields() -> None:
+    """However many plain fields a payload has, true and false are seen before the others."""
+    crowd = {f"a{number:03d}": number for number in range(100)}
+    assert traits_of({**crowd, "gpu": True})["gpu"] is True
+    assert list(traits_of(crowd)) == [f"a{number:03d}" for number in range(32)]
 
 
 @given(JSON)
