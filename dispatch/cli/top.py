@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -169,14 +170,20 @@ def _screen(state: State, seen: Seen, stuck: list[Stuck], rows: list[tuple[Any, 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[None]:
-    """Take single keys from the terminal, and give it back as it was."""
+    """Take single keys from the terminal, and give it back as it was, also when somebody ends us with SIGTERM."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
+    asked = signal.signal(signal.SIGTERM, _leave)
     try:
         tty.setcbreak(descriptor)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTERM, asked)
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _quits(patience_s: float) -> bool:

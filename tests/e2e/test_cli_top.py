@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +46,13 @@ def test_top_is_live_on_a_terminal_and_plain_elsewhere(cli: Cli) -> None:
     assert (live.code, live.err) == (130, "")
     assert "draw a map" in live.out
     assert live.out.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_a_top_that_is_ended_gives_the_terminal_back(cli: Cli) -> None:
+    """Whoever ends it from elsewhere (SIGTERM) leaves a terminal that can be typed on."""
+    ended = cli.on_terminal("top", steps=[("q ends", signal.SIGTERM)])
+    assert (ended.code, ended.err) == (143, "")
+    assert ended.out.endswith("\x1b[?25h\x1b[?1049l")
 
 
 def test_q_ends_top_after_the_terminal_became_tiny(cli: Cli) -> None:

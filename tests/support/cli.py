@@ -141,12 +141,13 @@ class Cli:
         self,
         *args: str,
         interrupt_at: str = "",
-        steps: Sequence[tuple[str, bytes | tuple[int, int]]] = (),
+        steps: Sequence[tuple[str, bytes | tuple[int, int] | int]] = (),
         timeout_s: float = 20.0,
     ) -> Ended:
         """Run a command on a terminal of its own, stderr included in ``out``; ``err`` tells of a terminal left raw.
 
-        ``steps``: when that text has come since the step before, press these keys, or resize it to (lines, columns).
+        ``steps``: when that text has come since the step before, press these keys, resize it to (lines,
+        columns), or send the program this signal.
         With ``interrupt_at``: presses Ctrl-C when that text has come.
         """
         todo = [*steps, *([(interrupt_at, b"\x03")] if interrupt_at else [])]
@@ -175,6 +176,8 @@ class Cli:
                     action = todo.pop(0)[1]
                     if isinstance(action, bytes):
                         os.write(terminal, action)
+                    elif isinstance(action, int):
+                        os.kill(pid, action)
                     else:
                         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *action, 0, 0))
             else:
