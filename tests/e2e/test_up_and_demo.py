@@ -89,7 +89,10 @@ def up() -> Iterator[Up]:
         yield running
 
 
-@pytest.mark.parametrize("part", ["dispatch serve", "dispatch ingress", "celery", "redis-server"])
+@pytest.mark.parametrize(
+    "part",
+    ["dispatch serve", pytest.param("dispatch ingress", marks=pytest.mark.slow), "celery", "redis-server"],
+)
 def test_up_replaces_what_is_killed(up: Up, part: str):
     """kill -9 of any part of ``dispatch up``: it is started again by itself and the next task is done."""
     assert up.run("create", "before", "--wait")["status"] == "completed"

@@ -273,6 +273,7 @@ def _stopped_in_a_batch(database: str, service: ServiceProcess) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_frozen_service_holds_up_the_others_for_seconds_only(pair: Pair, load: Callable[..., Load]) -> None:
     """Stopped in the middle of a batch, it loses its turn after 5 s; resumed, it serves again and nothing is lost."""
     frozen, other = pair.services

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.race.run import race, services
-from tests.support.service import STORES
+from tests.support.service import FAST_STORES
 
 ROUNDS = 100
 SECONDS_MAX = 3.0
@@ -13,7 +13,7 @@ ROUNDS_MIN = 6
 """A busy machine runs fewer rounds, but never so few that not every kind of round was there twice."""
 
 
-@pytest.mark.parametrize("engine", STORES)
+@pytest.mark.parametrize("engine", FAST_STORES)
 def test_one_winner_of_thirty_two(engine: str) -> None:
     """Each round one claimer wins, the token grows by one, and the 31 others are told who it is."""
     with services(engine) as running:

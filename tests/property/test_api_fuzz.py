@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tests.support.service import ServiceProcess
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
 """For all tests of this file together."""
 SHARES = {"calls": 0.7, "bytes": 0.15, "frames": 0.15}
 

@@ -277,7 +277,7 @@ STORES: dict[str, Callable[[Clock], AbstractAsyncContextManager[Store]]] = {
 """Every store that must pass the conformance suite, by name: started, with the default project in it."""
 
 FAST_STORES = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
-"""The same for a test with thousands of rows, which takes ten times as long on PostgreSQL."""
+"""The same for a test with thousands of rows or rounds, which takes far longer on PostgreSQL."""
 
 
 @contextlib.contextmanager
