@@ -25,7 +25,7 @@ NO_RELEASE = {"pending_by_patch": False, "envelope": False}
 
 
 @pytest.fixture(
-    params=[{}, {"reclaim_extends": False}, NO_RELEASE],
+    params=[{}, {"reclaim_extends": False}, pytest.param(NO_RELEASE, marks=pytest.mark.slow)],
     ids=["kind", "no-renewal", "no-release"],
 )
 def ats(request: pytest.FixtureRequest) -> Iterator[FakeAts]:

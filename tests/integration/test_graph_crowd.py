@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.support.graph_plans import doomed_in, random_graph
 from tests.support.graph_world import world_of
 
-GRAPHS = 25
+GRAPHS = 60
 
 
-def test_twenty_five_random_graphs_at_once():
+@pytest.mark.slow
+def test_sixty_random_graphs_at_once():
     """Each task starts after all it needs have ended, each once; exactly what is behind a failure fails, unstarted."""
     rand = random.Random(7)
     plans = [random_graph(rand, rand.randint(2, 6)) for _ in range(GRAPHS)]
@@ -24,4 +27,4 @@ def test_twenty_five_random_graphs_at_once():
         world.wait(world.needs, timeout_s=60)
         for plan, ids in zip(plans, numbers, strict=True):
             world.check_plan(plan, ids)
-    assert sum(bool(doomed_in(plan)) for plan in plans) > 4
+    assert sum(bool(doomed_in(plan)) for plan in plans) > 10
