@@ -18,7 +18,7 @@ import redis
 
 from dispatch.broker import INGRESS_KEY, connect
 from dispatch.errors import ConfigurationError
-from dispatch.preflight import workers_seen
+from dispatch.preflight.broker import workers_seen
 from dispatch.settings import Settings, load
 
 ROLES = ("serve", "ingress", "worker", "flower")

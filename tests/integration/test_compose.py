@@ -233,7 +233,6 @@ def composed(make_stack: Callable[..., Stack]) -> Iterator[Composed]:
         connection.execute(f"DROP ROLE {name}_user")
 
 
-@pytest.mark.slow
 def test_the_parts_work_together_as_compose_starts_them(composed: Composed, tmp_path: Path) -> None:
     """Keys are made once, all start with what they are given, a task runs, and health tells who does his work."""
     stack = composed.stack
