@@ -87,6 +87,7 @@ def test_places_that_nobody_keeps(stack: Stack) -> None:
     assert most_at_once(stack, [stubborn, following]) == 1, "a cancelled task has its place until its child is gone"
 
 
+@pytest.mark.slow
 def test_places_after_a_loss_of_redis_without_their_ingress(stack: Stack) -> None:
     """When Redis is emptied while its ingress is dead, a running task has its place again before anybody takes one."""
     stack.start(slots=4)

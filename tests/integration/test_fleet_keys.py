@@ -66,6 +66,8 @@ def shared() -> Iterator[Stack]:
         stack.abort()
 
 
+# A fleet with keys is also what tests/e2e/test_operations_docs.py runs, in every run.
+@pytest.mark.slow
 def test_the_main_job_with_a_key(stack: Stack) -> None:
     """``api-key create dispatch`` makes all that a fleet needs; the key is in no log and no argument."""
     secret = stack.env["DISPATCH_ATS_TOKEN"].rpartition("_")[2]

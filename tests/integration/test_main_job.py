@@ -123,6 +123,8 @@ def test_the_largest_task_goes_through(fleet: Fleet):
     assert "truncated" not in done["outputs"][0]
 
 
+# The runner alone takes a GiB in every run (test_runner_execution.py).
+@pytest.mark.slow
 def test_a_gibibyte_of_output_costs_no_memory(fleet: Fleet):
     """1 GiB of output: head and tail arrive, and no process of ours grows beyond the caps."""
     program = 'import os; w = os.write; w(1, b"HEAD"); [w(1, b"x" * (1 << 20)) for _ in range(1024)]; w(1, b"TAIL")'
