@@ -57,14 +57,14 @@ class Sender:
         """Post one body. Raises NotTakenError."""
         is_kept = self._connection is not None
         try:
-            self._post(body)
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as exc:
-            self.close()
-            if not is_kept:
-                raise NotTakenError(_why(exc)) from exc
-            # The collector closed a connection that had been idle; nothing of it is lost.
-            self._connection = None
-            self._again(body)
+            try:
+                self._post(body)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()
+                if not is_kept:
+                    raise
+                # The collector closed a connection that had been idle; nothing of it is lost.
+                self._post(body)
         except (OSError, http.client.HTTPException) as exc:
             self.close()
             raise NotTakenError(_why(exc)) from exc
@@ -74,13 +74,6 @@ class Sender:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _again(self, body: bytes) -> None:
-        try:
-            self._post(body)
-        except (OSError, http.client.HTTPException) as exc:
-            self.close()
-            raise NotTakenError(_why(exc)) from exc
 
     def _post(self, body: bytes) -> None:
         if self._connection is None:
