@@ -91,7 +91,7 @@ class Worker:
         """Return the log events of one name."""
         return [event for event in self.lines("log.jsonl") if event["event"] == name]
 
-    def result(self, timeout_s: float = 10.0) -> Any:
+    def result(self, timeout_s: float = 30.0) -> Any:
         """Wait for the end of the first attempt."""
         return eventually(lambda: self.lines("results.jsonl"), timeout_s, f"a result; log: {self.log()[-2000:]}")[0]
 
