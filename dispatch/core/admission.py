@@ -16,19 +16,20 @@ from typing import Final
 BACKLOG_MAX: Final = 10_000
 
 
-def free_window(*, slots: int, credit: int, own_in_flight: int, others_in_flight: int) -> int:
-    """Return how many more tasks may be claimed for one queue.
+def free_window(*, slots: int, credit: int, own_in_flight: int, others_in_flight: int, step: int = 1) -> int:
+    """Return how many more tasks to claim now for one queue; 0 while there is room for fewer than ``step``.
 
     Without a slot anywhere nothing is claimed: a lease must not be spent waiting
     for a worker that may never come.
     """
     if slots <= 0:
         return 0
-    return max(0, slots + credit - own_in_flight - others_in_flight)
+    room = slots + credit - own_in_flight - others_in_flight
+    return room if room >= max(1, step) else 0
 
 
 _PACE_MEMORY_S: Final = 0.5
-LEAD_S: Final = 0.1
+LEAD_S: Final = 0.2
 CREDIT_MAX: Final = 64
 
 
@@ -57,6 +58,16 @@ def credit_for(rate: float, base: int) -> int:
     about zero and only ``base`` is claimed ahead.
     """
     return min(base + math.ceil(rate * LEAD_S), max(CREDIT_MAX, base)) if base else 0
+
+
+def step_for(credit: int, base: int) -> int:
+    """Return for how many tasks it is worth asking the service, given what ``credit_for`` answered.
+
+    Half of what is claimed ahead for the pace: the other half is what the slots
+    live on meanwhile, and a call for each task that ends would cost the service
+    as much again as the task. What ``base`` allows is always claimed at once.
+    """
+    return max(1, (credit - base) // 2)
 
 
 def _order(task_id: str) -> tuple[int, str]:

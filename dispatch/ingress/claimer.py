@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError
 
 from dispatch import metrics
-from dispatch.core.admission import credit_for, free_window
+from dispatch.core.admission import credit_for, free_window, step_for
 from dispatch.core.retry import is_poison, poison_reason
 from dispatch.errors import AuthenticationError, GatewayError, GatewayRejectedError
 from dispatch.ingress import tracing
@@ -120,6 +120,7 @@ class Claimer:
                 credit=credit,
                 own_in_flight=own.get(queue, 0),
                 others_in_flight=self.capacity.others_in_flight.get(queue, 0),
+                step=step_for(credit, self._limits.credit),
             )
             for queue, slots in self.capacity.slots.items()
         }

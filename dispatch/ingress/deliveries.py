@@ -47,7 +47,7 @@ PER_HOST_EVERY_S: Final = 0.05
 TURN_MAX_S: Final = 20.0
 """How long a delivery waits for its turn before it is put back; with a try of 20 s that is within the lease."""
 PUT_BACK_S: Final = 3.0
-TAKE_EVERY_S: Final = 0.05
+TAKE_EVERY_S: Final = 0.2
 """Shortest time between two looks into the outbox."""
 DRAIN_S: Final = 2.0
 IDLE_S: Final = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.admission import CREDIT_MAX, Backlog, Pace, credit_for, free_window
+from dispatch.core.admission import CREDIT_MAX, Backlog, Pace, credit_for, free_window, step_for
 
 _ids = st.integers(1, 30).map(str)
 _steps = st.lists(
@@ -63,6 +63,16 @@ def test_window_never_exceeds_slots_and_credit(slots, credit, own, others):
     assert free >= 0
     assert slots > 0 or free == 0
     assert free == 0 or own + others + free == slots + credit
+
+
+@given(st.integers(1, 100), st.floats(0, 1000), st.integers(0, 10), st.integers(0, 300), st.integers(0, 300))
+def test_a_slot_and_the_base_never_wait_for_a_step(slots, rate, base, own, others):
+    """Tasks are asked for by the step, but always while fewer than slots plus base are in flight."""
+    credit = credit_for(rate, base)
+    step = step_for(credit, base)
+    free = free_window(slots=slots, credit=credit, own_in_flight=own, others_in_flight=others, step=step)
+    assert free == 0 or free >= step
+    assert free > 0 or own + others >= slots + base
 
 
 @given(st.floats(0, 10_000), st.integers(0, 1000))
