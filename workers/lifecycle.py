@@ -35,7 +35,8 @@ from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
 from dispatch.runner import attempt_log, janitor, spool, tree
-from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.context import RunnerContext
+from dispatch.runner.execution import execute
 from dispatch.runner.executors import controllers_of
 from dispatch.runner.limits import Holder, set_up
 from dispatch.runner.redaction import secrets_of

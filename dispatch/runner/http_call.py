@@ -44,9 +44,10 @@ def call(order: dict[str, Any]) -> int:
     opener = urllib.request.build_opener(_NoRedirect)
     try:
         with opener.open(request) as answer:
-            while chunk := answer.read(_CHUNK_BYTES):
+            # Each piece of a slow answer at once: it is a sign of life.
+            while chunk := answer.read1(_CHUNK_BYTES):
                 sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+                sys.stdout.buffer.flush()
     except urllib.error.HTTPError as exc:
         with exc:
             said = exc.read(_SAID_BYTES_MAX).decode("utf-8", "replace").strip()

@@ -133,6 +133,20 @@ def test_a_host_without_the_program_gives_the_task_back(start: Start) -> None:
     assert "no-such-program" in event["error"]
 
 
+def test_a_call_is_quiet_by_its_nature(start: Start, receiver: Receiver) -> None:
+    """The idle limit for all is not for calls over HTTP; one of their own ends a call that nobody answers."""
+    receiver.hold.clear()
+    executor = {"kind": "http", "url": receiver.url}
+    execution = {"idle_s": 1.0, "grace_s": 0.2}
+    patient, limited = (start(one, execution=execution) for one in (executor, {**executor, "idle_s": 1}))
+    result = limited.result()
+    assert result["reason"] == "idle"
+    assert "for 1 s (idle_s in [executors.one])" in result["detail"]
+    assert patient.lines("results.jsonl") == []
+    receiver.hold.set()
+    assert patient.result()["reason"] == "success"
+
+
 def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, receiver: Receiver) -> None:
     """Headers come from the worker's environment, and the secret is neither in an argv nor in the log."""
     receiver.answer = (201, {}, '{"ok": "\u00fc"}'.encode())

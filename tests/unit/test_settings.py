@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "command": ("claude -p 'two words'", ("claude", "-p", "two words")),
     "lease_ms": ("6000", 6.0),
     "timeout_ms": ("1500", 1.5),
+    "idle_s": ("600", 600.0),
     "max_attempts": ("5", 5),
     "max_lease_losses": ("7", 7),
     "retry_backoff_s": ("0.5", 0.5),
