@@ -99,6 +99,12 @@ class Execution:
     drain_s: float = setting(
         "drain_s", 30, kinds.seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
     )
+    report_patience_s: float = setting(
+        "report_patience_s",
+        3600,
+        kinds.seconds(0, 86_400),
+        "how long a slot waits with a report that the service does not take, seconds; later its worker delivers it",
+    )
     env: tuple[str, ...] = setting(
         "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
     )

@@ -46,10 +46,8 @@ T = TypeVar("T")
 
 START_PATIENCE_S: Final = 10.0
 """How long ``start`` is tried while the service does not answer; afterwards the lease brings the task back."""
-REPORT_PATIENCE_S: Final = 3_600.0
-"""How long a slot waits with a report that nobody takes; afterwards the spool keeps it."""
 DRAIN_PATIENCE_S: Final = 10.0
-"""The same while the worker drains, at most."""
+"""How long a slot waits with a report that nobody takes while the worker drains, at most."""
 _START_PAUSE_S: Final = 0.2
 STARTED_MESSAGE: Final = "Agent processing started"
 
@@ -341,7 +339,7 @@ class _Execution:
         return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:
-        give_up_at = tree.boottime() + REPORT_PATIENCE_S
+        give_up_at = tree.boottime() + self._ctx.execution.report_patience_s
 
         def wait(seconds: float) -> bool:
             nonlocal give_up_at

@@ -31,6 +31,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
     "cooldown_s": ("2", 2.0),
     "grace_s": ("1", 1.0),
     "drain_s": ("3", 3.0),
+    "report_patience_s": ("60", 60.0),
     "env": ("HTTP_PROXY,LANG", ("HTTP_PROXY", "LANG")),
     "output_bytes_max": ("2048", 2048),
     "attempt_memory_bytes_max": ("16777216", 16_777_216),
