@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 LOOKED_AT: Final = {Status.TODO: 12, Status.IN_REVIEW: 4, Status.BLOCKED: 4}
 """How many of the oldest tasks in each state are asked for their reason, not counting those that only wait."""
-LISTED_MAX: Final = 48
+LISTED_MAX: Final = 30
 """How many pending tasks are listed for that."""
-ASKED_MAX: Final = 100
+ASKED_MAX: Final = 60
 """How many tasks are asked at most, with those that others wait for."""
 _NEEDED_MAX: Final = 32
 """How many dependencies are read one by one from a service without the Task Tools."""

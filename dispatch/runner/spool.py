@@ -136,7 +136,8 @@ class Kept:
     def let_go(self) -> None:
         """Leave it to others. Call it once."""
         # Closing is not enough: a process that was forked meanwhile has the descriptor too.
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
         os.close(self.fd)
 
 
@@ -172,9 +173,8 @@ class Spool:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = os.fstat(fd).st_ino == path.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
+            is_current = _lock(fd) and os.fstat(fd).st_ino == path.stat().st_ino
+        except FileNotFoundError:
             is_current = False
         if not is_current:
             os.close(fd)
@@ -300,7 +300,7 @@ def _write(directory: Path, name: str, body: dict[str, Any]) -> tuple[Path, int]
     partial = path.with_suffix(f".{os.getpid()}.part")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(fd)
         with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
             json.dump(body, file)
             file.flush()
@@ -311,6 +311,17 @@ def _write(directory: Path, name: str, body: dict[str, Any]) -> tuple[Path, int]
         os.close(fd)
         raise
     return path, fd
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file; False when somebody else has. On a file system without locks nobody has: a report may go twice."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _let_go(kept: Kept | None) -> None:
