@@ -356,6 +356,13 @@ class _Execution:
 
         report, began_ns = spool.Report(kind, self._ref, **fields), time.time_ns()
         outcome = spool.deliver(
-            report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log
+            report,
+            self._ctx.gateway,
+            self._spool,
+            wait=wait,
+            rand=self._ctx.rand,
+            log=self._ctx.log,
+            # Should this process die now, its worker delivers the report: the warden must not give the task back.
+            on_kept=self._end_ward,
         )
         self._trace.reported(kind, outcome, began_ns)

@@ -230,11 +230,13 @@ def deliver(
     rand: Callable[[], float],
     log: Any,
     kept: Kept | None = None,
+    on_kept: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Report until the service accepts or refuses, or ``wait`` says to stop.
 
     The first try costs nothing but the call. ``rand`` returns a number in [0, 1).
-    ``kept`` is the report where it lies in the spool already; it is let go.
+    ``kept`` is the report where it lies in the spool already; it is let go. ``on_kept``
+    is called when the report has come to lie there: from then on it outlives this process.
     """
     failures = 0
     delayed = log.warning if kept is None else log.debug  # of one that was left everything was said before
@@ -248,6 +250,8 @@ def deliver(
                 failures += 1
                 delayed("report_delayed", failures=failures, error=str(exc), **fields)
                 kept = _store(report, kept, spool, log)
+                if kept is not None:
+                    on_kept()
                 if not wait(_pause_s(failures, exc, rand())):
                     delayed("report_left_in_spool", stored=kept is not None, **fields)
                     return Outcome.LEFT
