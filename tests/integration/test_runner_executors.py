@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class Receiver:
     def __init__(self) -> None:
         self.got: list[tuple[dict[str, str], Any]] = []
         self.answer: tuple[int, dict[str, str], bytes] = (200, {}, b"done")
+        self.pause_s = 0.0
+        """Between two bytes of the answer."""
         self.hold = threading.Event()
         self.hold.set()
         outer = self
@@ -59,7 +62,12 @@ class Receiver:
                 for name, value in {"Content-Length": str(len(text)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(text)
+                if not outer.pause_s:
+                    self.wfile.write(text)
+                    return
+                for byte in text:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(outer.pause_s)
 
             def log_message(self, *_: Any) -> None:
                 return
@@ -164,6 +172,28 @@ def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, re
     assert "canary-1" not in worker.log()
 
 
+def test_an_answer_that_was_cut_off_is_no_answer(start: Start, receiver: Receiver) -> None:
+    """Half of a result must not complete a task."""
+    receiver.answer = (200, {"Content-Length": "9"}, b"half")
+    result = start({"kind": "http", "url": receiver.url}).result()
+    assert result["reason"] == "exit"
+    assert result["detail"].startswith("exit code 1: The request failed: IncompleteRead(0 bytes read, 5 more expected)")
+
+
+def test_pieces_of_an_answer_and_printed_lines_are_signs_of_life(
+    start: Start, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Neither waits in a buffer of ours until it is full: an attempt that says something now and then does not hang."""
+    (tmp_path / "jobs.py").write_text(FUNCTIONS)
+    receiver.answer, receiver.pause_s = (200, {}, b"slowly"), 0.4
+    execution = {"idle_s": 1.0}
+    slow = start({"kind": "http", "url": receiver.url, "idle_s": 1}, execution=execution)
+    talking = {"kind": "python", "function": "jobs:talks"}
+    python = start(talking, execution=execution, env={"PYTHONPATH": str(tmp_path)})
+    assert (slow.result()["reason"], slow.result()["stdout"]) == ("success", "slowly")
+    assert python.result()["reason"] == "success"
+
+
 ANSWERS: list[tuple[int, dict[str, str], str, str]] = [
     (429, {}, "tempfail", "not now (exit code 75): 429 Too Many Requests: why"),
     (500, {"Retry-After": "3"}, "tempfail", "not now (exit code 75): 500 Internal Server Error: why"),
@@ -193,6 +223,7 @@ def test_a_cancel_ends_an_http_call(start: Start, receiver: Receiver) -> None:
 
 FUNCTIONS = """
 import sys
+import time
 def double(task):
     print("printed")
     return {"twice": task["payload"]["size"] * 2}
@@ -200,6 +231,10 @@ def fails(task):
     raise ValueError("no such size")
 def later(task):
     sys.exit(75)
+def talks(task):
+    for number in range(6):
+        print(number)
+        time.sleep(0.4)
 """
 
 
