@@ -27,10 +27,12 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "http": frozenset({"url", "headers"}),
     "python": frozenset({"function", "env"}),
 }
-_OF_ALL_KINDS: Final = frozenset({"kind", "memory_bytes_max", "processes_max"})
+_OF_ALL_KINDS: Final = frozenset({"kind", "memory_bytes_max", "processes_max", "idle_s"})
 MEMORY_BYTES: Final = (16 * 1_048_576, 1 << 50)
 """Least and most memory that an attempt can be limited to: below, hardly a program starts."""
 PROCESSES: Final = (1, 4_000_000)
+IDLE_S: Final = (1, 604_800)
+"""Shortest and longest quiet that an attempt can be limited to."""
 _NEEDED: Final = {"command": "command", "http": "url", "python": "function"}
 
 
@@ -132,6 +134,13 @@ def _limit(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def _idle_s(value: Any) -> float:
+    low, high = IDLE_S
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or low <= value <= high):
+        raise ValueError(f"must be 0 for no limit, or a number of seconds between {low} and {high}")
+    return float(value)
+
+
 def _timeout_s(value: Any) -> float:
     return _whole(100, 604_800_000)(value) / 1000.0
 
@@ -152,6 +161,7 @@ _EXECUTOR: Final[Mapping[str, Callable[[Any], Any]]] = {
     "function": _function,
     "memory_bytes_max": _limit(*MEMORY_BYTES),
     "processes_max": _limit(*PROCESSES),
+    "idle_s": _idle_s,
 }
 _ROUTE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "channel": _text,
@@ -161,6 +171,7 @@ _ROUTE: Final[Mapping[str, Callable[[Any], Any]]] = {
     "executor": _name,
     "queue": _name,
     "timeout_ms": _timeout_s,
+    "idle_s": _idle_s,
     "max_attempts": _whole(1, 100),
     "classes": _names,
     "review": _boolean,
@@ -211,7 +222,13 @@ def _route(number: int, body: Any, executors: Collection[str], classes: Collecti
 
 
 def read(
-    document: Mapping[str, Any], *, command: tuple[str, ...], queue: str, timeout_s: float, max_attempts: int
+    document: Mapping[str, Any],
+    *,
+    command: tuple[str, ...],
+    queue: str,
+    timeout_s: float,
+    max_attempts: int,
+    idle_s: float = 0.0,
 ) -> Routing:
     """Return the routing that a TOML document and the settings describe.
 
@@ -235,4 +252,5 @@ def read(
         queue=queue,
         timeout_s=timeout_s,
         max_attempts=max_attempts,
+        idle_s=idle_s,
     )

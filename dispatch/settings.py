@@ -73,6 +73,12 @@ class Execution:
     timeout_s: float = setting(
         "timeout_ms", 3_600_000, kinds.milliseconds(100, 604_800_000), "soft time limit of an attempt, milliseconds"
     )
+    idle_s: float = setting(
+        "idle_s",
+        0,
+        kinds.seconds_or_never(*routing_settings.IDLE_S),
+        "an attempt that writes nothing and uses almost no processor time for so long is ended, seconds; 0: none is",
+    )
     max_attempts: int = setting(
         "max_attempts", 3, kinds.whole(1, 100), "failed attempts before a task is failed for good"
     )
@@ -92,6 +98,12 @@ class Execution:
     grace_s: float = setting("grace_s", 10, kinds.seconds(0, 600), "from TERM to KILL, seconds")
     drain_s: float = setting(
         "drain_s", 30, kinds.seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
+    )
+    report_patience_s: float = setting(
+        "report_patience_s",
+        3600,
+        kinds.seconds(0, 86_400),
+        "how long a slot waits with a report that the service does not take, seconds; later its worker delivers it",
     )
     env: tuple[str, ...] = setting(
         "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
@@ -528,6 +540,7 @@ def _routing(path: Path | None, document: dict[str, Any], execution: Execution, 
             queue=broker.queue,
             timeout_s=execution.timeout_s,
             max_attempts=execution.max_attempts,
+            idle_s=execution.idle_s,
         )
     except ValueError as exc:
         raise ConfigurationError(f"{path}: {exc}.") from exc

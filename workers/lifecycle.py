@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import socket
 import sys
 import threading
@@ -35,7 +34,8 @@ from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
 from dispatch.runner import attempt_log, janitor, spool, tree
-from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.context import RunnerContext
+from dispatch.runner.execution import execute
 from dispatch.runner.executors import controllers_of
 from dispatch.runner.limits import Holder, set_up
 from dispatch.runner.redaction import secrets_of
@@ -43,6 +43,7 @@ from dispatch.runner.warden_client import WardenClient
 from dispatch.runner.warden_process import WardenProcess
 from dispatch.settings import load
 from dispatch.traces import recorder
+from workers.late_reports import deliver_late
 from workers.presence import PresenceThread
 from workers.wake import RedisWakes
 
@@ -223,7 +224,7 @@ def _running() -> tuple[str, ...]:
 
 @signals.worker_ready.connect
 def _show(sender: Any, **_: Any) -> None:
-    """When the worker consumes: show it, deliver reports and clear directories that an earlier worker left behind."""
+    """When the worker consumes: show it, have reports delivered and directories cleared that were left behind."""
     if _main is None:
         return
     presence = WorkerPresence(
@@ -245,7 +246,8 @@ def _show(sender: Any, **_: Any) -> None:
     )
     _main.presence.start()
     _serve_metrics(_main, presence.slots)
-    threading.Thread(target=_tidy, args=(_main,), name="tidy", daemon=True).start()
+    for name, work in (("tidy", _tidy), ("late-reports", _deliver_late)):
+        threading.Thread(target=work, args=(_main,), name=name, daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
 
 
@@ -267,11 +269,14 @@ def _consume(consumer: Any, queues: tuple[str, ...], *, wanted: bool) -> None:
         consumer.call_soon(change, queue)
 
 
-def _tidy(main: Main) -> None:
-    gateway = _gateway(main.settings, fenced=main.fenced)
-    store = spool.Spool(main.settings.local.data_dir)
+def _deliver_late(main: Main) -> None:
+    store, lease_s = spool.Spool(main.settings.local.data_dir), main.settings.execution.lease_s
     store.clear_partial()
-    spool.replay(gateway, store, rand=random.random, log=log)
+    gateway = _gateway(main.settings, fenced=main.fenced)
+    deliver_late(gateway, store, lease_s=lease_s, is_over=lambda: main.draining, log=log)
+
+
+def _tidy(main: Main) -> None:
     logs, keep_s = main.settings.local.data_dir / attempt_log.DIRECTORY, main.settings.execution.attempt_log_keep_s
     while not main.draining:
         # Pool children that were killed leave theirs behind, also while their worker runs on.

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from dispatch.ats.model import Task
     from dispatch.cli.fleet_view import Seen
-    from dispatch.cli.stuck import Stuck
+    from dispatch.cli.stuck import HeldUp
     from dispatch.core.presence import WorkerPresence
 
 EXIT_UNREACHABLE: Final = 69
 NEAR_EXPIRY: Final = 0.25
 """A lease with less than this part of DISPATCH_LEASE_MS left is near its end: its holder did not renew it in time."""
+
+WAITING_SHOWN: Final = 5
+"""How many reasons of tasks that only wait a person is shown: nothing is to be done about them."""
 
 
 @click.command()
@@ -45,19 +48,19 @@ def status(state: State) -> int:
       dispatch status --json | jq .stuck
     """  # noqa: D301 - click's mark
     seen = look(state)
-    stuck = look_for_stuck(state, seen)
+    held = look_for_stuck(state, seen)
     running = [] if seen.fleet.service_error else running_tasks.progress_of(state, seen.running)
     if state.output.is_json:
-        document = as_json(state, seen, stuck)
+        document = as_json(state, seen, held)
         if document["tasks"] is not None:
             document["tasks"]["running"] = running
         state.output.json(document)
     else:
-        _print(state, seen, stuck, running)
+        _print(state, seen, held, running)
     return EXIT_UNREACHABLE if seen.fleet.service_error or seen.fleet.redis_error else 0
 
 
-def as_json(state: State, seen: Seen, stuck: list[Stuck]) -> dict[str, Any]:
+def as_json(state: State, seen: Seen, held: HeldUp) -> dict[str, Any]:
     """Return what was seen as one document."""
     fleet = seen.fleet
     is_up, has_redis = not fleet.service_error, not fleet.redis_error
@@ -90,7 +93,8 @@ def as_json(state: State, seen: Seen, stuck: list[Stuck]) -> dict[str, Any]:
             {key: getattr(order, key) for key in ("kind", "name", "note", "by", "at", "until")}
             for order in fleet.steering.orders
         ],
-        "stuck": shown(stuck),
+        "stuck": shown(held.stuck),
+        "waiting": shown(held.waiting),
     }
 
 
@@ -188,16 +192,24 @@ def _totals(seen: Seen) -> str:
     return f"{len(seen.fleet.workers)} with {slots} {'slot' if slots == 1 else 'slots'}{claimed}"
 
 
-def _print(state: State, seen: Seen, stuck: list[Stuck], running: list[dict[str, Any]]) -> None:
+def _print(state: State, seen: Seen, held: HeldUp, running: list[dict[str, Any]]) -> None:
     output = state.output
     output.fields(lines(state, seen))
     if not output.is_terminal:
-        output.table(("", "code", "why"), [("stuck", one.code, f"{one.text}{_names(one.tasks)}") for one in stuck])
-    elif stuck:
+        parts = (("stuck", held.stuck), ("waiting", held.waiting))
+        rows = [(word, one.code, f"{one.text}{_names(one.tasks)}") for word, part in parts for one in part]
+        output.table(("", "code", "why"), rows)
+    if output.is_terminal and held.stuck:
         output.heading("Stuck")
-        for one in stuck:
+        for one in held.stuck:
             output.prose(f"{one.text}{_names(one.tasks)}")
             output.advice(one.next)
+    if output.is_terminal and held.waiting:
+        output.heading("Waiting for others")
+        for one in held.waiting[:WAITING_SHOWN]:
+            output.prose(f"{one.text}{_names(one.tasks)}")
+        if len(held.waiting) > WAITING_SHOWN:
+            output.prose(f"... and {sum(len(one.tasks) for one in held.waiting[WAITING_SHOWN:])} more tasks.")
     if running:
         output.heading("Running")
         output.table(running_tasks.COLUMNS, [running_tasks.row(one) for one in running])

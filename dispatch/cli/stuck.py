@@ -1,4 +1,4 @@
-"""What is stuck, and why: the oldest tasks that do not run, by reason."""
+"""What is stuck, and what only waits: the oldest tasks that do not run, by reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dispatch.cli.advice import for_people, named
 from dispatch.cli.fleet_view import way_of
 from dispatch.cli.sealed_needs import states_of, with_inner_needs
 from dispatch.core.lifecycle import ATS_WORD, STATUS_OF_ATS_WORD, Status
-from dispatch.core.standing import WAITS_ITS_TURN, fleet_troubles, merged
+from dispatch.core.standing import Stand, fleet_troubles, merged, stand_of, waits_for_others
 from dispatch.core.waiting import Facts, Needed, Reason, reasons
 from dispatch.errors import GatewayError, GatewayRejectedError, UnknownTaskError
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from dispatch.cli.options import State
 
 LOOKED_AT: Final = {Status.TODO: 12, Status.IN_REVIEW: 4, Status.BLOCKED: 4}
-"""How many of the oldest tasks in each state are asked for their reason."""
+"""How many of the oldest tasks in each state are asked for their reason, not counting those that only wait."""
+LISTED_MAX: Final = 30
+"""How many pending tasks are listed for that."""
+ASKED_MAX: Final = 60
+"""How many tasks are asked at most, with those that others wait for."""
 _NEEDED_MAX: Final = 32
 """How many dependencies are read one by one from a service without the Task Tools."""
 
@@ -34,6 +38,14 @@ class Stuck:
     text: str
     next: str
     tasks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp:
+    """What holds tasks up: ``stuck`` needs somebody, ``waiting`` only tasks that run or will."""
+
+    stuck: list[Stuck]
+    waiting: list[Stuck]
 
 
 def told_by_service(state: State, task: Task) -> dict[str, Any]:
@@ -102,49 +114,104 @@ def _inside(state: State, seen: Seen, task: Task) -> list[Reason] | None:
     return reasons(facts) if facts.waits_for or facts.missing else []
 
 
-def look_for_stuck(state: State, seen: Seen) -> list[Stuck]:
+def look_for_stuck(state: State, seen: Seen) -> HeldUp:
     """Return what is wrong with the fleet, then what holds up the oldest tasks that do not run."""
-    found: dict[tuple[str, str], Stuck] = {}
+    look = _Look(state, seen)
     for reason in fleet_troubles(seen.fleet, [state.settings.broker.queue]):
-        _add(found, reason)
+        look.add(Stand.STUCK, reason)
     if not seen.fleet.service_error:
         try:
-            for task in _oldest(state, seen.extensions):
-                _explain_into(found, state, seen, task)
+            look.at_oldest()
         except GatewayError as exc:
-            _add(found, Reason("SERVICE_DOWN", f"The task service stopped answering: {exc}", "Look again."))
-    for one in found.values():
-        if len(one.tasks) == 1:
-            one.next = named(one.next, one.tasks[0])
-    return list(found.values())
+            look.add(Stand.STUCK, Reason("SERVICE_DOWN", f"The task service stopped answering: {exc}", "Look again."))
+    return look.found()
 
 
-def _oldest(state: State, extensions: frozenset[str]) -> list[Task]:
-    rows: list[Task] = []
-    for status, limit in LOOKED_AT.items():
-        if status is not Status.TODO and "tools" not in extensions:
-            continue  # a plain service knows no such state
+class _Look:
+    """One look at the oldest tasks, and at what they wait for; each task is asked for its reasons once."""
+
+    def __init__(self, state: State, seen: Seen) -> None:
+        self._state = state
+        self._seen = seen
+        self._runs = {task.id for task in seen.running if task.runner}
+        self._told: dict[str, list[Reason]] = {}
+        self._stands: dict[str, Stand] = {}
+        self._held: dict[Stand, dict[tuple[str, str], Stuck]] = {Stand.STUCK: {}, Stand.WAITS: {}}
+
+    def at_oldest(self) -> None:
+        """Look at the oldest tasks of each state. Raises the GatewayError family."""
+        for status, most in LOOKED_AT.items():
+            if status is not Status.TODO and "tools" not in self._seen.extensions:
+                continue  # a plain service knows no such state
+            left = most
+            for task in self._oldest(status):
+                if left == 0:
+                    break
+                stand = self._stand(task)
+                # One that only waits does not keep the next from being looked at.
+                left -= stand is not Stand.WAITS
+                first = next(iter(self._told[task.id]), None)
+                if first is not None and stand is not Stand.MOVES:
+                    self.add(stand, first, task.id)
+
+    def _oldest(self, status: Status) -> list[Task]:
         request = protocol.list_tasks(
-            status=ATS_WORD[status], channel=state.channels, sort_by="created_at", sort_dir="asc", limit=limit
+            status=ATS_WORD[status],
+            channel=self._state.channels,
+            sort_by="created_at",
+            sort_dir="asc",
+            limit=LISTED_MAX if status is Status.TODO else LOOKED_AT[status],
         )
-        rows += answers.tasks_of(state.client.send(request))
-    return rows
+        return answers.tasks_of(self._state.client.send(request))
 
+    def _stand(self, task: Task) -> Stand:
+        if task.id not in self._stands:
+            self._stands[task.id] = Stand.WAITS  # for whoever comes here again from what it waits for
+            self._told[task.id] = told = self._reasons(task)
+            needed = self._needed(task) if waits_for_others(told) else ()
+            self._stands[task.id] = stand_of(told, [self._stand_of(name) for name in needed])
+        return self._stands[task.id]
 
-def _explain_into(found: dict[tuple[str, str], Stuck], state: State, seen: Seen, task: Task) -> None:
-    try:
-        told = explained(state, seen, task)
-    except UnknownTaskError:
-        return
-    first = next(iter(told["reasons"]), None)
-    if first is not None and first["code"] not in WAITS_ITS_TURN:
-        _add(found, Reason(first["code"], first["text"], first["next"]), task.id)
+    def _stand_of(self, name: str) -> Stand:
+        if name in self._runs:
+            return Stand.MOVES
+        if name in self._stands:
+            return self._stands[name]
+        if len(self._stands) >= ASKED_MAX:
+            return Stand.WAITS  # what is wrong with it, if anything, is told of itself
+        try:
+            task = parse_task(self._state.client.send(protocol.get(name)))
+        except UnknownTaskError:
+            return Stand.MOVES  # removed just now: one that was never there is another reason
+        if task.status == ATS_WORD[Status.COMPLETED]:
+            return Stand.MOVES
+        return self._stand(task)
 
+    def _reasons(self, task: Task) -> list[Reason]:
+        try:
+            told = explained(self._state, self._seen, task)
+        except UnknownTaskError:
+            return []
+        return [Reason(one["code"], one["text"], one["next"]) for one in told["reasons"]]
 
-def _add(found: dict[tuple[str, str], Stuck], reason: Reason, task_id: str | None = None) -> None:
-    one = found.setdefault((reason.code, reason.text), Stuck(reason.code, reason.text, reason.advice))
-    if task_id is not None:
-        one.tasks.append(task_id)
+    def _needed(self, task: Task) -> tuple[str, ...]:
+        found = with_inner_needs(self._state, [task])
+        return task.depends_on if found is None else found[0].depends_on
+
+    def add(self, stand: Stand, reason: Reason, task_id: str | None = None) -> None:
+        """Keep a reason, and whom it holds up."""
+        held = self._held[stand]
+        one = held.setdefault((reason.code, reason.text), Stuck(reason.code, reason.text, reason.advice))
+        if task_id is not None:
+            one.tasks.append(task_id)
+
+    def found(self) -> HeldUp:
+        """Return all that was kept."""
+        for held in self._held.values():
+            for one in held.values():
+                if len(one.tasks) == 1:
+                    one.next = named(one.next, one.tasks[0])
+        return HeldUp(list(self._held[Stand.STUCK].values()), list(self._held[Stand.WAITS].values()))
 
 
 def shown(stuck: list[Stuck]) -> list[dict[str, Any]]:

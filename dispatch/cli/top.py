@@ -137,7 +137,7 @@ def _live(state: State, progress: Progress) -> None:
             began = time.monotonic()
             seen = look(state)
             if began - asked_at >= _STUCK_EVERY_S:
-                stuck, asked_at = look_for_stuck(state, seen), time.monotonic()
+                stuck, asked_at = look_for_stuck(state, seen).stuck, time.monotonic()
             if not seen.fleet.service_error:
                 progress.read(seen.running)
             live.update(_screen(state, seen, stuck, rows_of(seen, progress)), refresh=True)

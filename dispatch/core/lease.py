@@ -16,6 +16,7 @@ from typing import Final
 
 RENEW_FRACTION: Final = 0.25
 TRUST_FRACTION: Final = 0.75
+LATE_REPORT_MAX_S: Final = 30.0
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MAX_S: Final = 5.0
 
@@ -39,6 +40,16 @@ def retry_renewal_at(now: float, failures: int, lease_s: float, rand: float) -> 
     """
     pause = min(_RETRY_FIRST_S * 2.0 ** (min(failures, 10) - 1), _RETRY_MAX_S, lease_s / 16)
     return now + pause * (0.5 + 0.5 * rand)
+
+
+def late_report_pause_s(lease_s: float, rand: float) -> float:
+    """Return the pause before reports that were left are tried again.
+
+    About as long as between renewals, so that a lease that was extended when the
+    service came back still holds, but at most LATE_REPORT_MAX_S; spread by ``rand``, uniform
+    in [0, 1), from half to one and a half, so that not all hosts come at once.
+    """
+    return min(lease_s * RENEW_FRACTION, LATE_REPORT_MAX_S) * (0.5 + rand)
 
 
 def may_grant_again(now: float, expires_at: float, regrant_delay_s: float) -> bool:

@@ -30,6 +30,8 @@ class EndReason(StrEnum):
     """The leader exited 75: try again later, the attempt does not count."""
     TIMEOUT = "timeout"
     """The soft time limit passed and dispatch stopped the tree."""
+    IDLE = "idle"
+    """It wrote nothing and used almost no processor time for too long; dispatch stopped the tree as hanging."""
     OOM = "oom"
     """It needed more memory than it may have, or the host had none left; the kernel killed it or dispatch did."""
     PROCESS_LIMIT = "process_limit"
@@ -51,6 +53,7 @@ FAILURES: Final = frozenset(
         EndReason.EXIT,
         EndReason.SIGNAL,
         EndReason.TIMEOUT,
+        EndReason.IDLE,
         EndReason.OOM,
         EndReason.PROCESS_LIMIT,
         EndReason.SPAWN_ERROR,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
+from dispatch.core.idle import IdleLimit
 from dispatch.core.prompt import INTERNAL_FIELDS
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Executor:
     memory_bytes_max: int | None = None
     """Memory of an attempt, 0 for no limit; None: what the settings say. The same for processes."""
     processes_max: int | None = None
+    idle_s: float | None = None
+    """How long an attempt may be quiet before it counts as hanging, 0 for ever; None: what the settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class Route:
     executor: str | None = None
     queue: str | None = None
     timeout_s: float | None = None
+    idle_s: float | None = None
     max_attempts: int | None = None
     classes: tuple[str, ...] | None = None
     review: bool | None = None
@@ -85,10 +89,31 @@ class Routing:
     queue: str = "dispatch"
     timeout_s: float = 3600.0
     max_attempts: int = 3
+    idle_s: float = 0.0
 
     def timeout_s_max(self) -> float:
         """Return the longest time limit that any task can have, seconds."""
         return max([self.timeout_s, *(route.timeout_s for route in self.routes if route.timeout_s is not None)])
+
+    def idle_limit(self, route: Route) -> IdleLimit:
+        """Return the idle limit of tasks on a route: its own, else its executor's, else that of the settings.
+
+        A call over HTTP waits for its answer all the time, which is quiet by its nature: the settings' is not for it.
+        """
+        if route.idle_s is not None:
+            return IdleLimit(route.idle_s, "idle_s of its route")
+        name = route.executor or DEFAULT
+        executor = self.executors.get(name, Executor())
+        if executor.idle_s is not None:
+            return IdleLimit(executor.idle_s, f"idle_s in [executors.{name}]")
+        return IdleLimit(0.0 if executor.kind == "http" else self.idle_s)
+
+    def idle_limits(self) -> list[tuple[IdleLimit, float]]:
+        """Return every idle limit that a task can have, each with the time limit beside it."""
+        return [
+            (self.idle_limit(route), self.timeout_s if route.timeout_s is None else route.timeout_s)
+            for route in (Route(), *self.routes)
+        ]
 
     def queues(self) -> tuple[str, ...]:
         """Return every queue that a task may be put in, the default first."""
@@ -117,6 +142,7 @@ class Choice:
     """In the order in which they must be taken: sorted, so that two tasks never wait for each other."""
     review: bool = False
     notify: bool = True
+    idle: IdleLimit = IdleLimit()
 
 
 def traits_of(payload: Any) -> dict[str, Trait]:
@@ -159,6 +185,7 @@ def choose(routing: Routing, task: TaskTraits) -> Choice:
         classes=tuple(sorted(classes)),
         review=bool(route.review),
         notify=route.notify is not False,
+        idle=routing.idle_limit(route),
     )
 
 

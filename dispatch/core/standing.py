@@ -8,6 +8,7 @@ shows. ``merged`` puts both together: the weightiest reason first.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from dispatch.core.steering import HOST, Steering
@@ -24,8 +25,20 @@ SERVICE_TROUBLE: Final = "service_unreachable"
 _OFFERED: Final = frozenset({"NO_WORKER", "OFFERED", "IN_LINE"})
 """Codes of the service that say no more than: it is ready, and nobody has begun."""
 _QUEUED: Final = "QUEUED"
-WAITS_ITS_TURN: Final = frozenset({"OFFERED", "IN_LINE", "QUEUED", "BUSY"})
-"""Codes of tasks that are not stuck: they are next, or others are before them."""
+_MOVES: Final = frozenset({"OFFERED", "IN_LINE", "QUEUED", "BUSY", "FINISHED"})
+"""Codes of tasks that are not stuck: they are next, or others are before them, or they ended just now."""
+_WAITS: Final = "WAITING_FOR_DEPENDENCIES"
+
+
+class Stand(StrEnum):
+    """How a task stands that has not ended."""
+
+    MOVES = "moves"
+    """It runs, or it is its turn soon: nobody needs to do anything."""
+    WAITS = "waits"
+    """Only for others, all of which move or wait for such: nobody needs to do anything either."""
+    STUCK = "stuck"
+    """It goes on only when somebody does something, or when a time is over that somebody set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +234,24 @@ def merged(
         return [*found, *unopened] if found else list(told)
     pause = pause_reason(fleet, way, now) if told and code not in ("FINISHED", "IN_REVIEW") else None
     return [*told, pause] if pause is not None else list(told)
+
+
+def waits_for_others(told: Sequence[Reason]) -> bool:
+    """Say whether how a task stands depends on how those stand that it waits for."""
+    return bool(told) and told[0].code == _WAITS
+
+
+def stand_of(told: Sequence[Reason], needed: Iterable[Stand] = ()) -> Stand:
+    """Say how a task stands, by why it is not running and how those stand that it waits for.
+
+    The weightiest reason decides. That its channel is paused as well, say, is no matter for one that waits: its
+    turn has not come.
+    """
+    if not told or told[0].code in _MOVES:
+        return Stand.MOVES
+    if not waits_for_others(told) or Stand.STUCK in needed:
+        return Stand.STUCK
+    return Stand.WAITS
 
 
 def fleet_troubles(fleet: Fleet, queues: Iterable[str]) -> list[Reason]:

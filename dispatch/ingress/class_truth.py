@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
 from dispatch.core.routing import choose
 from dispatch.errors import UnknownTaskError
@@ -14,14 +13,12 @@ from dispatch.ingress.intake import IN_PROGRESS, traits_of_task
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
     from dispatch.core.routing import Routing
     from dispatch.ingress.claims import Claims
+    from dispatch.ingress.listing import Listing
     from dispatch.ingress.sealed import Sealed
 
-_PAGE: Final = 500
-_OVERLAP: Final = 100
 _AT_ONCE: Final = 200
 
 
@@ -39,7 +36,7 @@ class ClassTruth:
 
     def __init__(
         self,
-        client: AsyncClient,
+        listing: Listing,
         claims: Claims,
         sealed: Sealed,
         read: Callable[[str], Awaitable[Task]],
@@ -47,7 +44,7 @@ class ClassTruth:
         routing: Routing,
         is_fenced: bool,
     ) -> None:
-        self._client = client
+        self._listing = listing
         self._claims = claims
         self._sealed = sealed
         self._read = read
@@ -64,21 +61,11 @@ class ClassTruth:
 
     async def occupants(self) -> list[Occupant]:
         """Return the tasks in progress, on whatever channel, that need places by our settings."""
-        found: dict[str, Occupant] = {}
-        offset = 0
-        while news := [task for task in await self._page(offset) if task.id not in found]:
-            for task in news:
-                found[task.id] = await self._occupant(task)
-            # What ends meanwhile moves the others forward.
-            offset = max(offset + 1, len(found) - _OVERLAP)
-        return [one for one in found.values() if one.classes]
-
-    async def _page(self, offset: int) -> list[Task]:
-        fields = {"fields": f"{LIST_FIELDS},sealed"} if self._is_fenced else {}
-        request = protocol.list_tasks(
-            status=IN_PROGRESS, sort_by="created_at", sort_dir="asc", limit=_PAGE, offset=offset, **fields
-        )
-        return answers.tasks_of(await self._client.send(request))
+        seen: dict[str, Task] = {}
+        fields: dict[str, Any] = {"fields": f"{LIST_FIELDS},sealed"} if self._is_fenced else {}
+        await self._listing.each(lambda page: seen.update((one.id, one) for one in page), status=IN_PROGRESS, **fields)
+        found = [await self._occupant(task) for task in seen.values()]
+        return [one for one in found if one.classes]
 
     async def _occupant(self, task: Task) -> Occupant:
         sender = None

@@ -48,6 +48,7 @@ from dispatch.ingress.graph_parts import Calls, GraphsOf, graphs_of, make_graphs
 from dispatch.ingress.intake import EVENTS, Errands, Intake
 from dispatch.ingress.key_watch import KeyWatch
 from dispatch.ingress.ledger import Ledger
+from dispatch.ingress.listing import Listing
 from dispatch.ingress.plain_claims import PlainClaims
 from dispatch.ingress.reconcile import Parts, Reconciler
 from dispatch.ingress.redis_view import RedisView
@@ -86,6 +87,7 @@ class Ingress:
         self._redis = connect_async(settings.broker)
         self._view = RedisView(self._redis, settings.routing.queues())
         self._client = AsyncClient(protocol.endpoint_of(settings.ats), actor)
+        self._listing = Listing(self._client, extensions)
         self._backlog = Lanes(choose(settings.routing, TaskTraits("")))
         self._class_loop = ClassLoop(settings, self._redis, actor.id, changed=self._kick, log=self._log)
         self._ledger = Ledger(gone=self._class_loop.gone)
@@ -99,7 +101,7 @@ class Ingress:
         files = key_files(settings)
         self._sealed = Sealed(files.trust, is_thin=fenced, knows_needs=knows_needs, log=self._log)
         self._class_truth = ClassTruth(
-            self._client, self._claims, self._sealed, self._looks.read, routing=settings.routing, is_fenced=fenced
+            self._listing, self._claims, self._sealed, self._looks.read, routing=settings.routing, is_fenced=fenced
         )
         self._registrar = Registrar(self._claims, files, read=self._looks.read, log=self._log)
         self._graphs, waiting = make_graphs(
@@ -126,19 +128,14 @@ class Ingress:
         self._trouble = ""
 
     def _make_looks(self, *, fenced: bool) -> Looks:
-        return Looks(
-            self._client,
-            take=self._look_at,
-            key_is_refused=self._key.refused,
-            log=self._log,
-            fields=LOOK_FIELDS if fenced else (),
-        )
+        fields = LOOK_FIELDS if fenced else ()
+        return Looks(self._client, take=self._look_at, key_is_refused=self._key.refused, log=self._log, fields=fields)
 
     def _make_reconciler(self) -> Reconciler:
         settings = self._settings
         return Reconciler(
             Parts(
-                self._client,
+                self._listing,
                 self._claims,
                 self._enqueuer,
                 self._view,

@@ -13,31 +13,31 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.ats import answers, protocol
 from dispatch.ats.gateway import AttemptRef
 from dispatch.core.graph import GRAPH_MAX
 from dispatch.core.lease import renew_at
+from dispatch.core.pages import OffsetWalk
 from dispatch.errors import GatewayError, GatewayRejectedError
 from dispatch.ingress.claims import LIST_FIELDS
 from dispatch.ingress.enqueuer import EnqueueError
 from dispatch.ingress.intake import IN_PROGRESS, PENDING
+from dispatch.ingress.listing import PAGE
 from dispatch.ingress.sealed import is_titled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from dispatch.ats.aclient import AsyncClient
     from dispatch.ats.model import Task
     from dispatch.core.lanes import Lanes
     from dispatch.ingress.claims import Claims
     from dispatch.ingress.enqueuer import Enqueuer
     from dispatch.ingress.intake import Intake
     from dispatch.ingress.ledger import Flight, Ledger
+    from dispatch.ingress.listing import Listing
     from dispatch.ingress.redis_view import RedisView
     from dispatch.ingress.sealed import Sealed
     from dispatch.ingress.waiting_tasks import WaitingTasks
 
-PAGE: Final = 500
 QUEUED_AGE_MIN_S: Final = 1.0
 """A message younger than this may be between two hands; nobody asks for it yet."""
 POPPED_AGE_MAX_S: Final = 2.0
@@ -50,7 +50,7 @@ _REFRESH_AT_ONCE: Final = 200
 class Parts:
     """What the sweeps work on."""
 
-    client: AsyncClient
+    listing: Listing
     claims: Claims
     enqueuer: Enqueuer
     view: RedisView
@@ -70,7 +70,7 @@ class Reconciler:
     """The sweeps of one ingress."""
 
     def __init__(self, parts: Parts, *, actor_id: str, channels: tuple[str, ...], lease_s: float, log: Any) -> None:
-        self._client = parts.client
+        self._listing = parts.listing
         self._claims = parts.claims
         self._enqueuer = parts.enqueuer
         self._view = parts.view
@@ -112,77 +112,55 @@ class Reconciler:
 
     async def _list_waiting(self, channel: str) -> None:
         """Read the tasks that wait for others, where the service lists them by themselves."""
-        offset = 0
-        while offset < GRAPH_MAX:
-            tasks = answers.tasks_of(
-                await self._client.send(
-                    protocol.list_tasks(
-                        status=PENDING, channel=channel, waiting="true", limit=PAGE, offset=offset, fields=self._fields
-                    )
-                )
-            )
+
+        def take(tasks: Sequence[Task]) -> None:
             for task in tasks:
                 self._intake.on_task(task)
-            if not tasks:
-                return
-            offset += len(tasks)
+
+        await self._listing.each(
+            take, most=GRAPH_MAX, status=PENDING, channel=channel, waiting="true", fields=self._fields
+        )
 
     async def _list_pending(self, channel: str) -> None:
         """Read pending tasks, best first, until a page brings nothing new or the backlog is full.
 
         What lies deeper is read when the backlog has run low (``Backlog.truncated``).
-        Only an empty page ends the list: a service may page smaller than it was asked to.
+        What is claimed meanwhile makes the walk step back; a service may page smaller than it was asked to.
         """
-        offset = 0
-        while True:
-            tasks = answers.tasks_of(
-                await self._client.send(
-                    protocol.list_tasks(
-                        status=PENDING,
-                        channel=channel,
-                        **self._claims.offered,
-                        sort_by="priority",
-                        sort_dir="desc",
-                        limit=PAGE,
-                        offset=offset,
-                        fields=self._fields,
-                    )
-                )
+        walk = OffsetWalk()
+        while walk.offset is not None:
+            tasks = await self._listing.page(
+                status=PENDING,
+                channel=channel,
+                **self._claims.offered,
+                sort_by="priority",
+                sort_dir="desc",
+                offset=walk.offset,
+                fields=self._fields,
             )
             is_news = any(task.id not in self._backlog and task.id not in self._ledger for task in tasks)
             for task in tasks:
                 self._intake.on_task(task, claimable=self._knows_waiting)
-            if not tasks:
-                return
             is_known = not is_news and len(tasks) >= PAGE
-            if is_known or self._backlog.is_full():
+            if tasks and (is_known or self._backlog.is_full()):
                 self._backlog.truncated = True
                 return
-            offset += len(tasks)
+            walk.take([task.id for task in tasks])
+        self._backlog.truncated |= not walk.is_whole
 
     async def _list_own(self) -> None:
         """Find our own claims: adopt those of an earlier life, forget those that have ended unheard."""
         before = time.monotonic()
         mine: dict[str, Task] = {}
-        offset = 0
-        while True:
-            tasks = answers.tasks_of(
-                await self._client.send(
-                    protocol.list_tasks(
-                        status=IN_PROGRESS,
-                        assignee_id=self._actor_id,
-                        limit=PAGE,
-                        offset=offset,
-                        fields=LIST_FIELDS,
-                    )
-                )
-            )
-            mine |= {task.id: task for task in tasks if task.assignee_id in (None, self._actor_id)}
-            if not tasks:
-                break
-            offset += len(tasks)
+
+        def take(tasks: Sequence[Task]) -> None:
+            mine.update((task.id, task) for task in tasks if task.assignee_id in (None, self._actor_id))
+
+        is_whole = await self._listing.each(take, status=IN_PROGRESS, assignee_id=self._actor_id, fields=LIST_FIELDS)
         for task in mine.values():
             await self._adopt(task)
+        if not is_whole:
+            return  # what was not seen may be there: the next reconcile says
         for task_id, flight in self._ledger.items():
             if flight.ref is not None and flight.granted_at < before and task_id not in mine:
                 self._ledger.drop(task_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from dispatch.preflight.broker import check_redis, check_workers
-from dispatch.preflight.host import check_data_dir, check_executor, check_limits, check_user
+from dispatch.preflight.host import check_data_dir, check_executor, check_idle, check_limits, check_user
 from dispatch.preflight.service import check_keys, check_service
 from dispatch.preflight.telling import check_callbacks, check_traces
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dispatch.preflight.check import Check
     from dispatch.settings import Settings
 
-Need = Literal["service", "redis", "executor", "data_dir", "user", "limits", "callbacks", "traces"]
+Need = Literal["service", "redis", "executor", "data_dir", "user", "limits", "idle", "callbacks", "traces"]
 
 _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "service": check_service,
@@ -28,6 +28,7 @@ _LOOKS: Final[dict[Need, Callable[[Settings], list[Check]]]] = {
     "data_dir": check_data_dir,
     "user": check_user,
     "limits": check_limits,
+    "idle": check_idle,
     "callbacks": check_callbacks,
     "traces": check_traces,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from dispatch.core import limits
+from dispatch.core import idle, limits
 from dispatch.core.routing import DEFAULT
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
@@ -133,3 +133,9 @@ def check_limits(settings: Settings) -> list[Check]:
     needed = controllers_of(settings.routing, settings.execution)
     is_well, sentence, advice = limits.finding(needed, settings.execution.attempt_limits, delegation.look().grounds)
     return [Check("limits", "ok" if is_well else "warning", sentence, advice)]
+
+
+def check_idle(settings: Settings) -> list[Check]:
+    """Is an attempt that hangs ended before its time limit?"""
+    is_well, sentence, advice = idle.finding(settings.routing)
+    return [Check("idle", "ok" if is_well else "warning", sentence, advice)]

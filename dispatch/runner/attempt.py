@@ -75,6 +75,7 @@ def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_
     """
     what = {
         EndReason.OOM: limit,
+        EndReason.IDLE: limit,
         EndReason.PROCESS_LIMIT: limit,
         EndReason.SUCCESS: "",
         EndReason.TIMEOUT: f"timed out after {timeout_s:g} s",

@@ -7,11 +7,9 @@ raises nothing for anything that a task, a service or a network can do.
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import time
 import traceback
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dispatch.ats.model import Actor
@@ -22,74 +20,36 @@ from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailabl
 from dispatch.runner import attempt, attempt_log, executors, pool_child, process, spool, telling, tree
 from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.attempt_trace import AttemptTrace
+from dispatch.runner.idle import IdleWatch
 from dispatch.runner.lease_keeper import Lease
-from dispatch.runner.limits import Holder, Unlimited
 from dispatch.runner.live import LiveBuffer
-from dispatch.runner.loop import AttemptLoop, Limits, Wiring
+from dispatch.runner.loop import AttemptLoop
 from dispatch.runner.preparing import Prepared, Preparing
 from dispatch.runner.redaction import Redactor, secrets_in
 from dispatch.runner.streams import Streams
 from dispatch.runner.unsealing import NotAcceptedError, NotNowError, Unsealing
+from dispatch.runner.wiring import Limits, Wiring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from dispatch.ats.gateway import AttemptRef, TaskGateway
+    from dispatch.ats.gateway import AttemptRef
     from dispatch.ats.model import Grant
-    from dispatch.core.routing import Choice, Routing
+    from dispatch.core.routing import Choice
     from dispatch.crypto.opening import Opened
-    from dispatch.runner.lease_keeper import WakeSource
+    from dispatch.runner.context import RunnerContext
+    from dispatch.runner.limits import Unlimited
     from dispatch.runner.pool_child import PoolChild
     from dispatch.runner.telling import Told
-    from dispatch.runner.unsealing import TrustSource
-    from dispatch.runner.warden_client import WardenClient
-    from dispatch.settings import Execution
 
 T = TypeVar("T")
 
 START_PATIENCE_S: Final = 10.0
 """How long ``start`` is tried while the service does not answer; afterwards the lease brings the task back."""
-REPORT_PATIENCE_S: Final = 3_600.0
-"""How long a slot waits with a report that nobody takes; afterwards the spool keeps it."""
 DRAIN_PATIENCE_S: Final = 10.0
-"""The same while the worker drains, at most."""
+"""How long a slot waits with a report that nobody takes while the worker drains, at most."""
 _START_PAUSE_S: Final = 0.2
 STARTED_MESSAGE: Final = "Agent processing started"
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerContext:
-    """What an attempt needs of its process; made once per pool child.
-
-    ``gateway`` is used by two threads at once (reports and renewals).
-    ``stop_fd`` is the read end of the worker's stop pipe: closing the write end
-    asks for a drain, a byte ``C`` written before that for a stop at once. It is
-    shared by all pool children and never read. ``rand`` returns numbers in [0, 1).
-    Without ``keys`` nobody is trusted, and tasks in the open are run.
-    """
-
-    gateway: TaskGateway
-    execution: Execution
-    data_dir: Path
-    ats_url: str
-    runner: str
-    """Name of this worker, shown to people; a nonce per attempt is appended."""
-    log: Any
-    actor_name: str = "dispatch"
-    warden: WardenClient | None = None
-    wake: WakeSource | None = None
-    stop_fd: int | None = None
-    keys: TrustSource | None = None
-    routing: Routing | None = None
-    """Which executor does what; without it the command of the settings does everything."""
-    holder: Holder = field(default_factory=Holder)
-    """How what an attempt may use is held."""
-    stream_s: float = 1.0
-    """Least time between two messages with what a running attempt writes; 0: it is not shown."""
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What is not shown in them."""
-    rand: Callable[[], float] = field(default=random.random)
 
 
 def execute(ref: AttemptRef, ctx: RunnerContext, queue: str = "") -> AttemptEnd | None:
@@ -294,6 +254,7 @@ class _Execution:
             baseline=self._child.baseline,
             streams=streams,
             bounds=bounds,
+            idle=IdleWatch(prepared.choice.idle),
         )
         try:
             end = AttemptLoop(running, limits, wiring).run()
@@ -378,7 +339,7 @@ class _Execution:
         return telling.sealed(end, self._opened, task_id=ref.task_id, attempt_number=ref.attempt, timeout_s=timeout_s)
 
     def _deliver(self, kind: spool.Kind, **fields: Any) -> None:
-        give_up_at = tree.boottime() + REPORT_PATIENCE_S
+        give_up_at = tree.boottime() + self._ctx.execution.report_patience_s
 
         def wait(seconds: float) -> bool:
             nonlocal give_up_at
@@ -395,6 +356,13 @@ class _Execution:
 
         report, began_ns = spool.Report(kind, self._ref, **fields), time.time_ns()
         outcome = spool.deliver(
-            report, self._ctx.gateway, self._spool, wait=wait, rand=self._ctx.rand, log=self._ctx.log
+            report,
+            self._ctx.gateway,
+            self._spool,
+            wait=wait,
+            rand=self._ctx.rand,
+            log=self._ctx.log,
+            # Should this process die now, its worker delivers the report: the warden must not give the task back.
+            on_kept=self._end_ward,
         )
         self._trace.reported(kind, outcome, began_ns)

@@ -56,6 +56,7 @@ def routing_of(routing: Routing | None, execution: Execution) -> Routing:
         executors={DEFAULT: Executor(command=execution.command)},
         timeout_s=execution.timeout_s,
         max_attempts=execution.max_attempts,
+        idle_s=execution.idle_s,
     )
 
 

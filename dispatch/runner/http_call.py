@@ -44,9 +44,14 @@ def call(order: dict[str, Any]) -> int:
     opener = urllib.request.build_opener(_NoRedirect)
     try:
         with opener.open(request) as answer:
-            while chunk := answer.read(_CHUNK_BYTES):
+            left = answer.length
+            # Each piece of a slow answer at once: it is a sign of life.
+            while chunk := answer.read1(_CHUNK_BYTES):
+                left = None if left is None else left - len(chunk)
                 sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+                sys.stdout.buffer.flush()
+            if left:
+                raise http.client.IncompleteRead(b"", left)
     except urllib.error.HTTPError as exc:
         with exc:
             said = exc.read(_SAID_BYTES_MAX).decode("utf-8", "replace").strip()

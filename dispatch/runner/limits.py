@@ -74,10 +74,10 @@ class Held(Unlimited):
 
     def judge(self, reason: EndReason) -> EndReason:
         """See ``Unlimited``. Success and a "not now" stand, whatever happened on the way."""
-        if reason not in (EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT):
+        if reason not in (EndReason.EXIT, EndReason.SIGNAL, EndReason.TIMEOUT, EndReason.IDLE):
             return reason
         events = self._group.events()
-        if reason is not EndReason.TIMEOUT and self._is_oom(events):
+        if reason not in (EndReason.TIMEOUT, EndReason.IDLE) and self._is_oom(events):
             return EndReason.OOM
         if events.refused_forks and not self.said:
             self.said = limits.refused_processes(self._allowance.processes)

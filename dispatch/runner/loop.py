@@ -11,22 +11,17 @@ from __future__ import annotations
 import math
 import os
 import select
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from dispatch.core.retry import EndReason
 from dispatch.runner import attempt, tree
-from dispatch.runner.limits import Unlimited
 from dispatch.runner.output import HeadTail
 from dispatch.runner.process import Child, widen
-from dispatch.runner.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dispatch.runner.lease_keeper import Lease
-    from dispatch.runner.signals import Inbox
-    from dispatch.runner.warden_client import WardenClient
+    from dispatch.runner.wiring import Limits, Wiring
 
 READ_BYTES: Final = 65_536
 DRAIN_PIPES_S: Final = 2.0
@@ -41,31 +36,6 @@ HOUSEKEEPING_S: Final = 10.0
 _STOP_POLL_S: Final = 0.02
 _ASKED_AGAIN_S: Final = 1.0
 _IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Durations of one attempt, seconds, and its output cap."""
-
-    timeout_s: float
-    grace_s: float
-    drain_s: float
-    output_bytes_max: int
-
-
-@dataclass(slots=True)
-class Wiring:
-    """What the loop listens to besides the child; ``baseline`` are children of this process that are not touched."""
-
-    inbox: Inbox
-    lease: Lease
-    stop_fd: int | None = None
-    warden: WardenClient | None = None
-    start_keeper: Callable[[], None] = lambda: None
-    baseline: frozenset[int] = field(default_factory=frozenset)
-    streams: Streams = field(default_factory=lambda: Streams(progress=False))
-    bounds: Unlimited = field(default_factory=Unlimited)
-    """What the attempt may use of the host."""
 
 
 class AttemptLoop:
@@ -88,6 +58,8 @@ class AttemptLoop:
         self._keeper_at = self._started_at + KEEPER_AFTER_S
         self._housekeeping_at = self._started_at + HOUSEKEEPING_S
         self._look_at = self._started_at + wiring.bounds.every_s
+        self._idle_at = wiring.idle.begin(self._started_at)
+        self._written_bytes = 0
         self._flags: set[str] = set()
         self._poll = select.poll()
         self._on: dict[int, Callable[[int], None]] = {}
@@ -111,7 +83,7 @@ class AttemptLoop:
         for name, sink in (("stdout", self._stdout), ("stderr", self._stderr)):
             sink.feed(self._wiring.streams.rest(name))
         stdout, stderr = self._stdout.result(), self._stderr.result()
-        code, limit = self._returncode, self._wiring.bounds.said
+        code, limit = self._returncode, "; ".join(filter(None, (self._wiring.idle.said, self._wiring.bounds.said)))
         return attempt.AttemptEnd(
             reason=reason,
             exit_code=code if code is not None and code >= 0 else None,
@@ -172,6 +144,7 @@ class AttemptLoop:
         except BlockingIOError:
             return
         if chunk:
+            self._written_bytes += len(chunk)
             if sink.total_bytes == 0 and len(chunk) == READ_BYTES:
                 widen(fd)
             sink.feed(self._wiring.streams.take(name, chunk))
@@ -254,12 +227,20 @@ class AttemptLoop:
             return EndReason.TIMEOUT
         if self._stop_at_once or (self._drain_until is not None and now >= self._drain_until):
             return EndReason.SHUTDOWN
+        if now >= self._idle_at and self._hangs(now):
+            return EndReason.IDLE
         return self._look() if now >= self._look_at else None
 
     def _look(self) -> EndReason | None:
         """Say whether the attempt uses more than it may."""
         self._look_at = self._clock() + self._wiring.bounds.every_s
         return self._wiring.bounds.look(self._descendants)
+
+    def _hangs(self, now: float) -> bool:
+        """Say whether the attempt does nothing any more."""
+        idle = self._wiring.idle
+        self._idle_at = now + idle.every_s
+        return idle.hangs(now, self._written_bytes, self._descendants)
 
     def _note_terms(self) -> None:
         terms = self._wiring.inbox.terms
@@ -280,6 +261,7 @@ class AttemptLoop:
             self._keeper_at,
             self._housekeeping_at,
             self._look_at,
+            self._idle_at,
             math.inf if self._drain_until is None else self._drain_until,
         )
 

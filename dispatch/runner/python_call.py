@@ -11,6 +11,7 @@ library only; it is run as a file.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -34,6 +35,9 @@ def main() -> int:
     sys.stdout.flush()
     response_fd = os.dup(1)
     os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What it prints is shown while it runs, and is a sign of life.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         text = call(order)
     except Exception as exc:  # noqa: BLE001 - whatever the function raises is a failed attempt

@@ -2,12 +2,15 @@
 
 Nothing is written when the first try succeeds. Otherwise the report survives
 this process in ``spool/`` until it was accepted, or refused for good: then a
-copy of what was done stays in ``spool/refused/`` for people.
+copy of what was done stays in ``spool/refused/`` for people. Whoever delivers
+a report holds a lock on its file, which ends with its process at the latest,
+so that of several workers on a host only one does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -111,7 +114,7 @@ class Outcome(StrEnum):
     ACCEPTED = "accepted"
     REFUSED = "refused"
     LEFT = "left"
-    """It lies in the spool; the next start of a worker on this host tries it again."""
+    """It lies in the spool; any worker on this host that runs, or starts, tries it again."""
 
 
 class Wait(Protocol):
@@ -120,6 +123,22 @@ class Wait(Protocol):
     def __call__(self, seconds: float) -> bool:
         """Wait at most so long; False means: stop trying."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A report on disk that this process delivers: while it holds it nobody else does. None: it cannot be read."""
+
+    path: Path
+    report: Report | None
+    fd: int
+
+    def let_go(self) -> None:
+        """Leave it to others. Call it once."""
+        # Closing is not enough: a process that was forked meanwhile has the descriptor too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        os.close(self.fd)
 
 
 class Spool:
@@ -135,23 +154,36 @@ class Spool:
     def put(self, report: Report, *, refused: str = "") -> Path:
         """Write a report; ``refused`` says why the service did not want it. Raises OSError (disk full)."""
         directory = self._refused if refused else self._directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory / self._name(report)
         body = report.as_json() | ({"refused": refused} if refused else {})
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(body, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        path, fd = _write(directory, self._name(report), body)
+        os.close(fd)
         if refused:
             self._drop_oldest_refused()
         return path
+
+    def keep(self, report: Report) -> Kept:
+        """Write a report that this process goes on delivering. Raises OSError (disk full)."""
+        path, fd = _write(self._directory, self._name(report), report.as_json())
+        return Kept(path, report, fd)
+
+    def take(self, path: Path) -> Kept | None:
+        """Take a report to deliver it; None when somebody else does, or has. Raises OSError."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            is_current = _lock(fd) and os.fstat(fd).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            is_current = False
+        if not is_current:
+            os.close(fd)
+            return None
+        try:
+            report = Report.from_json(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            report = None
+        return Kept(path, report, fd)
 
     def remove(self, report: Report) -> None:
         """Forget a report that was accepted or refused."""
@@ -161,13 +193,17 @@ class Spool:
         """Return how many reports lie here."""
         return sum(1 for _ in self._directory.glob("*.json"))
 
-    def leftovers(self) -> Iterator[tuple[Path, Report | None]]:
-        """Yield what earlier processes left, oldest name first; None where a file cannot be read as a report."""
-        for path in sorted(self._directory.glob("*.json")):
-            try:
-                yield path, Report.from_json(json.loads(path.read_text("utf-8")))
-            except (OSError, ValueError, KeyError, TypeError):
-                yield path, None
+    def leftovers(self, rand: float) -> Iterator[Kept]:
+        """Yield what nobody delivers, each taken for the caller.
+
+        ``rand``, in [0, 1), says where to begin, so that one that the service never takes does not hide the others.
+        """
+        paths = sorted(self._directory.glob("*.json"))
+        first = int(rand * len(paths))
+        for path in (*paths[first:], *paths[:first]):
+            kept = self.take(path)
+            if kept is not None:
+                yield kept
 
     def clear_partial(self) -> int:
         """Remove what was never written whole, by processes that were killed meanwhile; return how many files."""
@@ -186,57 +222,115 @@ class Spool:
 
 
 def deliver(
-    report: Report, gateway: TaskGateway, spool: Spool, *, wait: Wait, rand: Callable[[], float], log: Any
+    report: Report,
+    gateway: TaskGateway,
+    spool: Spool,
+    *,
+    wait: Wait,
+    rand: Callable[[], float],
+    log: Any,
+    kept: Kept | None = None,
+    on_kept: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Report until the service accepts or refuses, or ``wait`` says to stop.
 
     The first try costs nothing but the call. ``rand`` returns a number in [0, 1).
+    ``kept`` is the report where it lies in the spool already; it is let go. ``on_kept``
+    is called when the report has come to lie there: from then on it outlives this process.
     """
     failures = 0
-    stored = False
+    delayed = log.warning if kept is None else log.debug  # of one that was left everything was said before
     fields = {"task": report.ref.task_id, "token": report.ref.token, "kind": report.kind.value}
-    while True:
-        try:
-            report = _said(report, gateway, log)
-            report.send(gateway)
-        except (GatewayUnavailableError, AuthenticationError) as exc:
-            failures += 1
-            log.warning("report_delayed", failures=failures, error=str(exc), **fields)
-            stored = stored or _store(report, spool, log)
-            if not wait(_pause_s(failures, exc, rand())):
-                log.warning("report_left_in_spool", stored=stored, **fields)
-                return Outcome.LEFT
-        except GatewayRejectedError as exc:
-            instead = _instead(report, exc)
-            if instead is None:
-                return _refused(report, spool, exc, log)
-            log.warning("report_changed", error=str(exc), instead=instead.kind.value, **fields)
-            if stored:
+    try:
+        while True:
+            try:
+                report = _said(report, gateway, log)
+                report.send(gateway)
+            except (GatewayUnavailableError, AuthenticationError) as exc:
+                failures += 1
+                delayed("report_delayed", failures=failures, error=str(exc), **fields)
+                kept = _store(report, kept, spool, log)
+                if kept is not None:
+                    on_kept()
+                if not wait(_pause_s(failures, exc, rand())):
+                    delayed("report_left_in_spool", stored=kept is not None, **fields)
+                    return Outcome.LEFT
+            except GatewayRejectedError as exc:
+                instead = _instead(report, exc)
+                if instead is None:
+                    return _refused(report, spool, exc, log)
+                log.warning("report_changed", error=str(exc), instead=instead.kind.value, **fields)
                 spool.remove(report)
-                stored = False
-            report = instead
-        else:
-            if stored:
-                spool.remove(report)
-                log.info("report_delivered", failures=failures, **fields)
-            return Outcome.ACCEPTED
+                _let_go(kept)
+                kept, report = None, instead
+            else:
+                if kept is not None:
+                    spool.remove(report)
+                if failures:
+                    log.info("report_delivered", failures=failures, **fields)
+                return Outcome.ACCEPTED
+    finally:
+        _let_go(kept)
 
 
 def replay(gateway: TaskGateway, spool: Spool, *, rand: Callable[[], float], log: Any) -> int:
-    """Try once what earlier processes left in the spool; return how many reports remain there."""
-    remaining = 0
-    for path, report in spool.leftovers():
+    """Try once what was left in the spool and nobody delivers, up to the first that finds the service away.
+
+    Return how many reports are there afterwards. Raises OSError.
+    """
+    for kept in spool.leftovers(rand()):
+        path, report = kept.path, kept.report
         if report is None:
             log.warning("spool_unreadable", path=str(path))
             path.replace(path.with_suffix(".bad"))
+            kept.let_go()
             continue
-        outcome = deliver(report, gateway, spool, wait=lambda _seconds: False, rand=rand, log=log)
-        log.info("spool_replayed", task=report.ref.task_id, token=report.ref.token, outcome=outcome.value)
+        outcome = deliver(report, gateway, spool, wait=lambda _seconds: False, rand=rand, log=log, kept=kept)
         if outcome is Outcome.LEFT:
-            remaining += 1
+            break
+        path.unlink(missing_ok=True)
+        facts = {"task": report.ref.task_id, "token": report.ref.token, "kind": report.kind.value}
+        if outcome is Outcome.REFUSED:
+            log.warning("report_too_late", **facts)
         else:
-            path.unlink(missing_ok=True)
-    return remaining
+            log.info("spool_replayed", outcome=outcome.value, **facts)
+    return spool.waiting()
+
+
+def _write(directory: Path, name: str, body: dict[str, Any]) -> tuple[Path, int]:
+    """Write a file whole or not at all; return it with a descriptor that holds its lock."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / name
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(fd)
+        with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+            json.dump(body, file)
+            file.flush()
+            os.fsync(fd)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        os.close(fd)
+        raise
+    return path, fd
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file; False when somebody else has. On a file system without locks nobody has: a report may go twice."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _let_go(kept: Kept | None) -> None:
+    if kept is not None:
+        kept.let_go()
 
 
 def _said(report: Report, gateway: TaskGateway, log: Any) -> Report:
@@ -251,13 +345,17 @@ def _said(report: Report, gateway: TaskGateway, log: Any) -> Report:
     return replace(report, note="") if report.note else report
 
 
-def _store(report: Report, spool: Spool, log: Any) -> bool:
+def _store(report: Report, kept: Kept | None, spool: Spool, log: Any) -> Kept | None:
+    """Have the report on disk as it is now; return what is there, None when it cannot be written."""
+    if kept is not None and kept.report == report:
+        return kept
     try:
-        spool.put(report)
+        found = spool.keep(report)
     except OSError as exc:
         log.exception("spool_write_failed", task=report.ref.task_id, error=str(exc))
-        return False
-    return True
+        return kept
+    _let_go(kept)
+    return found
 
 
 def _refused(report: Report, spool: Spool, exc: GatewayRejectedError, log: Any) -> Outcome:

@@ -26,6 +26,9 @@ KILL_BOUND_S: Final = 5.0
 """How long ``kill_all`` tries. Only a process in an uninterruptible sleep survives that."""
 
 
+TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
 class Process(NamedTuple):
     """One process, safe against reuse of its pid. ``starttime`` is in clock ticks since boot."""
 
@@ -34,13 +37,17 @@ class Process(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """What /proc/PID/stat says: ``state`` is one letter, Z and X mean dead."""
+    """What /proc/PID/stat says: ``state`` is one letter, Z and X mean dead, T and t stopped.
+
+    ``ticks`` is the processor time of all its threads and of the children that it has reaped, in TICKS_PER_S.
+    """
 
     pid: int
     state: str
     ppid: int
     session: int
     starttime: int
+    ticks: int
 
     @property
     def dead(self) -> bool:
@@ -93,7 +100,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # The command stands in parentheses and may itself contain any byte.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]), sum(map(int, fields[11:15])))
 
 
 def starttime(pid: int) -> int | None:

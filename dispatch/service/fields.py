@@ -139,6 +139,7 @@ LIST: Final = {
     "ids": strict.listed(strict.digits(1, strict.INTEGER_MAX), LIST_MAX),
     "limit": strict.digits(1, LIST_MAX),
     "offset": strict.digits(0, strict.INTEGER_MAX),
+    "after": strict.digits(0, strict.INTEGER_MAX),
     "created_after": strict.moment,
     "updated_after": strict.moment,
     "priority": strict.digits(1, 10),

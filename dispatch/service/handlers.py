@@ -64,6 +64,7 @@ EXTENSIONS: Final = (
     "steering",
     "hurry",
     "review",
+    "after",
 )
 
 
@@ -173,6 +174,8 @@ async def list_tasks(call: Call) -> Answer:
         if "min_priority" in found or "max_priority" in found:
             raise InvalidInputError("Give priority, or min_priority and max_priority, not both.")
         found["min_priority"] = found["max_priority"] = exact
+    if "after" in found and found.get("sort_by", "created_at") != "created_at":
+        raise InvalidInputError("after goes with lists by creation only: leave sort_by out, or page by offset.")
     if found.pop("claimable", False):
         found["claimable_by"] = agent_uuid(call.actor.type, call.actor.id)
     if "sort_dir" in found:

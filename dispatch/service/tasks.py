@@ -104,6 +104,8 @@ class Query:
     descending: bool = True
     limit: int = 100
     offset: int = 0
+    after: int | None = None
+    """Only what comes after the task of this number, in a list by creation: a page's last task leads to the next."""
     fields: tuple[str, ...] | None = None
 
 
@@ -254,6 +256,8 @@ def _conditions(tx: Tx, query: Query) -> Iterator[Any]:
         yield c.held == false()
         yield or_(c.assigned_to.is_(None), c.assigned_to == query.claimable_by)
         yield ~waits
+    if query.after is not None:
+        yield c.id < query.after if query.descending else c.id > query.after
     if query.search:
         part = fold(query.search)
         yield or_(*(folded(text).contains(part, autoescape=True) for text in (c.title, c.description)))

@@ -499,6 +499,9 @@ async def test_list_filters_sorts_and_pages(bench: Bench) -> None:
     assert await find() == refs[::-1]
     assert await find(sort_by="priority") == [refs[n] for n in (2, 5, 8, 1, 4, 7, 0, 3, 6)]
     assert await find(sort_by="priority", limit=4, offset=3) == [refs[n] for n in (1, 4, 7, 0)]
+    assert await find(after=refs[5], limit=2) == [refs[4], refs[3]]
+    assert await find(after=refs[5], descending=False) == refs[6:]
+    assert await find(after=refs[8], descending=False) == []
     assert await find(channel=("a",), descending=False) == refs[::2]
     assert await find(channel=("a", "b"), type=("y",), descending=False) == refs[1::2]
     assert await find(status=(Status.IN_PROGRESS, Status.FAILED)) == [refs[0]]
@@ -573,7 +576,13 @@ async def test_extreme_values_come_back_as_they_were(bench: Bench) -> None:
     row = await bench.row(ref)
     assert (row.title, row.description, row.payload, row.reason) == (odd, odd * 100, f'"{largest}"', odd)
     assert (await bench.history(ref))[-1].note == odd
-    for filters in ({"offset": largest}, {"ids": (largest,)}, {"project_id": largest}, {"created_after": largest}):
+    for filters in (
+        {"offset": largest},
+        {"ids": (largest,)},
+        {"after": largest, "descending": False},
+        {"project_id": largest},
+        {"created_after": largest},
+    ):
         query = tasks.Query(**filters)
         assert await bench.store.read(lambda tx, query=query: tasks.find(tx, query)) == []
     with pytest.raises(NotFoundError):

@@ -215,6 +215,7 @@ def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
         ("data_dir", "ok"),
         ("user", "warning" if os.geteuid() == 0 else "ok"),
         ("limits", "ok"),
+        ("idle", "ok"),
         ("callbacks", "warning"),
         ("traces", "ok"),
         ("keys", "ok"),

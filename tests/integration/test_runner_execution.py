@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dispatch.runner import tree
 from tests.support.children import command
 from tests.support.runner_driver import Worker, dead_within, eventually
 
@@ -57,6 +58,43 @@ def test_success_reports_stdout_as_the_response(start: Start) -> None:
     worker.wait()
     assert work_left(worker) == []
     assert not (worker.directory / "data" / "spool").exists()
+
+
+def test_what_hangs_is_ended_and_what_works_or_is_stopped_is_not(start: Start, tmp_path: Path) -> None:
+    """Quiet and idle for the limit: the tree is ended, counted, with the reason. Work without a word is no hang.
+
+    Time in which the attempt was stopped, or its worker was, is not counted.
+    """
+    execution = {"idle_s": 1.0, "grace_s": 0.2}
+    hanging, working, stopped, frozen = (
+        start(command(*argv), execution=execution)
+        for argv in (
+            ("family", tmp_path / "hanging", "ignore"),
+            ("toil", 0.5, 2.0),
+            ("hang", tmp_path / "stopped"),
+            ("hang", tmp_path / "frozen"),
+        )
+    )
+    family = hanging.noted("../hanging", 4)
+    (leader,) = stopped.noted("../stopped", 1)
+    frozen.noted("../frozen", 1)
+    tree.send(leader, signal.SIGSTOP)
+    frozen.signal("child", signal.SIGSTOP)
+    until = tree.boottime() + 2.0
+    assert hanging.result()["reason"] == "idle"
+    dead_within(family, 1.0)
+    eventually(lambda: tree.boottime() >= until, 3.0)
+    assert stopped.lines("results.jsonl") == []
+    tree.send(leader, signal.SIGCONT)
+    frozen.signal("child", signal.SIGCONT)
+    for worker in (stopped, frozen):
+        result = worker.result()
+        assert (result["reason"], result["duration_s"] >= 2.8) == ("idle", True)
+    assert working.result()["reason"] == "success"
+    result, (report,) = hanging.result(), hanging.reports()
+    assert (report["op"], report["counted"], report["reason"]) == ("release", True, result["detail"])
+    assert result["detail"].startswith("wrote nothing and used almost no processor time for 1 s (idle_s), so it was")
+    assert "killed" in result["flags"]
 
 
 def test_results_of_dependencies_reach_the_child(start: Start) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class Receiver:
     def __init__(self) -> None:
         self.got: list[tuple[dict[str, str], Any]] = []
         self.answer: tuple[int, dict[str, str], bytes] = (200, {}, b"done")
+        self.pause_s = 0.0
+        """Between two bytes of the answer."""
         self.hold = threading.Event()
         self.hold.set()
         outer = self
@@ -59,7 +62,12 @@ class Receiver:
                 for name, value in {"Content-Length": str(len(text)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(text)
+                if not outer.pause_s:
+                    self.wfile.write(text)
+                    return
+                for byte in text:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(outer.pause_s)
 
             def log_message(self, *_: Any) -> None:
                 return
@@ -133,6 +141,20 @@ def test_a_host_without_the_program_gives_the_task_back(start: Start) -> None:
     assert "no-such-program" in event["error"]
 
 
+def test_a_call_is_quiet_by_its_nature(start: Start, receiver: Receiver) -> None:
+    """The idle limit for all is not for calls over HTTP; one of their own ends a call that nobody answers."""
+    receiver.hold.clear()
+    executor = {"kind": "http", "url": receiver.url}
+    execution = {"idle_s": 1.0, "grace_s": 0.2}
+    patient, limited = (start(one, execution=execution) for one in (executor, {**executor, "idle_s": 1}))
+    result = limited.result()
+    assert result["reason"] == "idle"
+    assert "for 1 s (idle_s in [executors.one])" in result["detail"]
+    assert patient.lines("results.jsonl") == []
+    receiver.hold.set()
+    assert patient.result()["reason"] == "success"
+
+
 def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, receiver: Receiver) -> None:
     """Headers come from the worker's environment, and the secret is neither in an argv nor in the log."""
     receiver.answer = (201, {}, '{"ok": "\u00fc"}'.encode())
@@ -148,6 +170,28 @@ def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, re
     assert (headers["Authorization"], headers["X-A"]) == ("Bearer canary-1", "b")
     assert (body["task"]["id"], body["task"]["payload"]) == ("7", {"size": 64})
     assert "canary-1" not in worker.log()
+
+
+def test_an_answer_that_was_cut_off_is_no_answer(start: Start, receiver: Receiver) -> None:
+    """Half of a result must not complete a task."""
+    receiver.answer = (200, {"Content-Length": "9"}, b"half")
+    result = start({"kind": "http", "url": receiver.url}).result()
+    assert result["reason"] == "exit"
+    assert result["detail"].startswith("exit code 1: The request failed: IncompleteRead(0 bytes read, 5 more expected)")
+
+
+def test_pieces_of_an_answer_and_printed_lines_are_signs_of_life(
+    start: Start, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Neither waits in a buffer of ours until it is full: an attempt that says something now and then does not hang."""
+    (tmp_path / "jobs.py").write_text(FUNCTIONS)
+    receiver.answer, receiver.pause_s = (200, {}, b"slowly"), 0.4
+    execution = {"idle_s": 1.0}
+    slow = start({"kind": "http", "url": receiver.url, "idle_s": 1}, execution=execution)
+    talking = {"kind": "python", "function": "jobs:talks"}
+    python = start(talking, execution=execution, env={"PYTHONPATH": str(tmp_path)})
+    assert (slow.result()["reason"], slow.result()["stdout"]) == ("success", "slowly")
+    assert python.result()["reason"] == "success"
 
 
 ANSWERS: list[tuple[int, dict[str, str], str, str]] = [
@@ -179,6 +223,7 @@ def test_a_cancel_ends_an_http_call(start: Start, receiver: Receiver) -> None:
 
 FUNCTIONS = """
 import sys
+import time
 def double(task):
     print("printed")
     return {"twice": task["payload"]["size"] * 2}
@@ -186,6 +231,10 @@ def fails(task):
     raise ValueError("no such size")
 def later(task):
     sys.exit(75)
+def talks(task):
+    for number in range(6):
+        print(number)
+        time.sleep(0.4)
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dispatch.runner import tree
+from dispatch.runner import spool, tree
 from dispatch.runner.tree import boottime
 from tests.support.children import command
 from tests.support.runner_driver import FakeService, Worker, dead_within, eventually
@@ -67,6 +67,30 @@ def test_killed_pool_child_takes_its_tree_along_and_gives_the_task_back(
     assert worker.reports() == []
     main = worker.pid("main")
     eventually(lambda: tree.children(main) == [worker.pid("warden")], 2.0, "no zombies are left with the worker main")
+
+
+def test_a_result_that_lies_on_disk_outlives_its_pool_child(start: Start, service: FakeService) -> None:
+    """Work that is done is not given back to be done again: the report is free for whoever delivers it next."""
+    worker = start(["echo", "precious"], moods={"complete.unavailable": None})
+    worker.pid("child")
+    eventually(lambda: worker.events("report_delayed"), 5.0)
+    eventually(lambda: len(worker.calls("complete")) > 1, 5.0)
+    box = spool.Spool(worker.directory / "data")
+    (path,) = (worker.directory / "data" / "spool").glob("*.json")
+    assert box.take(path) is None
+    worker.signal("child", signal.SIGKILL)
+    eventually(lambda: worker.lines("child_ended.jsonl"), 5.0)
+    kept = box.take(path)
+    assert kept is not None
+    kept.let_go()
+    assert kept.report is not None
+    assert kept.report.outputs == [{"response": "precious\n"}]
+    # A warden that has lost its main releases what it owes before it leaves.
+    warden = tree.Process(worker.pid("warden"), tree.starttime(worker.pid("warden")) or 0)
+    worker.signal("main", signal.SIGKILL)
+    dead_within([warden], 5.0)
+    assert service.requests == []
+    assert not worker.events("warden_killed")
 
 
 def test_a_release_is_tried_until_the_service_answers(start: Start, service: FakeService, tmp_path: Path) -> None:

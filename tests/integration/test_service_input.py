@@ -194,6 +194,8 @@ def test_ids_that_name_nothing_are_404(client: Client, task: Any, ident: str) ->
         "limit=x",
         "offset=-1",
         "offset=" + "9" * 30,
+        "after=-1",
+        "after=1&sort_by=priority",
         "priority=11",
         "priority=5&min_priority=2",
         "sort_by=secret",

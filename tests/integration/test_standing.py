@@ -74,6 +74,30 @@ def cli(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     return made
 
 
+def test_what_only_waits_is_not_stuck(fleet: Fleet, cli: CliHere) -> None:
+    """Whoever waits for a running task, or for one that does, is shown apart; once that one is stuck, so are they."""
+    running = fleet.stack.create(tick={"duration_s": 600})["id"]
+    first = fleet.stack.create(depends_on=[running])["id"]
+    second = fleet.stack.create(depends_on=[first])["id"]
+    third = fleet.stack.create(depends_on=[running, fleet.elsewhere()])["id"]
+    fleet.stack.wait_task(running, "in_progress")
+    eventually(lambda: fleet.stack.task(running)["runner"], 10, "its start")
+    shown = cli("status", "--json").json
+    held = {part: {ident for one in shown[part] for ident in one["tasks"]} for part in ("stuck", "waiting")}
+    assert held["waiting"] == {str(first), str(second)}
+    assert held["stuck"] >= {str(third)}
+    assert not held["stuck"] & held["waiting"]
+    (told,) = [one for one in shown["waiting"] if one["tasks"] == [str(first)]]
+    assert set(told) == {"code", "text", "next", "tasks"}
+    assert told["text"] == f"It waits for #{running} (in_progress)."
+    plain = cli("status").out
+    assert f"waiting\tWAITING_FOR_DEPENDENCIES\tIt waits for #{running} (in_progress). (#{first})\n" in plain
+    assert f"(#{second})" not in "".join(line for line in plain.splitlines() if line.startswith("stuck"))
+    for ident in (running, third):
+        assert cli("cancel", str(ident)).code == 0
+    fleet.stack.wait_task(second, "failed")
+
+
 def paused(fleet: Fleet, cli: CliHere) -> Any:
     """An operator paused the channel."""
     assert cli("pause", "channel", "test", "--note", "disk full").code == 0

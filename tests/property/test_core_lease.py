@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.lease import may_grant_again, renew_at, retry_renewal_at, trusted_until
+from dispatch.core.lease import late_report_pause_s, may_grant_again, renew_at, retry_renewal_at, trusted_until
 
 lease = st.floats(0.4, 86_400)
 rate = st.floats(0.9, 1.1)
@@ -71,6 +71,14 @@ def test_several_tries_fit_before_the_end_of_trust(lease_s: float, draws: list[f
     for failures, rand in enumerate(draws, start=1):
         now = retry_renewal_at(now, failures, lease_s, rand)
     assert now <= trusted_until(0.0, lease_s)
+
+
+@given(lease_s=lease, draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=9))
+def test_late_reports_come_spread_and_before_the_end_of_a_lease(lease_s: float, draws: list[float]) -> None:
+    """Half to one and a half of a quarter of the lease, or of half a minute: never later than three eighths of it."""
+    base = min(lease_s / 4, 30.0)
+    for rand in draws:
+        assert base / 2 <= late_report_pause_s(lease_s, rand) <= min(lease_s * 3 / 8, 45.0)
 
 
 def test_nothing_is_granted_anew_before_the_delay() -> None:

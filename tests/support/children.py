@@ -109,6 +109,21 @@ def forker(path: str, count: str = "200") -> None:
     sleep_for_ever()
 
 
+def toil(share: str, seconds: str, path: str = "") -> None:
+    """Use a share of a processor for a while without a word, in a child that is reaped at the end; exit 0."""
+    if path:
+        note(path)
+    if os.fork():
+        os.wait()
+        sys.exit(0)
+    end = time.monotonic() + float(seconds)
+    while (now := time.monotonic()) < end:
+        while time.monotonic() < now + 0.1 * float(share):
+            pass
+        time.sleep(0.1 * (1 - float(share)))
+    os._exit(0)
+
+
 def polite(path: str, code: str) -> None:
     """Exit with a code at SIGTERM, after noting it."""
 

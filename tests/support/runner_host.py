@@ -40,7 +40,8 @@ from dispatch.errors import (
     UnknownTaskError,
 )
 from dispatch.runner import executors
-from dispatch.runner.execution import RunnerContext, execute
+from dispatch.runner.context import RunnerContext
+from dispatch.runner.execution import execute
 from dispatch.runner.limits import Holder, set_up
 from dispatch.runner.tree import boottime, set_child_subreaper
 from dispatch.runner.warden_client import WardenClient
@@ -210,7 +211,14 @@ def routing_of(config: dict[str, Any]) -> Routing | None:
     if "routing" not in config:
         return None
     command = words(config["command"])
-    return routing_settings.read(config["routing"], command=command, queue="q", timeout_s=60.0, max_attempts=3)
+    return routing_settings.read(
+        config["routing"],
+        command=command,
+        queue="q",
+        timeout_s=60.0,
+        max_attempts=3,
+        idle_s=config.get("execution", {}).get("idle_s", 0.0),
+    )
 
 
 @contextlib.contextmanager

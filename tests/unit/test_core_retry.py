@@ -24,6 +24,7 @@ AFTER = {
     "signal": ["retry", "retry", "fail"],
     "tempfail": ["release"] * 3,
     "timeout": ["retry", "retry", "fail"],
+    "idle": ["retry", "retry", "fail"],
     "oom": ["retry", "retry", "fail"],
     "process_limit": ["retry", "retry", "fail"],
     "spawn_error": ["retry", "retry", "fail"],

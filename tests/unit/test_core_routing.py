@@ -124,6 +124,8 @@ def test_what_a_route_leaves_open_is_the_default() -> None:
         ("[[routes]]\nexecutor = 'none'", "there is no executor none"),
         ("[[routes]]\nclasses = ['none']", "there is no class none"),
         ("[[routes]]\ntimeout_ms = 1", "timeout_ms must be"),
+        ("[[routes]]\nidle_s = 0.5", "idle_s must be 0 for no limit, or a number of seconds between 1 and 604800"),
+        ("[executors.a]\ncommand = 'x'\nidle_s = true", r"\[executors.a\]: idle_s must be 0 for no limit"),
         ("[[routes]]\nmax_attempts = true", "max_attempts must be"),
         ("[[routes]]\nchanel = 'x'", "Did you mean channel"),
         ("[routes]\nexecutor = 'x'", "routes must be written as"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatch.core.presence import IngressPresence, WorkerPresence
-from dispatch.core.standing import Fleet, Way, merged
+from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, stand_of
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
 
 ALL_WELL = Fleet(
@@ -31,3 +31,48 @@ def test_what_a_sealed_task_waits_for_goes_before_what_the_service_says(
     """What stands inside counts for more than that it is offered; where nobody could look, that is said."""
     found = merged(SEALED, fleet, Way("test", "dispatch"), 0.0, inside=inside)
     assert [reason.code for reason in found] == codes
+
+
+MOVES, WAITS, STUCK = Stand.MOVES, Stand.WAITS, Stand.STUCK
+TODO, RUNS = Status.TODO, Status.IN_PROGRESS
+NEEDED = {"waits_for": [Needed("#7", Status.IN_PROGRESS)]}
+NO_WORKERS = Fleet(ingresses=ALL_WELL.ingresses)
+BUSY = Fleet(workers=ALL_WELL.workers, ingresses=ALL_WELL.ingresses, busy={"host": 1})
+FULL = Fleet(workers=ALL_WELL.workers, ingresses=ALL_WELL.ingresses, classes={"gpu": ClassUse(1, 1)})
+
+SITUATIONS = [
+    ("it runs", Facts(RUNS, holder="w", is_running=True), ALL_WELL, [], MOVES),
+    ("it waits for a worker", Facts(RUNS, holder="w"), ALL_WELL, [], MOVES),
+    ("it is claimed, and the last worker is gone", Facts(RUNS, holder="w"), NO_WORKERS, [], STUCK),
+    ("it is next", Facts(TODO, listeners=1), ALL_WELL, [], MOVES),
+    ("others go before it", Facts(TODO, listeners=1, ahead=9), ALL_WELL, [], MOVES),
+    ("all slots are busy", Facts(TODO, listeners=1), BUSY, [], MOVES),
+    ("it is sealed, and next", Facts(TODO, listeners=1, is_sealed=True), ALL_WELL, [], MOVES),
+    ("it ended just now", Facts(Status.COMPLETED), ALL_WELL, [], MOVES),
+    ("nobody listens", Facts(TODO), Fleet(), [], STUCK),
+    ("no worker is there", Facts(TODO, listeners=1), NO_WORKERS, [], STUCK),
+    ("its class is full", Facts(TODO, listeners=1), FULL, [], STUCK),
+    ("it pauses", Facts(TODO, pause_s=9), ALL_WELL, [], STUCK),
+    ("somebody has its lock", Facts(TODO, holder="coder"), ALL_WELL, [], STUCK),
+    ("it is kept for an agent", Facts(TODO, assigned_to="coder"), ALL_WELL, [], STUCK),
+    ("it waits for a review", Facts(Status.IN_REVIEW), ALL_WELL, [], STUCK),
+    ("it was put aside", Facts(Status.BLOCKED), ALL_WELL, [], STUCK),
+    ("nobody holds it", Facts(RUNS), ALL_WELL, [], STUCK),
+    ("it waits for what runs", Facts(TODO, **NEEDED), ALL_WELL, [MOVES], WAITS),
+    ("it waits for what waits", Facts(TODO, **NEEDED), ALL_WELL, [WAITS, MOVES], WAITS),
+    ("one thing that it waits for is stuck", Facts(TODO, **NEEDED), ALL_WELL, [WAITS, STUCK, MOVES], STUCK),
+    ("it waits, whatever comes after that", Facts(TODO, holder="coder", pause_s=9, **NEEDED), BUSY, [MOVES], WAITS),
+    ("it waits for what does not exist", Facts(TODO, missing=["#9"], **NEEDED), ALL_WELL, [MOVES], STUCK),
+    ("it waits for what failed", Facts(TODO, waits_for=[Needed("#7", Status.FAILED)]), ALL_WELL, [MOVES], STUCK),
+    ("it waits for itself", Facts(TODO, circle="#7 -> #7", **NEEDED), ALL_WELL, [WAITS], STUCK),
+    ("it waits in the backlog", Facts(Status.BACKLOG, **NEEDED), ALL_WELL, [MOVES], STUCK),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "fleet", "needed", "stand"), [row[1:] for row in SITUATIONS], ids=[row[0] for row in SITUATIONS]
+)
+def test_how_a_task_stands(facts: Facts, fleet: Fleet, needed: list[Stand], stand: Stand) -> None:
+    """Only what needs somebody is stuck: not what runs, has its turn soon, or waits for such."""
+    told = merged(reasons(facts), fleet, Way("test", "dispatch", ("gpu",)), 0.0)
+    assert stand_of(told, needed) is stand

@@ -19,6 +19,8 @@ from dispatch.errors import GatewayUnavailableError, LeaseLostError
 from dispatch.runner import attempt, owner, process, spool, tree
 from dispatch.runner.lease_keeper import Lease, LeaseKeeper, _Watch
 from dispatch.runner.output import HeadTail
+from tests.support.processes import eventually
+from workers.late_reports import deliver_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,6 +263,97 @@ def test_unreadable_spool_files_are_put_aside(tmp_path: Path) -> None:
     assert spool.replay(Gateway(), box, rand=lambda: 0.5, log=Recorder()) == 0  # type: ignore[arg-type]
     assert sent == ["why"]
     assert sorted(path.name for path in (tmp_path / "spool").iterdir()) == ["a.bad", "b.bad"]
+
+
+class Failing:
+    """A service that takes failures as its moods say."""
+
+    def __init__(self, *moods: Exception | None) -> None:
+        self.moods = list(moods)
+        self.reasons: list[str] = []
+
+    def fail(self, ref: AttemptRef, reason: str) -> None:
+        """Take a failure, or refuse it."""
+        if (mood := self.moods.pop(0) if self.moods else None) is not None:
+            raise mood
+        self.reasons.append(reason)
+
+
+def reports_in(box: spool.Spool, *tokens: int) -> None:
+    """Leave reports there whose reasons are their tokens."""
+    for token in tokens:
+        box.put(spool.Report(spool.Kind.FAIL, AttemptRef("7", 1, token, "actor"), reason=str(token)))
+
+
+def test_a_report_that_somebody_delivers_is_nobody_elses(tmp_path: Path) -> None:
+    """While one process holds it another leaves it alone; a descriptor that a fork took along keeps it from nobody."""
+    box, service, log = spool.Spool(tmp_path), Failing(), Recorder()
+    kept = box.keep(spool.Report(spool.Kind.FAIL, REF, reason="why"))
+    inherited = os.dup(kept.fd)
+    assert spool.replay(service, box, rand=lambda: 0.0, log=log) == 1  # type: ignore[arg-type]
+    assert service.reasons == []
+    kept.let_go()
+    assert spool.replay(service, box, rand=lambda: 0.0, log=log) == 0  # type: ignore[arg-type]
+    os.close(inherited)
+    assert service.reasons == ["why"]
+    assert log.events == ["spool_replayed"]
+    assert box.take(kept.path) is None
+
+
+def test_a_slot_that_gives_up_leaves_its_report_to_others(tmp_path: Path) -> None:
+    """It is on disk and held while it is tried, and free afterwards."""
+    box, held = spool.Spool(tmp_path), list[bool]()
+
+    def wait(_seconds: float) -> bool:
+        (path,) = (tmp_path / "spool").iterdir()
+        held.append(box.take(path) is None)
+        return len(held) < 2
+
+    away = Failing(GatewayUnavailableError("away"), GatewayUnavailableError("away"))
+    report = spool.Report(spool.Kind.FAIL, REF, reason="why")
+    how = {"wait": wait, "rand": lambda: 0.5, "log": Recorder()}
+    assert spool.deliver(report, away, box, **how) is spool.Outcome.LEFT  # type: ignore[arg-type]
+    assert held == [True, True]
+    assert [kept.report for kept in box.leftovers(0.0)] == [report]
+
+
+def test_a_service_that_is_away_is_asked_once_a_round(tmp_path: Path) -> None:
+    """The round ends there, and begins elsewhere the next time: one that is never taken does not hide the others."""
+    box, log = spool.Spool(tmp_path), Recorder()
+    reports_in(box, 1, 2, 3)
+    service = Failing(None, GatewayUnavailableError("away"))
+    assert spool.replay(service, box, rand=lambda: 0.4, log=log) == 2  # type: ignore[arg-type]
+    assert service.reasons == ["2"]
+    assert spool.replay(service, box, rand=lambda: 0.9, log=log) == 0  # type: ignore[arg-type]
+    assert service.reasons == ["2", "3", "1"]
+    assert log.events == ["spool_replayed", "report_delayed", "report_left_in_spool", *["spool_replayed"] * 2]
+
+
+def test_a_report_that_comes_too_late_is_told_and_kept(tmp_path: Path) -> None:
+    """It changes nothing at the service; people find what it said, and it is not tried again."""
+    box, log = spool.Spool(tmp_path), Recorder()
+    reports_in(box, 5)
+    service = Failing(LeaseLostError("stale", status=409))
+    assert spool.replay(service, box, rand=lambda: 0.0, log=log) == 0  # type: ignore[arg-type]
+    assert log.events == ["report_refused", "report_too_late"]
+    assert [path.name for path in (tmp_path / "spool" / "refused").iterdir()] == ["7-5-fail.json"]
+
+
+def test_late_reports_are_tried_until_the_service_is_back(tmp_path: Path) -> None:
+    """Again and again while it is away, also after a defect, and no more once the worker drains."""
+    box, log, is_over = spool.Spool(tmp_path), Recorder(), threading.Event()
+    reports_in(box, 1)
+    service = Failing(GatewayUnavailableError("away"), RuntimeError("a defect"), GatewayUnavailableError("away"))
+    how = {"lease_s": 0.04, "is_over": is_over.is_set, "log": log}
+    thread = threading.Thread(target=deliver_late, args=(service, box), kwargs=how)
+    thread.start()
+    eventually(lambda: service.reasons == ["1"])
+    eventually(lambda: box.waiting() == 0)
+    is_over.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert log.events.count("late_reports_failed") == 1
+    assert log.events[-1] == "spool_replayed"
 
 
 def test_reports_that_were_never_written_whole_are_cleared(tmp_path: Path) -> None:

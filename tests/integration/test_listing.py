@@ -1,0 +1,95 @@
+"""Lists that change while an ingress reads them, on our service and on a foreign ATS that pages by offset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dispatch.ats import protocol
+from dispatch.ats.aclient import AsyncClient
+from dispatch.ats.choose import extensions_of_health
+from dispatch.ats.model import Actor
+from dispatch.ingress import listing
+from dispatch.ingress.listing import Listing
+from tests.support.fake_ats import FakeAts
+from tests.support.service import service_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import pytest
+
+    from dispatch.ats.model import Task
+
+ME = Actor("agent", "worker-1", "Worker-1")
+KEPT = 4
+"""Every so many of the tasks stay where they are."""
+
+
+async def read_while_it_changes(
+    url: str, end: Callable[[str], None], begin: Callable[[], None]
+) -> tuple[list[str], bool]:
+    """Read what is in progress; with each page most of what was seen ends, and another task begins."""
+    seen: dict[str, None] = {}
+    async with AsyncClient(protocol.endpoint(url), ME) as client:
+        found = Listing(client, extensions_of_health(await client.send(protocol.health())))
+
+        def take(page: Sequence[Task]) -> None:
+            for task in page:
+                if task.id not in seen and len(seen) % KEPT:
+                    end(task.id)
+                seen[task.id] = None
+            if page and len(seen) < 40:
+                begin()
+
+        is_whole = await found.each(take, status="in_progress", assignee_id=ME.id)
+    return list(seen), is_whole
+
+
+async def test_a_foreign_service_is_read_whole() -> None:
+    """It pages by offset, three tasks at a time however many are asked for: still nothing is missed."""
+    with FakeAts(page_size=3) as ats:
+
+        def begin() -> None:
+            task = ats.add(title="more")
+            ats.tasks[task["id"]] |= {"status": "in_progress", "assignee_id": ME.id, "lease_expires": None}
+
+        for _ in range(20):
+            begin()
+        all_ids = list(ats.tasks)
+        seen, is_whole = await read_while_it_changes(
+            ats.url, lambda ident: ats.tasks[int(ident)].update(status="completed"), begin
+        )
+    assert is_whole
+    assert set(map(str, all_ids)) <= set(seen)
+
+
+async def test_our_service_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page is asked for by where the last one ended, so that nothing is read twice either."""
+    monkeypatch.setattr(listing, "PAGE", 3)
+    with service_on("sqlite") as service:
+        client = service.client()
+
+        def begin() -> str:
+            ident = str(client.create(title="more")["id"])
+            client.post(f"/tasks/{ident}/claim", {"lease_duration": 600_000})
+            return ident
+
+        all_ids = [begin() for _ in range(20)]
+        paths: list[str] = []
+        monkeypatch.setattr(protocol, "list_tasks", _noting(protocol.list_tasks, paths))
+        seen, is_whole = await read_while_it_changes(
+            service.url, lambda ident: client.post(f"/tasks/{ident}/cancel"), lambda: None
+        )
+    assert is_whole
+    assert seen == all_ids
+    assert len(paths) == 20 // 3 + 2
+    assert not any("offset" in path for path in paths)
+
+
+def _noting(real: Callable[..., protocol.Request], paths: list[str]) -> Callable[..., protocol.Request]:
+    def noting(**filters: object) -> protocol.Request:
+        request = real(**filters)
+        paths.append(str(request))
+        return request
+
+    return noting
