@@ -154,7 +154,13 @@ ANSWERS: list[tuple[int, dict[str, str], str, str]] = [
     (429, {}, "tempfail", "not now (exit code 75): 429 Too Many Requests: why"),
     (500, {"Retry-After": "3"}, "tempfail", "not now (exit code 75): 500 Internal Server Error: why"),
     (400, {}, "exit", "exit code 1: 400 Bad Request: why"),
-    (302, {"Location": "http://127.0.0.1:1/"}, "exit", "exit code 1: 302 Found: why"),
+    (
+        302,
+        {"Location": "http://127.0.0.1:1/"},
+        "exit",
+        "exit code 1: 302 Found: redirects are not followed; write the address that answers into the executor's url."
+        " why",
+    ),
 ]
 
 
@@ -195,7 +201,7 @@ def later(task):
         ("double", "success", '{"twice": 128}', ""),
         ("fails", "exit", "", "ValueError: no such size"),
         ("later", "tempfail", "", "not now (exit code 75)"),
-        ("nothing", "exit", "", "module 'jobs' has no attribute 'nothing'"),
+        ("nothing", "exit", "", "exit code 1: The module jobs has no function nothing."),
     ],
 )
 def test_a_python_executor_calls_a_function(
