@@ -44,6 +44,8 @@ class Start:
     stdin: bytes = field(repr=False)
     env: tuple[str, ...]
     """Names of the worker's environment that the child may see."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What it is given besides, and is not to be shown."""
     streams: bool = True
     """Whether what it writes is output to be shown while it runs, rather than an answer that comes at once."""
 
@@ -127,8 +129,9 @@ class Assignment:
         cannot run it.
         """
         if executor.kind == "http":
-            order = {"url": executor.url, "headers": _headers(executor, environ), "body": {"task": self._task()}}
-            return replace(_ours("http_call.py", order, env), streams=False)
+            headers = _headers(executor, environ)
+            order = {"url": executor.url, "headers": headers, "body": {"task": self._task()}}
+            return replace(_ours("http_call.py", order, env), secrets=_secret(executor, headers), streams=False)
         names = (*env, *executor.env)
         if executor.kind == "python":
             order = {"function": executor.function, "task": self._task(), "path": sys.path}
@@ -176,6 +179,12 @@ def _headers(executor: Executor, environ: Mapping[str, str]) -> dict[str, str]:
         if any(character in found[name] for character in "\r\n\0"):
             raise UnusableError(f"The executor {executor.name} has a header {name} with a line end in it.")
     return found
+
+
+def _secret(executor: Executor, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values that came from the environment, whole and without the scheme before them (Bearer)."""
+    values = [headers[name] for name, value in executor.headers.items() if value.startswith(_FROM_ENV)]
+    return tuple(part for value in values for part in (value, *value.split()[-1:]))
 
 
 def _ours(module: str, order: Mapping[str, Any], env: tuple[str, ...]) -> Start:

@@ -54,6 +54,12 @@ class Redactor:
             data = data.replace(secret, STARS)
         return data
 
+    def hide(self, text: str) -> str:
+        """Return a text without them."""
+        if not self._secrets:
+            return text
+        return self.redact(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+
     def safe_length(self, data: bytes) -> int:
         """Return how much of the data can be shown although more will follow: no secret begins in it and goes on."""
         longest = max((len(secret) for secret in self._secrets), default=0)

@@ -150,17 +150,12 @@ def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, re
     assert "canary-1" not in worker.log()
 
 
+REDIRECTED = "302 Found: redirects are not followed; write the address that answers into the executor's url. why"
 ANSWERS: list[tuple[int, dict[str, str], str, str]] = [
     (429, {}, "tempfail", "not now (exit code 75): 429 Too Many Requests: why"),
     (500, {"Retry-After": "3"}, "tempfail", "not now (exit code 75): 500 Internal Server Error: why"),
     (400, {}, "exit", "exit code 1: 400 Bad Request: why"),
-    (
-        302,
-        {"Location": "http://127.0.0.1:1/"},
-        "exit",
-        "exit code 1: 302 Found: redirects are not followed; write the address that answers into the executor's url."
-        " why",
-    ),
+    (302, {"Location": "http://127.0.0.1:1/"}, "exit", f"exit code 1: {REDIRECTED}"),
 ]
 
 
@@ -172,6 +167,18 @@ def test_other_answers_are_failed_attempts_or_not_now(
     receiver.answer = (status, headers, b"why")
     result = start({"kind": "http", "url": receiver.url}).result()
     assert (result["reason"], result["detail"]) == (reason, detail)
+
+
+def test_secrets_are_in_no_response_and_no_reason(start: Start, receiver: Receiver) -> None:
+    """Both are read by whoever reads the task. What a program says on stdout is its reason where stderr is empty."""
+    env = {"RUN_KEY": "Bearer canary-1"}
+    done = start({"command": ["sh", "-c", 'echo "it is $RUN_KEY"'], "env": ["RUN_KEY"]}, env=env)
+    assert done.result()["stdout"] == "it is ***\n"
+    failed = start({"command": ["sh", "-c", 'echo "not with $RUN_KEY"; exit 3'], "env": ["RUN_KEY"]}, env=env)
+    assert failed.result()["detail"] == "exit code 3: not with ***"
+    receiver.answer = (400, {}, b"canary-1 is no key")
+    refused = start({"kind": "http", "url": receiver.url, "headers": {"Authorization": "env:RUN_KEY"}}, env=env)
+    assert refused.result()["detail"] == "exit code 1: 400 Bad Request: *** is no key"
 
 
 def test_a_cancel_ends_an_http_call(start: Start, receiver: Receiver) -> None:
