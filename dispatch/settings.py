@@ -476,6 +476,8 @@ def _from_toml(path: Path, document: dict[str, Any]) -> dict[str, tuple[Any, str
     for table, values in document.items():
         if table in routing_settings.TABLES:
             continue
+        if table in SETTINGS and not isinstance(values, dict):
+            raise ConfigurationError(f"{path}: {table} stands in no table; write it below [{SETTINGS[table][0]}].")
         known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
         if not known or not isinstance(values, dict):
             tables = sorted({*(owner for owner, _ in SETTINGS.values()), *routing_settings.TABLES})
@@ -530,7 +532,8 @@ def _routing(path: Path | None, document: dict[str, Any], execution: Execution, 
             max_attempts=execution.max_attempts,
         )
     except ValueError as exc:
-        raise ConfigurationError(f"{path}: {exc}.") from exc
+        stop = "" if str(exc).endswith("?") else "."
+        raise ConfigurationError(f"{path}: {exc}{stop}") from exc
 
 
 def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from dispatch.core import limits
+from dispatch.core import limits, template
 from dispatch.core.routing import DEFAULT
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
@@ -40,7 +40,7 @@ def _executor(executor: Executor) -> list[Check]:
         return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
     if executor.kind == "python":
         return [_function(executor)]
-    return [_program(executor)]
+    return _program(executor)
 
 
 def _severity(executor: Executor) -> Literal["warning", "error"]:
@@ -66,23 +66,47 @@ def _function(executor: Executor) -> Check:
     )
 
 
-def _program(executor: Executor) -> Check:
-    program = executor.command[0]
+def _program(executor: Executor) -> list[Check]:
+    """Look for the program, and at what else can be seen of the command without running it."""
+    program, severity = executor.command[0], _severity(executor)
     called = "" if executor.name == DEFAULT else f" {executor.name}"
+    colon = called and f"{called}:"
     place = shutil.which(program)
     if place is not None:
-        return Check("executor", "ok", f"The executor{called} is {place}.")
+        trouble = script_trouble(Path(place))
+        if trouble:
+            checks = [Check("executor", "warning", f"The executor{colon} {place} {trouble}.", "Mend its first line.")]
+        else:
+            checks = [Check("executor", "ok", f"The executor{called} is {place}.")]
+        place_of = f"[executors.{executor.name}]" if called else "the default executor"
+        return checks + [
+            Check("executor", "warning", f"In the command of {place_of} {doubt}")
+            for doubt in template.doubts(executor.command)
+        ]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
     if called:
         advice = f"Install it on this host, or change [executors.{executor.name}]."
     path = Path(program).expanduser()
     if path.is_dir():
-        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
+        return [Check("executor", severity, f"The executor{colon} {program} is a directory.", advice)]
     if path.exists() and "/" in program:
-        sentence = f"The executor{called} {program} may not be executed."
-        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
+        sentence = f"The executor{colon} {program} may not be executed."
+        return [Check("executor", severity, sentence, f"Try 'chmod +x {program}'.")]
     where = "" if "/" in program else " on PATH"
-    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
+    return [Check("executor", severity, f"The executor{colon} {program} was not found{where}.", advice)]
+
+
+def script_trouble(path: Path) -> str:
+    """Say why the kernel would not start a script, as the end of a sentence; "" when nothing is wrong to see."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return ""
+    if line.startswith(b"#!"):
+        interpreter = os.fsdecode(line[2:].split()[0]) if line[2:].split() else ""
+        return "" if Path(interpreter).is_file() else f"names an interpreter that is not there: {interpreter}"
+    return "" if b"\0" in line or not line.isascii() else "is a text without a #! line, which the kernel does not start"
 
 
 def check_user(_settings: Settings) -> list[Check]:

@@ -33,7 +33,7 @@ _FROM_ENV: Final = "env:"
 
 
 class UnusableError(Exception):
-    """This host cannot run the executor; another one may. The sentence says what is missing here."""
+    """This host cannot run the executor; another one may. Its text is the end of a sentence: what is missing here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +136,11 @@ class Assignment:
         if executor.kind == "python":
             order = {"function": executor.function, "task": self._task(), "path": sys.path}
             return _ours("python_call.py", order, names)
-        if executor.name != DEFAULT and shutil.which(executor.command[0], path=environ.get("PATH")) is None:
+        program = executor.command[0]
+        if executor.name != DEFAULT and shutil.which(program, path=environ.get("PATH")) is None:
             # Not every host has every program; the task's attempts are for one that has it.
-            raise UnusableError(f"The executor {executor.name} needs {executor.command[0]}, which is not on this host.")
+            is_file = "/" in program and Path(program).is_file()
+            raise UnusableError(f"{program} may not be executed" if is_file else f"{program} is not there")
         return Start(self._argv(executor), self._stdin(executor), names)
 
     def _task(self) -> dict[str, Any]:
@@ -172,12 +174,10 @@ def _headers(executor: Executor, environ: Mapping[str, str]) -> dict[str, str]:
     for name, value in executor.headers.items():
         variable = value.removeprefix(_FROM_ENV) if value.startswith(_FROM_ENV) else None
         if variable is not None and not environ.get(variable):
-            raise UnusableError(
-                f"The executor {executor.name} needs the environment variable {variable}, which is not set here."
-            )
+            raise UnusableError(f"the environment variable {variable} is not set in its worker")
         found[name] = value if variable is None else environ[variable]
         if any(character in found[name] for character in "\r\n\0"):
-            raise UnusableError(f"The executor {executor.name} has a header {name} with a line end in it.")
+            raise UnusableError(f"the header {name} would have a line end in it")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -124,13 +125,15 @@ def test_a_route_limits_time_and_attempts(start: Start) -> None:
 
 
 def test_a_host_without_the_program_gives_the_task_back(start: Start) -> None:
-    """Another host may have it: the attempt does not count, and the log says what is missing."""
+    """Another host may have it: the attempt does not count, and log and reason say what is missing, and where."""
     worker = start({"command": ["no-such-program"]})
     worker.wait()
     (report,) = worker.reports()
     assert (report["op"], report["counted"]) == ("release", False)
     (event,) = worker.events("executor_unusable")
-    assert "no-such-program" in event["error"]
+    host = os.uname().nodename
+    assert event["error"] == f"Host {host} cannot run the executor one: no-such-program is not there."
+    assert report["reason"].startswith(event["error"])
 
 
 def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, receiver: Receiver) -> None:

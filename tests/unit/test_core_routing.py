@@ -127,6 +127,24 @@ def test_what_a_route_leaves_open_is_the_default() -> None:
         ("[[routes]]\nmax_attempts = true", "max_attempts must be"),
         ("[[routes]]\nchanel = 'x'", "Did you mean channel"),
         ("[routes]\nexecutor = 'x'", "routes must be written as"),
+        ("[[routes]]\ntimeout_ms = '60s'", r"\(it is '60s'\)\.$"),
+        ("[[routes]]\npayload = {review = true}", "payload cannot look at review, which steers dispatch"),
+        (
+            f"[[routes]]\npayload = {{a = '{'x' * 65}'}}",
+            "payload can never hold for a: names and texts have at most 64",
+        ),
+        ('[executors.a]\ncommand = "it\'s"', "must have a second quotation mark"),
+        ("[executors.a]\ncommand = 'x'\nenv = ['DISPATCH_ATS_TOKEN']", "no child sees those"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h:99999/'", "url must be a URL such as"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://[::1'", "url must be a URL such as"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h/a b'", "without blanks"),
+        (
+            "[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {'a b' = 'x'}",
+            "'a b', which is no name of a header",
+        ),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {A = 'env:'}", "variable after env: in A"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {A = '\u00fc'}", "ASCII only in A"),
+        ("[executors.a]\nkind = 'python'\nfunction = 'a..b:c'", "module:function"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, sentence: str, tmp_path: Any) -> None:
@@ -135,6 +153,15 @@ def test_what_is_wrong_is_named(text: str, sentence: str, tmp_path: Any) -> None
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=sentence):
         load({"DISPATCH_CONFIG": str(path)})
+
+
+def test_a_command_keeps_each_of_its_arguments(tmp_path: Any) -> None:
+    """A list is the argv as it stands, with what comes twice and with blanks, in both places where a command is."""
+    command = '["tool", "--allow", "a b ", "--allow", ""]'
+    path = tmp_path / "dispatch.toml"
+    path.write_text(f"[execution]\ncommand = {command}\n[executors.a]\ncommand = {command}\n")
+    executors = load({"DISPATCH_CONFIG": str(path)}).routing.executors
+    assert executors["a"].command == executors["default"].command == ("tool", "--allow", "a b ", "--allow", "")
 
 
 def test_the_default_executor_is_the_command_setting(tmp_path: Any) -> None:

@@ -214,6 +214,29 @@ function = "no_such_module.inner:run"
 """
 
 
+def test_what_a_command_probably_does_not_mean_is_said(tmp_path):
+    """Scripts that the kernel would not start, signs of a shell, and braces that stand for nothing are warnings."""
+    for name, line in (("bare", "echo x\n"), ("lost", "#!/no/such/sh -e\n"), ("fine", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(line)
+        (tmp_path / name).chmod(0o755)
+    commands = (f"{tmp_path}/bare", f"{tmp_path}/lost", f"{tmp_path}/fine {{titel}}", "sh -c $A", "cat a | wc $HOME")
+    tables = "".join(f"[executors.e{at}]\ncommand = {command!r}\n" for at, command in enumerate(commands))
+    (tmp_path / "d.toml").write_text("[executors.default]\ncommand = 'sh'\n" + tables)
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    said = [check.sentence for check in found if check.state == "warning"]
+    assert [
+        sentence.partition(" " + str(tmp_path))[0].partition(" {")[0].partition(": there")[0] for sentence in said
+    ] == [
+        "The executor e0:",
+        "The executor e1:",
+        "In the command of [executors.e2]",
+        "In the command of [executors.e4] | is an argument like any other",
+    ]
+    assert said[0].endswith("is a text without a #! line, which the kernel does not start.")
+    assert said[1].endswith("names an interpreter that is not there: /no/such/sh.")
+    assert "{titel} is no value of a task and stays as it is" in said[2]
+
+
 def test_each_executor_is_looked_at(tmp_path):
     """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
     (tmp_path / "d.toml").write_text(EXECUTORS)
