@@ -36,7 +36,8 @@ def test_what_a_sealed_task_waits_for_goes_before_what_the_service_says(
 
 def test_a_worker_is_asked_for_by_its_queue() -> None:
     """One that is started without it takes from another queue, and the task would still wait."""
-    (reason,) = [one for one in merged([], ALL_WELL, Way("test", "gpu"), 0.0) if one.code == "NO_WORKER"]
+    found = merged(reasons(Facts(Status.TODO, listeners=1)), ALL_WELL, Way("test", "gpu"), 0.0)
+    (reason,) = [one for one in found if one.code == "NO_WORKER"]
     assert "worker -Q gpu'" in reason.advice
 
 
