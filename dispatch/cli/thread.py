@@ -70,9 +70,10 @@ def response_of(task: Task) -> str:
 
 
 def print_response(output: Output, task: Task) -> None:
-    """Print a task's response, if it has one."""
+    """Print a task's response, if it has one; on a terminal a line that was written over as it was last."""
     text = response_of(task)
     if text:
+        text = settled_text(text) if output.is_terminal else text
         output.text(text.rstrip("\n"))
 
 
