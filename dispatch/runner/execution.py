@@ -312,7 +312,7 @@ class _Execution:
         log = attempt_log.AttemptLog(path, ctx.execution.attempt_log_bytes_max, ctx.log)
         if start.streams and ctx.stream_s > 0:
             live = self._child.live(ctx.gateway, ctx.stream_s, ctx.log)
-            self._buffer = LiveBuffer(redactor, where=f"{ctx.runner}:{path}", changed=live.changed)
+            self._buffer = LiveBuffer(redactor, where=log.where(ctx.runner), changed=live.changed)
         return Streams(progress=start.streams, redactor=redactor, log=log, live=self._buffer)
 
     def _on_long(self) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from dispatch.core.retry import EndReason
+from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.attempt_log import AttemptLog
 from dispatch.runner.janitor import clear_logs
 from dispatch.runner.live import ATTEMPT_BYTES_MAX, BUFFER_BYTES_MAX, MESSAGE_BYTES_MAX, LiveBuffer
+from dispatch.runner.output import HeadTail
 from dispatch.runner.progress import Progress, ProgressFilter
 from dispatch.runner.redaction import Redactor, secrets_in, secrets_of
+from dispatch.runner.telling import in_the_open
 from dispatch.settings import load
 
 TEXT = (
@@ -58,7 +62,7 @@ class Clock:
 
 def buffer(*secrets: str, clock: Any = None) -> LiveBuffer:
     """Make a buffer that hides these."""
-    return LiveBuffer(Redactor(secrets), where="host:/log", changed=lambda: None, clock=clock or Clock())
+    return LiveBuffer(Redactor(secrets), where="there is host:/log", changed=lambda: None, clock=clock or Clock())
 
 
 def test_no_secret_is_shown_however_it_arrives() -> None:
@@ -81,7 +85,7 @@ def test_the_newest_of_much_is_shown_and_the_rest_counted() -> None:
     text, _ = live.drain()
     assert len(text) < 8_000
     head, *rest = text.split("\n")
-    assert head == f"[... {len(lines) - 7 * len(rest)} bytes are left out here; the whole log is host:/log ...]"
+    assert head == f"[... {len(lines) - 7 * len(rest)} bytes are left out here; there is host:/log ...]"
     assert (rest[-1], len(rest)) == ("049999", MESSAGE_BYTES_MAX // 7)
 
 
@@ -120,7 +124,7 @@ def test_an_attempt_shows_so_much_and_then_only_progress() -> None:
     assert last == ""
     assert before.endswith(
         "[... this attempt has written 1 MiB here, which is all that a thread shows. It runs on, and its progress is "
-        "still shown; the whole log is host:/log ...]"
+        "still shown; there is host:/log ...]"
     )
     live.tell(Progress(50, "half"))
     assert live.drain() == ("[50 %] half", {"progress": 50, "text": "half"})
@@ -157,6 +161,20 @@ def test_a_log_ends_at_its_cap_and_goes_on_after_an_uncounted_attempt(tmp_path: 
         log.close()
     assert path.read_bytes().startswith(b"abcdabcdef\n[... the log ends here")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_is_sent_to_a_log_that_is_not_kept(tmp_path: Path) -> None:
+    """Where more of the output is stands in the sentence about what was left out; without logs it is nowhere."""
+    assert AttemptLog(tmp_path / "7-1.log", 10, None).where("host").endswith(f" host:{tmp_path}/7-1.log")
+    assert AttemptLog(tmp_path / "7-1.log", 0, None).where("host") == "no log of it is kept"
+
+
+def test_a_response_says_what_is_not_as_it_was_written() -> None:
+    """Left out in the middle, or bytes replaced that are no text: nobody takes it for whole."""
+    sink = HeadTail(16)
+    sink.feed(b"ab\xff\0" + b"c" * 20)
+    (output,) = in_the_open(AttemptEnd(EndReason.SUCCESS, stdout=sink.result())).outputs or []
+    assert (output.pop("response")[:2], output) == ("ab", {"truncated": True, "output_bytes": 24, "binary": True})
 
 
 def test_old_logs_are_cleared(tmp_path: Path) -> None:
