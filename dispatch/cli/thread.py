@@ -86,6 +86,14 @@ def outcome(task: Task) -> str:
     return f"Task {task.id} {task.status}{took}{reason}"
 
 
+def standstill(task: Task) -> str:
+    """Return why a task that has not ended says nothing at the moment, as a sentence; "" when it may."""
+    if task.status == "in_review":
+        return f"Task {task.id} waits for a review: 'dispatch complete {task.id}' or 'dispatch bounce {task.id} NOTE'."
+    reason = (task.raw or {}).get("reason")
+    return f"Task {task.id} is pending again: {reason}" if task.status == "pending" and reason else ""
+
+
 def print_messages(output: Output, messages: Iterable[Mapping[str, Any]]) -> None:
     """Print messages: who and how long ago, then the text, on a terminal; time, name and text elsewhere.
 
