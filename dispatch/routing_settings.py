@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from dispatch.core import template
+from dispatch.core import command_line, template
 from dispatch.core.prompt import INTERNAL_FIELDS
 from dispatch.core.routing import DEFAULT, TRAIT_CHARS_MAX, Executor, Route, Routing, traits_of
 
@@ -23,7 +23,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _URL: Final = re.compile(r"[!-~]+")
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHOWN_CHARS: Final = 60
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "command": frozenset({"command", "stdin", "env"}),
@@ -69,18 +68,8 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name(one) for one in value))
 
 
-def _env_names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and _ENV_NAME.fullmatch(one) for one in value):
-        raise ValueError("must be a list of names of environment variables")
-    if any(one.startswith("DISPATCH_") for one in value):
-        raise ValueError(
-            "must not hold names that begin with DISPATCH_; no child sees those, because they may be secrets"
-        )
-    return tuple(dict.fromkeys(value))
-
-
 def _argv(value: Any) -> tuple[str, ...]:
-    argv = template.argv_of(value)
+    argv = command_line.argv_of(value)
     if not template.names_program(argv):
         raise ValueError("must name the program itself; values of the task may stand in its arguments")
     return argv
@@ -118,7 +107,7 @@ def _headers(value: Any) -> dict[str, str]:
         variable = text.removeprefix("env:")
         if not _HEADER.fullmatch(name):
             raise ValueError(f"must not hold {name!r}, which is no name of a header")
-        if variable != text and not _ENV_NAME.fullmatch(variable):
+        if variable != text and not command_line.is_environment_name(variable):
             raise ValueError(f"must name an environment variable after env: in {name}")
         if not text.isascii():
             raise ValueError(f"must hold ASCII only in {name}")
@@ -177,7 +166,7 @@ _EXECUTOR: Final[Mapping[str, Callable[[Any], Any]]] = {
     "kind": _one_of(*_KINDS),
     "command": _argv,
     "stdin": _one_of("prompt", "task", "nothing"),
-    "env": _env_names,
+    "env": command_line.environment_names,
     "url": _url,
     "headers": _headers,
     "function": _function,

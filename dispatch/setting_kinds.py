@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from dispatch.core import template
+from dispatch.core import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,12 @@ def origins(value: Any) -> frozenset[str]:
 
 def argv(value: Any) -> tuple[str, ...]:
     """Read a command line."""
-    return template.argv_of(value)
+    return command_line.argv_of(value)
+
+
+def environment_names(value: Any) -> tuple[str, ...]:
+    """Read a comma-separated list of names of environment variables that children may see."""
+    return command_line.environment_names(names(value))
 
 
 def flag(value: Any) -> bool:

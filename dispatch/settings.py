@@ -94,7 +94,10 @@ class Execution:
         "drain_s", 30, kinds.seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
     )
     env: tuple[str, ...] = setting(
-        "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
+        "env",
+        "",
+        kinds.environment_names,
+        "further environment variables that the child may see, comma-separated names",
     )
     output_bytes_max: int = setting(
         "output_bytes_max",

@@ -8,9 +8,7 @@ of the operator's program.
 
 from __future__ import annotations
 
-import difflib
 import re
-import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.prompt import INTERNAL_FIELDS
@@ -18,62 +16,23 @@ from dispatch.core.prompt import INTERNAL_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
+PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
 _VALUE_CHARS_MAX: Final = 65_536
-_BRACES: Final = re.compile(r"\{([A-Za-z][\w.-]{0,64})\}", re.ASCII)
-_NAMES: Final = ("id", "channel", "type", "attempt", "title", "description", "priority", "prompt", "uuid")
-_SHELLS: Final = frozenset({"sh", "ash", "bash", "busybox", "dash", "ksh", "zsh", "ssh"})
-_SHELL_SIGNS: Final = frozenset({"&&", "||", "|", "&", ">", ">>", "<", "2>", "2>&1"})
-_VARIABLE: Final = re.compile(r"\$\{?[A-Za-z_]\w*\}?", re.ASCII)
 
 
 class TemplateError(ValueError):
     """The task cannot be put into the argv; the sentence says why, and quotes nothing of the task."""
 
 
-def argv_of(value: Any) -> tuple[str, ...]:
-    """Return the command line that an operator wrote, as text or as a list; each argument stays as it is.
-
-    Raises ValueError with the end of a sentence that begins with the setting's name.
-    """
-    try:
-        argv = shlex.split(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError("must have a second quotation mark for each first one") from None
-    if not isinstance(argv, list | tuple) or not argv or not argv[0]:
-        raise ValueError("must name a command, as text or as a list of texts")
-    if not all(isinstance(one, str) and "\0" not in one for one in argv):
-        raise ValueError("must be text or a list of texts, without NUL")
-    return tuple(argv)
-
-
-def doubts(argv: Sequence[str]) -> list[str]:
-    """Return sentences about arguments that probably do not mean what their author meant."""
-    found = []
-    if argv[0].rpartition("/")[2] not in _SHELLS:
-        signs = [part for part in argv[1:] if part in _SHELL_SIGNS or _VARIABLE.fullmatch(part)]
-        if signs:
-            found.append(f"{signs[0]} is an argument like any other: there is no shell; write sh -c '...' to have one.")
-    for part in argv[1:]:
-        for match in _BRACES.finditer(_PLACEHOLDER.sub("", part)):
-            name = match[1].lower()
-            if name.startswith("payload") or difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.8):
-                found.append(
-                    f"{match[0]} is no value of a task and stays as it is; there are {{id}}, {{channel}}, {{type}},"
-                    " {attempt} and {payload.NAME}. Title and description come on stdin only."
-                )
-    return found
-
-
 def payload_fields(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the payload fields that an argv asks for, each once."""
-    found = (match[2] for part in argv for match in _PLACEHOLDER.finditer(part) if match[2])
+    found = (match[2] for part in argv for match in PLACEHOLDER.finditer(part) if match[2])
     return tuple(dict.fromkeys(found))
 
 
 def names_program(argv: Sequence[str]) -> bool:
     """Say whether the program itself is a fixed one, and not the task's to choose."""
-    return bool(argv) and not _PLACEHOLDER.search(argv[0])
+    return bool(argv) and not PLACEHOLDER.search(argv[0])
 
 
 def fill(argv: Sequence[str], facts: Mapping[str, Any], payload: Any) -> tuple[str, ...]:
@@ -87,7 +46,7 @@ def fill(argv: Sequence[str], facts: Mapping[str, Any], payload: Any) -> tuple[s
     filled = [argv[0]]
     options_end = False
     for part in argv[1:]:
-        whole = _PLACEHOLDER.sub(lambda match: _value(match, facts, payload), part)
+        whole = PLACEHOLDER.sub(lambda match: _value(match, facts, payload), part)
         if not options_end and whole != part and whole.startswith("-") and not part.startswith("-"):
             _check_number(whole)
         options_end = options_end or part == "--"

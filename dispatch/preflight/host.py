@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from dispatch.core import limits, template
+from dispatch.core import command_line, limits
 from dispatch.core.routing import DEFAULT
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
@@ -81,7 +81,7 @@ def _program(executor: Executor) -> list[Check]:
         place_of = f"[executors.{executor.name}]" if called else "the default executor"
         return checks + [
             Check("executor", "warning", f"In the command of {place_of} {doubt}")
-            for doubt in template.doubts(executor.command)
+            for doubt in command_line.doubts(executor.command)
         ]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
     if called:

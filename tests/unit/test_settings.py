@@ -202,6 +202,8 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_REQUIRE_ENCRYPTION": "yes"}, "DISPATCH_REQUIRE_ENCRYPTION must be true or false"),
         ({"DISPATCH_SEAL_VERSIONS": "1,3"}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_SEAL_VERSIONS": ""}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
+        ({"DISPATCH_ENV": "HOME,DISPATCH_ATS_TOKEN"}, "DISPATCH_ENV must not hold names that begin with DISPATCH_"),
+        ({"DISPATCH_ENV": "A B"}, "DISPATCH_ENV must be a list of names of environment variables (it is 'A B')."),
         ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
         ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND must have a second quotation mark"),
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
