@@ -164,11 +164,16 @@ def choose(routing: Routing, task: TaskTraits) -> Choice:
 
 def _holds(route: Route, task: TaskTraits) -> bool:
     return (
-        (route.channel is None or fnmatchcase(task.channel, route.channel))
-        and (route.type is None or fnmatchcase(task.type, route.type))
+        (route.channel is None or _fits(task.channel, route.channel))
+        and (route.type is None or _fits(task.type, route.type))
         and (route.sender is None or (bool(task.sender) and route.sender in ("*", task.sender)))
         and all(_same(task.traits.get(name), wanted) for name, wanted in route.payload.items())
     )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    # Brackets are signs of fnmatch, and letters of names here.
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _same(found: Trait | None, wanted: Trait) -> bool:

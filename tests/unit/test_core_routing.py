@@ -96,6 +96,13 @@ def test_the_first_route_that_holds_decides(task: TaskTraits, executor: str, que
     assert (choice.executor, choice.queue, choice.classes) == (executor, queue, classes)
 
 
+def test_patterns_know_two_signs_only() -> None:
+    """A star and a question mark stand for others; brackets are letters of a name like any others."""
+    routing = routing_of('[[routes]]\nchannel = "a[1]*"\nqueue = "special"')
+    queues = [choose(routing, TaskTraits(channel)).queue for channel in ("a[1]", "a[1]b", "a1", "A[1]")]
+    assert queues == ["special", "special", "dispatch", "dispatch"]
+
+
 def test_a_switch_takes_a_task_out_of_a_class() -> None:
     """``gpu: false`` wins over the class of a route."""
     routing = routing_of('[[routes]]\nchannel = "*"\nclasses = ["gpu"]')
