@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.core.prompt import INTERNAL_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DEFAULT: Final = "default"
 """The executor of tasks that no route names one for."""
@@ -160,6 +160,31 @@ def choose(routing: Routing, task: TaskTraits) -> Choice:
         review=bool(route.review),
         notify=route.notify is not False,
     )
+
+
+def shadowed(routes: Sequence[Route]) -> list[tuple[int, int]]:
+    """Return the routes that never decide, each with an earlier one that holds wherever it does; numbered from 1."""
+    found = []
+    for at, later in enumerate(routes):
+        first = next((before for before in range(at) if _covers(routes[before], later)), None)
+        if first is not None:
+            found.append((at + 1, first + 1))
+    return found
+
+
+def _covers(earlier: Route, later: Route) -> bool:
+    return (
+        _covers_pattern(earlier.channel, later.channel)
+        and _covers_pattern(earlier.type, later.type)
+        and (earlier.sender in (None, later.sender) or (earlier.sender == "*" and later.sender is not None))
+        and all(_same(later.payload.get(name), wanted) for name, wanted in earlier.payload.items())
+    )
+
+
+def _covers_pattern(earlier: str | None, later: str | None) -> bool:
+    if earlier in (None, "*", later):
+        return True
+    return later is not None and not set("*?") & set(later) and _fits(later, str(earlier))
 
 
 def _holds(route: Route, task: TaskTraits) -> bool:

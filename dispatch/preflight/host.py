@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from dispatch.core import command_line, limits
-from dispatch.core.routing import DEFAULT
+from dispatch.core.routing import DEFAULT, shadowed
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
 from dispatch.runner.executors import controllers_of
@@ -25,6 +25,19 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 def check_executor(settings: Settings) -> list[Check]:
     """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
     return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+
+
+def check_routes(settings: Settings) -> list[Check]:
+    """Does each route decide about some task?"""
+    return [
+        Check(
+            "routes",
+            "warning",
+            f"[[routes]] number {later} never decides: whatever it would hold for, number {earlier} takes before.",
+            "Put it before that one, or narrow that one.",
+        )
+        for later, earlier in shadowed(settings.routing.routes)
+    ]
 
 
 def _executor(executor: Executor) -> list[Check]:

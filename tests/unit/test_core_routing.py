@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.routing import DEFAULT, Executor, Route, Routing, TaskTraits, choose, traits_of
+from dispatch.core.routing import DEFAULT, Executor, Route, Routing, TaskTraits, choose, shadowed, traits_of
 from dispatch.errors import ConfigurationError
 from dispatch.routing_settings import read
 from dispatch.settings import load
@@ -101,6 +101,22 @@ def test_patterns_know_two_signs_only() -> None:
     routing = routing_of('[[routes]]\nchannel = "a[1]*"\nqueue = "special"')
     queues = [choose(routing, TaskTraits(channel)).queue for channel in ("a[1]", "a[1]b", "a1", "A[1]")]
     assert queues == ["special", "special", "dispatch", "dispatch"]
+
+
+def test_routes_that_never_decide_are_found() -> None:
+    """Each of the even ones is behind one that holds wherever it would; the odd ones all decide about something."""
+    conditions = [
+        'channel = "a*"',
+        'channel = "ab"\npayload = { x = 1 }',
+        'channel = "b"\ntype = "t"\npayload = { x = true }',
+        'channel = "b"\ntype = "t"\npayload = { x = true, y = 2 }',
+        'channel = "b"\nsender = "*"\npayload = { x = 1 }',
+        'channel = "b"\nsender = "eve"\npayload = { x = 1 }',
+        'channel = "b"\ntype = "t*"\npayload = { x = 1 }',
+        'channel = "a*"\ntype = "u"',
+    ]
+    routing = routing_of("".join(f"[[routes]]\n{text}\n" for text in conditions))
+    assert shadowed(routing.routes) == [(2, 1), (4, 3), (6, 5), (8, 1)]
 
 
 def test_a_switch_takes_a_task_out_of_a_class() -> None:
