@@ -13,7 +13,7 @@ from dispatch.core import command_line, limits
 from dispatch.core.routing import DEFAULT, shadowed
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
-from dispatch.runner.executors import controllers_of
+from dispatch.runner.executors import controllers_of, placed
 
 if TYPE_CHECKING:
     from dispatch.core.routing import Executor
@@ -81,7 +81,7 @@ def _function(executor: Executor) -> Check:
 
 def _program(executor: Executor) -> list[Check]:
     """Look for the program, and at what else can be seen of the command without running it."""
-    program, severity = executor.command[0], _severity(executor)
+    program, severity = placed(executor.command[0]), _severity(executor)
     called = "" if executor.name == DEFAULT else f" {executor.name}"
     colon = called and f"{called}:"
     place = shutil.which(program)
@@ -99,7 +99,7 @@ def _program(executor: Executor) -> list[Check]:
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
     if called:
         advice = f"Install it on this host, or change [executors.{executor.name}]."
-    path = Path(program).expanduser()
+    path = Path(program)
     if path.is_dir():
         return [Check("executor", severity, f"The executor{colon} {program} is a directory.", advice)]
     if path.exists() and "/" in program:

@@ -136,12 +136,12 @@ class Assignment:
         if executor.kind == "python":
             order = {"function": executor.function, "task": self._task(), "path": sys.path}
             return _ours("python_call.py", order, names)
-        program = executor.command[0]
+        program = placed(executor.command[0])
         if executor.name != DEFAULT and shutil.which(program, path=environ.get("PATH")) is None:
             # Not every host has every program; the task's attempts are for one that has it.
             is_file = "/" in program and Path(program).is_file()
             raise UnusableError(f"{program} may not be executed" if is_file else f"{program} is not there")
-        return Start(self._argv(executor), self._stdin(executor), names)
+        return Start((program, *self._argv(executor)[1:]), self._stdin(executor), names)
 
     def _task(self) -> dict[str, Any]:
         return task_json(self.ref, self.task, self.work)
@@ -167,6 +167,13 @@ class Assignment:
         if executor.stdin == "task":
             return json.dumps(self._task(), ensure_ascii=False).encode("utf-8", "replace")
         return self.prompt() if executor.stdin == "prompt" else b""
+
+
+def placed(program: str) -> str:
+    """Return a program as a child can name it, which has a work directory of its own: a path is meant from here."""
+    if "/" not in program:
+        return program
+    return str(Path.home() / program[2:] if program.startswith("~/") else Path.cwd() / program)
 
 
 def _headers(executor: Executor, environ: Mapping[str, str]) -> dict[str, str]:

@@ -102,6 +102,17 @@ def test_a_command_gets_the_tasks_values_and_the_task(start: Start) -> None:
     assert worker.events("attempt_started")[0]["executor"] == "one"
 
 
+def test_a_path_is_meant_from_where_the_worker_was_started(tmp_path: Path, monkeypatch: Any) -> None:
+    """The child has a work directory of its own, where no path of the settings would lead anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "agent").touch(mode=0o755)
+    assignment = Assignment(AttemptRef("7", 1, 5, "a"), Task("7"), Work("t", "d", None), lambda: b"prompt")
+    for program, argv in (("./agent", f"{tmp_path}/agent"), ("~/agent", f"{tmp_path}/agent"), ("sh", "sh")):
+        start = assignment.start_of(Executor("one", command=(program, "x")), {"PATH": "/usr/bin:/bin"}, ())
+        assert start.argv == (argv, "x")
+
+
 def test_a_missing_field_fails_the_task_at_once(start: Start) -> None:
     """No attempt would find it: nothing is started, and the reason names executor and field."""
     worker = start({"command": ["true", "{payload.width}"]})
