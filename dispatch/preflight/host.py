@@ -51,9 +51,12 @@ def _executor(executor: Executor) -> list[Check]:
             sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
             return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
         return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
-    if executor.kind == "python":
-        return [_function(executor)]
-    return _program(executor)
+    checks = [_function(executor)] if executor.kind == "python" else _program(executor)
+    unset = sorted(name for name in executor.env if name not in os.environ)
+    if unset:
+        sentence = f"The executor {executor.name} may see {', '.join(unset)} of the worker's environment, not set here."
+        checks.append(Check("executor", "warning", sentence, "Set it where the worker is started, or mend its name."))
+    return checks
 
 
 def _severity(executor: Executor) -> Literal["warning", "error"]:

@@ -199,6 +199,7 @@ def test_callbacks_and_chats_are_judged(env, change, state, words):
 EXECUTORS = """
 [executors.default]
 command = "sh -c true"
+env = ["PATH", "SPELT_WORNG"]
 [executors.gone]
 command = "no-such-program {payload.x}"
 [executors.post]
@@ -241,9 +242,15 @@ def test_each_executor_is_looked_at(tmp_path):
     """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
     (tmp_path / "d.toml").write_text(EXECUTORS)
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
-    assert [check.state for check in found] == ["ok", "warning", "warning", "ok", "warning"]
+    assert [check.state for check in found] == ["ok", "warning", "warning", "warning", "ok", "warning"]
     said = " ".join(f"{check.sentence} {check.advice}" for check in found)
-    for piece in ("no-such-program was not found on PATH", "NOT_SET_HERE", "is json:dumps", "no_such_module"):
+    for piece in (
+        "may see SPELT_WORNG of",
+        "no-such-program was not found on PATH",
+        "NOT_SET_HERE",
+        "is json:dumps",
+        "no_such_module",
+    ):
         assert piece in said
     assert "secret" not in said
     (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
