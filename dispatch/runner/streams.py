@@ -13,7 +13,7 @@ from dispatch.runner.progress import Progress, ProgressFilter
 from dispatch.runner.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from dispatch.runner.attempt_log import AttemptLog
     from dispatch.runner.live import LiveBuffer
@@ -42,24 +42,24 @@ class Streams:
             self._log.write(chunk)
         if name not in self._filters:
             return chunk
-        kept, found = self._filters[name].feed(chunk)
-        return self._told(name, kept, found)
+        return self._told(name, self._filters[name].feed(chunk))
 
     def end(self, name: str, sink: HeadTail) -> Captured:
         """Give what was held back to where the stream was kept, and return what is reported of it."""
         if name in self._filters:
-            kept, found = self._filters[name].rest()
-            sink.feed(self._told(name, kept, found))
+            sink.feed(self._told(name, self._filters[name].rest()))
         captured = sink.result()
         return replace(captured, text=self._redactor.hide(captured.text))
 
-    def _told(self, name: str, kept: bytes, found: Iterable[Progress]) -> bytes:
-        if self._live is not None:
-            if kept:
-                self._live.feed(name, kept)
-            for progress in found:
-                self._live.tell(progress)
-        return kept
+    def _told(self, name: str, pieces: Sequence[bytes | Progress]) -> bytes:
+        for piece in pieces:
+            if self._live is None:
+                break
+            if isinstance(piece, Progress):
+                self._live.tell(piece)
+            else:
+                self._live.feed(name, piece)
+        return b"".join(piece for piece in pieces if not isinstance(piece, Progress))
 
     def close(self) -> None:
         """Close the log."""
