@@ -24,7 +24,13 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 
 def check_executor(settings: Settings) -> list[Check]:
     """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
-    return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+    executors = settings.routing.executors
+    is_table = executors[DEFAULT].command != settings.execution.command
+    found = [check for executor in executors.values() for check in _executor(executor, is_table=is_table)]
+    if is_table and "DISPATCH_COMMAND" in os.environ:
+        sentence = "DISPATCH_COMMAND is set, and does nothing beside [executors.default] of the settings file."
+        found.append(Check("executor", "warning", sentence, "Remove one of them."))
+    return found
 
 
 def check_routes(settings: Settings) -> list[Check]:
@@ -40,7 +46,7 @@ def check_routes(settings: Settings) -> list[Check]:
     ]
 
 
-def _executor(executor: Executor) -> list[Check]:
+def _executor(executor: Executor, *, is_table: bool) -> list[Check]:
     if executor.kind == "http":
         unset = sorted(
             value.removeprefix("env:")
@@ -51,7 +57,7 @@ def _executor(executor: Executor) -> list[Check]:
             sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
             return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
         return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
-    checks = [_function(executor)] if executor.kind == "python" else _program(executor)
+    checks = [_function(executor)] if executor.kind == "python" else _program(executor, is_table=is_table)
     unset = sorted(name for name in executor.env if name not in os.environ)
     if unset:
         sentence = f"The executor {executor.name} may see {', '.join(unset)} of the worker's environment, not set here."
@@ -82,8 +88,11 @@ def _function(executor: Executor) -> Check:
     )
 
 
-def _program(executor: Executor) -> list[Check]:
-    """Look for the program, and at what else can be seen of the command without running it."""
+def _program(executor: Executor, *, is_table: bool) -> list[Check]:
+    """Look for the program, and at what else can be seen of the command without running it.
+
+    ``is_table`` says that the default executor is a table of the settings file, and not DISPATCH_COMMAND.
+    """
     program, severity = placed(executor.command[0]), _severity(executor)
     called = "" if executor.name == DEFAULT else f" {executor.name}"
     colon = called and f"{called}:"
@@ -94,13 +103,12 @@ def _program(executor: Executor) -> list[Check]:
             checks = [Check("executor", "warning", f"The executor{colon} {place} {trouble}.", "Mend its first line.")]
         else:
             checks = [Check("executor", "ok", f"The executor{called} is {place}.")]
-        place_of = f"[executors.{executor.name}]" if called else "the default executor"
+        place_of = f"[executors.{executor.name}]" if called or is_table else "DISPATCH_COMMAND"
         return checks + [
-            Check("executor", "warning", f"In the command of {place_of} {doubt}")
-            for doubt in command_line.doubts(executor.command)
+            Check("executor", "warning", f"In {place_of} {doubt}") for doubt in command_line.doubts(executor.command)
         ]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
-    if called:
+    if called or is_table:
         advice = f"Install it on this host, or change [executors.{executor.name}]."
     path = Path(program)
     if path.is_dir():

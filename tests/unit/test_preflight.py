@@ -230,15 +230,15 @@ def test_what_a_command_probably_does_not_mean_is_said(tmp_path):
     ] == [
         "The executor e0:",
         "The executor e1:",
-        "In the command of [executors.e2]",
-        "In the command of [executors.e4] | is an argument like any other",
+        "In [executors.e2]",
+        "In [executors.e4] | is an argument like any other",
     ]
     assert said[0].endswith("is a text without a #! line, which the kernel does not start.")
     assert said[1].endswith("names an interpreter that is not there: /no/such/sh.")
     assert "{titel} is no value of a task and stays as it is" in said[2]
 
 
-def test_each_executor_is_looked_at(tmp_path):
+def test_each_executor_is_looked_at(tmp_path, monkeypatch):
     """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
     (tmp_path / "d.toml").write_text(EXECUTORS)
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
@@ -255,4 +255,8 @@ def test_each_executor_is_looked_at(tmp_path):
     assert "secret" not in said
     (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
-    assert found[0].state == "error"
+    assert (found[0].state, "change [executors.default]" in found[0].advice) == ("error", True)
+    monkeypatch.setenv("DISPATCH_COMMAND", "cat")
+    path = str(tmp_path / "d.toml")
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": path, "DISPATCH_COMMAND": "cat"}))
+    assert found[-1].sentence.startswith("DISPATCH_COMMAND is set, and does nothing beside [executors.default]")
