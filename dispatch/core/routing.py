@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dispatch.core.prompt import INTERNAL_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT: Final = "default"
 """The executor of tasks that no route names one for."""
@@ -49,6 +49,10 @@ class Executor:
     memory_bytes_max: int | None = None
     """Memory of an attempt, 0 for no limit; None: what the settings say. The same for processes."""
     processes_max: int | None = None
+
+    def called(self) -> str:
+        """Return what does the work, for logs: the program, the function, or that it is a call of a URL."""
+        return {"command": self.command[0] if self.command else "", "python": self.function}.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Routing:
     def timeout_s_max(self) -> float:
         """Return the longest time limit that any task can have, seconds."""
         return max([self.timeout_s, *(route.timeout_s for route in self.routes if route.timeout_s is not None)])
+
+    def without_route(self, queues: Iterable[str]) -> tuple[str, ...]:
+        """Return those queues that no task is ever put in."""
+        known = self.queues()
+        return tuple(queue for queue in queues if queue not in known)
 
     def queues(self) -> tuple[str, ...]:
         """Return every queue that a task may be put in, the default first."""

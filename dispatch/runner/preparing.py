@@ -89,7 +89,5 @@ class Preparing:
             ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
             why = f"Host {os.uname().nodename} cannot run the executor {choice.executor}: {exc}."
             self.log.error("executor_unusable", executor=choice.executor, error=why, **ids)  # noqa: TRY400
-            raise NotNowError(
-                f"{why} Mend that, or give its route a queue that only hosts take from which can."
-            ) from None
+            raise NotNowError(f"{why} Mend that, or route such tasks to a queue of hosts that can.") from None
         return Prepared(work, choice, start, executors.allowance_of(executor, self.execution))

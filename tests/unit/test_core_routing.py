@@ -119,6 +119,18 @@ def test_routes_that_never_decide_are_found() -> None:
     assert shadowed(routing.routes) == [(2, 1), (4, 3), (6, 5), (8, 1)]
 
 
+def test_a_queue_that_is_spelt_wrong_is_known() -> None:
+    """A worker that takes from it would wait for ever."""
+    routing = routing_of('[[routes]]\nqueue = "gpu"')
+    assert routing.without_route(["gpu", "gpuu", "dispatch"]) == ("gpuu",)
+
+
+def test_an_executor_is_called_by_what_does_the_work() -> None:
+    """The program, the function; of a URL, which may hold secrets, that it is one."""
+    every = (Executor(command=("sh", "x")), Executor(kind="python", function="a:b"), Executor(kind="http", url="u"))
+    assert [executor.called() for executor in every] == ["sh", "a:b", "http"]
+
+
 def test_a_switch_takes_a_task_out_of_a_class() -> None:
     """``gpu: false`` wins over the class of a route."""
     routing = routing_of('[[routes]]\nchannel = "*"\nclasses = ["gpu"]')
