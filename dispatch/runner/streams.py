@@ -48,7 +48,7 @@ class Streams:
         """Give what was held back to where the stream was kept, and return what is reported of it."""
         if name in self._filters:
             sink.feed(self._told(name, self._filters[name].rest()))
-        captured = sink.result()
+        captured = sink.result(self._redactor.edges)
         return replace(captured, text=self._redactor.hide(captured.text))
 
     def _told(self, name: str, pieces: Sequence[bytes | Progress]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dispatch.runner.live import ATTEMPT_BYTES_MAX, BUFFER_BYTES_MAX, MESSAGE_BY
 from dispatch.runner.output import HeadTail
 from dispatch.runner.progress import Progress, ProgressFilter
 from dispatch.runner.redaction import Redactor, secrets_in, secrets_of
+from dispatch.runner.streams import Streams
 from dispatch.runner.telling import in_the_open
 from dispatch.settings import load
 
@@ -170,6 +172,19 @@ def test_nobody_is_sent_to_a_log_that_is_not_kept(tmp_path: Path) -> None:
     """Where more of the output is stands in the sentence about what was left out; without logs it is nowhere."""
     assert AttemptLog(tmp_path / "7-1.log", 10, None).where("host").endswith(f" host:{tmp_path}/7-1.log")
     assert AttemptLog(tmp_path / "7-1.log", 0, None).where("host") == "no log of it is kept"
+
+
+@pytest.mark.parametrize("at", range(18, 34))
+def test_a_secret_is_hidden_where_the_middle_is_left_out(at: int) -> None:
+    """Cut in two it is no longer there whole; neither half is shown, wherever the cut falls."""
+    sink = HeadTail(80)  # 20 bytes before the cut, 60 behind
+    sink.feed(b"x" * at + b"canary-secret" + b"y" * 50)
+    text = Streams(progress=False, redactor=Redactor(["canary-secret"])).end("stdout", sink).text
+    assert not re.search("can|ary|sec|ret", text)
+    shown = re.sub(
+        r"\n\[\.\.\. (\d+) bytes of output are left out here \.\.\.\]\n", lambda found: "z" * int(found[1]), text
+    )
+    assert len(shown.replace("***", "z" * 13)) == at + 13 + 50
 
 
 def test_a_response_says_what_is_not_as_it_was_written() -> None:
