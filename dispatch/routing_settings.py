@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from dispatch.core import template
-from dispatch.core.routing import DEFAULT, Executor, Route, Routing
+from dispatch.core import command_line, template
+from dispatch.core.prompt import INTERNAL_FIELDS
+from dispatch.core.routing import DEFAULT, TRAIT_CHARS_MAX, Executor, Route, Routing, traits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 TABLES: Final = ("executors", "routes", "classes")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FUNCTION: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_URL: Final = re.compile(r"[!-~]+")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SHOWN_CHARS: Final = 60
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "command": frozenset({"command", "stdin", "env"}),
     "http": frozenset({"url", "headers"}),
@@ -41,9 +43,13 @@ def _known(where: str, body: Any, names: Collection[str]) -> dict[str, Any]:
         raise ValueError(f"{where} must be a table")
     for name in body:
         if name not in names:
-            close = difflib.get_close_matches(name, list(names), n=1)
-            raise ValueError(f"{where}: {name} is not known.{f' Did you mean {close[0]}?' if close else ''}")
+            raise ValueError(f"{where}: {name} is not known{_nearest(name, names)}")
     return body
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def _text(value: Any) -> str:
@@ -64,19 +70,11 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name(one) for one in value))
 
 
-def _env_names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and _ENV_NAME.fullmatch(one) for one in value):
-        raise ValueError("must be a list of names of environment variables")
-    return tuple(dict.fromkeys(value))
-
-
 def _argv(value: Any) -> tuple[str, ...]:
-    argv = shlex.split(value) if isinstance(value, str) else value
-    if not isinstance(argv, list) or not argv or not all(isinstance(one, str) and "\0" not in one for one in argv):
-        raise ValueError("must name a command, as text or as a list of texts")
+    argv = command_line.argv_of(value)
     if not template.names_program(argv):
         raise ValueError("must name the program itself; values of the task may stand in its arguments")
-    return tuple(argv)
+    return argv
 
 
 def _one_of(*words: str) -> Callable[[Any], str]:
@@ -90,7 +88,13 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 
 def _url(value: Any) -> str:
     url = _text(value)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_right = False
+    if not port_is_right or not _URL.fullmatch(url):
+        raise ValueError("must be a URL such as https://host:8443/path, in ASCII and without blanks")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ValueError("must be an http or https URL without a user; put credentials into headers")
     return url
@@ -101,6 +105,14 @@ def _headers(value: Any) -> dict[str, str]:
         raise ValueError("must be a table of texts")
     if any(character in f"{name}{text}" for name, text in value.items() for character in "\r\n\0"):
         raise ValueError("must not hold line ends")
+    for name, text in value.items():
+        variable = text.removeprefix("env:")
+        if not _HEADER.fullmatch(name):
+            raise ValueError(f"must not hold {name!r}, which is no name of a header")
+        if variable != text and not command_line.is_environment_name(variable):
+            raise ValueError(f"must name an environment variable after env: in {name}")
+        if not text.isascii():
+            raise ValueError(f"must hold ASCII only in {name}")
     return dict(value)
 
 
@@ -148,6 +160,14 @@ def _timeout_s(value: Any) -> float:
 def _traits(value: Any) -> dict[str, bool | int | str]:
     if not isinstance(value, dict) or not all(isinstance(one, bool | int | str) for one in value.values()):
         raise ValueError("must be a table of texts, whole numbers, true and false")
+    for name, wanted in value.items():
+        if name in INTERNAL_FIELDS:
+            raise ValueError(f"cannot look at {name}, which steers dispatch")
+        if not traits_of({name: wanted}):
+            raise ValueError(
+                f"can never hold for {name}: names and texts have at most {TRAIT_CHARS_MAX} characters, and numbers at"
+                " most 16 digits"
+            )
     return dict(value)
 
 
@@ -155,7 +175,7 @@ _EXECUTOR: Final[Mapping[str, Callable[[Any], Any]]] = {
     "kind": _one_of(*_KINDS),
     "command": _argv,
     "stdin": _one_of("prompt", "task", "nothing"),
-    "env": _env_names,
+    "env": command_line.environment_names,
     "url": _url,
     "headers": _headers,
     "function": _function,
@@ -185,8 +205,14 @@ def _parsed(where: str, body: Any, parsers: Mapping[str, Callable[[Any], Any]]) 
         try:
             found[name] = parsers[name](value)
         except ValueError as exc:
-            raise ValueError(f"{where}: {name} {exc}") from None
+            # Headers may be secrets, and so may a part of a URL.
+            shown = "" if name in ("headers", "url") else f" (it is {_short(repr(value))})"
+            raise ValueError(f"{where}: {name} {exc}{shown}") from None
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def _executor(name: str, body: Any) -> Executor:
@@ -214,10 +240,11 @@ def _route(number: int, body: Any, executors: Collection[str], classes: Collecti
     if "timeout_ms" in fields:
         fields["timeout_s"] = fields.pop("timeout_ms")
     if fields.get("executor", DEFAULT) not in {*executors, DEFAULT}:
-        raise ValueError(f"{where}: there is no executor {fields['executor']}")
+        name = fields["executor"]
+        raise ValueError(f"{where}: there is no executor {name}; add [executors.{name}]{_nearest(name, executors)}")
     for name in fields.get("classes", ()):
         if name not in classes:
-            raise ValueError(f"{where}: there is no class {name}; add [classes.{name}]")
+            raise ValueError(f"{where}: there is no class {name}; add [classes.{name}]{_nearest(name, classes)}")
     return Route(**fields)
 
 
@@ -232,7 +259,7 @@ def read(
 ) -> Routing:
     """Return the routing that a TOML document and the settings describe.
 
-    Raises ValueError, which names the table and what would be right.
+    Raises ValueError, which names the table and what would be right; its full stop is left out.
     """
     tables = _known("[executors]", document.get("executors", {}), document.get("executors", {}))
     executors = {name: _executor(name, body) for name, body in tables.items()}

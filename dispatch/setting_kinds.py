@@ -8,11 +8,12 @@ setting's name.
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+
+from dispatch.core import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,10 +90,12 @@ def origins(value: Any) -> frozenset[str]:
 
 def argv(value: Any) -> tuple[str, ...]:
     """Read a command line."""
-    argv = tuple(shlex.split(value)) if isinstance(value, str) else names(value)
-    if not argv:
-        raise ValueError("must name a command")
-    return argv
+    return command_line.argv_of(value)
+
+
+def environment_names(value: Any) -> tuple[str, ...]:
+    """Read a comma-separated list of names of environment variables that children may see."""
+    return command_line.environment_names(names(value))
 
 
 def flag(value: Any) -> bool:
@@ -120,10 +123,15 @@ def number(value: Any, low: float, high: float) -> float:
     try:
         found = float(value)
     except ValueError:
-        raise ValueError(f"must be a number, not {value!r}") from None
+        raise ValueError("must be a number") from None
     if not low <= found <= high:
-        raise ValueError(f"must be between {low:g} and {high:g}")
+        raise ValueError(f"must be between {_plain(low)} and {_plain(high)}")
     return found
+
+
+def _plain(bound: float) -> str:
+    """Write a bound as people would: no exponent, no fraction that is none."""
+    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def seconds(low: float, high: float) -> Callable[[Any], float]:
@@ -142,7 +150,7 @@ def seconds_or_never(low: float, high: float) -> Callable[[Any], float]:
     def parse(value: Any) -> float:
         found = number(value, 0, high)
         if 0 < found < low:
-            raise ValueError(f"must be 0, or between {low:g} and {high:g}")
+            raise ValueError(f"must be 0, or between {_plain(low)} and {_plain(high)}")
         return found
 
     return parse

@@ -106,7 +106,10 @@ class Execution:
         "how long a slot waits with a report that the service does not take, seconds; later its worker delivers it",
     )
     env: tuple[str, ...] = setting(
-        "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
+        "env",
+        "",
+        kinds.environment_names,
+        "further environment variables that the child may see, comma-separated names",
     )
     output_bytes_max: int = setting(
         "output_bytes_max",
@@ -488,6 +491,8 @@ def _from_toml(path: Path, document: dict[str, Any]) -> dict[str, tuple[Any, str
     for table, values in document.items():
         if table in routing_settings.TABLES:
             continue
+        if table in SETTINGS and not isinstance(values, dict):
+            raise ConfigurationError(f"{path}: {table} stands in no table; write it below [{SETTINGS[table][0]}].")
         known = [name for name, (owner, _) in SETTINGS.items() if owner == table]
         if not known or not isinstance(values, dict):
             tables = sorted({*(owner for owner, _ in SETTINGS.values()), *routing_settings.TABLES})
@@ -543,7 +548,8 @@ def _routing(path: Path | None, document: dict[str, Any], execution: Execution, 
             idle_s=execution.idle_s,
         )
     except ValueError as exc:
-        raise ConfigurationError(f"{path}: {exc}.") from exc
+        stop = "" if str(exc).endswith("?") else "."
+        raise ConfigurationError(f"{path}: {exc}{stop}") from exc
 
 
 def load(environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

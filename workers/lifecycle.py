@@ -30,6 +30,7 @@ from dispatch.ats.model import Actor
 from dispatch.ats.plain import PlainGateway
 from dispatch.broker import connect
 from dispatch.core.presence import WorkerPresence
+from dispatch.core.routing import DEFAULT
 from dispatch.crypto.files import key_files
 from dispatch.errors import DispatchError
 from dispatch.preflight import preflight
@@ -167,7 +168,7 @@ def _start_main(sender: Any, **_: Any) -> None:
     log.info(
         "worker_starting",
         node=sender.hostname,
-        command=settings.execution.command[0],
+        executor=settings.routing.executors[DEFAULT].called(),
         fenced=fenced,
         limits=_main.limits,
     )
@@ -249,6 +250,9 @@ def _show(sender: Any, **_: Any) -> None:
     for name, work in (("tidy", _tidy), ("late-reports", _deliver_late)):
         threading.Thread(target=work, args=(_main,), name=name, daemon=True).start()
     log.info("worker_ready", node=presence.node, slots=presence.slots, queues=list(presence.queues))
+    idle = _main.settings.routing.without_route(presence.queues)
+    if idle:
+        log.warning("worker_queues_unknown", node=presence.node, queues=list(idle))
 
 
 def _serve_metrics(main: Main, slots: int) -> None:

@@ -17,7 +17,15 @@ from dispatch.ats.feed import Connected, Disconnected, Feed
 from dispatch.ats.model import Event, Task, parse_task
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import clean_line
-from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
+from dispatch.cli.thread import (
+    THREAD_MAX,
+    outcome,
+    print_messages,
+    print_response,
+    shown_progress,
+    standstill,
+    thread_is_cut,
+)
 from dispatch.core.lifecycle import FINISHED_ATS_WORDS
 from dispatch.errors import GatewayUnavailableError
 
@@ -178,6 +186,7 @@ class _ThreadPrinter:
     def __init__(self, state: State) -> None:
         self._state = state
         self._seen: set[Any] = set()
+        self._pause: tuple[str, int | None] = ("", None)
 
     def print(self, messages: Sequence[dict[str, Any]]) -> None:
         """Print those messages that are new, and say so where some of before are missing."""
@@ -194,11 +203,18 @@ class _ThreadPrinter:
                 print_messages(self._state.output, [message])
 
     async def print_new(self, client: AsyncClient, task: Task) -> None:
-        """Fetch the end of the thread, as long as it joins what is known, or all of it; print what is new."""
+        """Fetch the end of the thread, as long as it joins what is known, or all of it; print what is new.
+
+        Say once why nothing comes, where nothing does.
+        """
         newest = answers.messages_of(await client.send(protocol.list_messages(task.id, limit=_NEWEST)))
         if len(newest) >= _NEWEST and str(newest[0].get("id", "")) not in self._seen:
             newest = answers.messages_of(await client.send(protocol.list_messages(task.id)))
         self.print(newest)
+        pause = (standstill(task), task.fencing_token)
+        if pause[0] and pause != self._pause:
+            self._state.output.note(pause[0])
+        self._pause = pause
 
 
 def wait_until_ended(state: State, task_id: str) -> Task:

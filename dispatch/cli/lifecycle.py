@@ -168,6 +168,8 @@ def _tell_why(state: State, told: list[dict[str, Any]], whole: dict[str, Any]) -
 def history(state: State, task_id: str) -> None:
     """Show what happened to a task: every move, lock and message, oldest first.
 
+    What its attempts wrote while they ran is shown by 'dispatch logs'.
+
     \b
     Examples:
       dispatch history 7
@@ -181,7 +183,8 @@ def history(state: State, task_id: str) -> None:
     if state.output.is_json:
         state.output.json(lines)
         return
-    state.output.table(("time", "event", "status", "by", "note"), [_row(state, line) for line in lines])
+    told = [line for line in lines if line.get("kind") != "log"]
+    state.output.table(("time", "event", "status", "by", "note"), [_row(state, line) for line in told])
 
 
 def _row(state: State, line: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 500
 _ENDED: Final = ("failed", "cancelled", "rejected")
+_INSTEAD: Final = {
+    "completed": " 'dispatch reopen' runs it again.",
+    "in_review": " 'dispatch bounce' sends it back, with a note for its next attempt.",
+    "blocked": " 'dispatch move ID todo' offers it.",
+    "backlog": " 'dispatch move ID todo' offers it.",
+}
+"""What helps with a task that cannot be retried, by its state."""
 
 
 @click.command()
@@ -106,8 +113,7 @@ def _again(state: State, extensions: frozenset[str], task_id: str, reason: str |
         answer = _hurry(state, extensions, task, reason)
     else:
         raise GatewayRejectedError(
-            f"Task {task_id} is {task.status}: there is nothing to retry. 'dispatch reopen' runs what completed again.",
-            status=409,
+            f"Task {task_id} is {task.status}: there is nothing to retry.{_INSTEAD.get(task.status, '')}", status=409
         )
     found = parse_task(answer)
     return found.raw or {"id": found.id}

@@ -227,8 +227,12 @@ def show(state: State, task_id: str) -> None:
     if state.output.is_json:
         state.output.json({**(task.raw or {}), "messages": messages})
         return
-    state.output.fields([*_story(task), ("progress", shown_progress(answers.progress_of(messages, task)))])
-    for name, text in (("Description", task.description), ("Payload", _pretty(task.payload))):
+    reason = str((task.raw or {}).get("reason") or "")
+    # What a program said last has lines of its own, and is read as such.
+    whole = reason if state.output.is_terminal and "\n" in reason else ""
+    story = [(name, text.partition("\n")[0] if name == "reason" and whole else text) for name, text in _story(task)]
+    state.output.fields([*story, ("progress", shown_progress(answers.progress_of(messages, task)))])
+    for name, text in (("Reason", whole), ("Description", task.description), ("Payload", _pretty(task.payload))):
         if text:
             state.output.heading(name)
             state.output.text(text)

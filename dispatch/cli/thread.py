@@ -70,9 +70,10 @@ def response_of(task: Task) -> str:
 
 
 def print_response(output: Output, task: Task) -> None:
-    """Print a task's response, if it has one."""
+    """Print a task's response, if it has one; on a terminal a line that was written over as it was last."""
     text = response_of(task)
     if text:
+        text = settled_text(text) if output.is_terminal else text
         output.text(text.rstrip("\n"))
 
 
@@ -83,6 +84,14 @@ def outcome(task: Task) -> str:
     took = f" after {duration((ended - begun).total_seconds())}" if begun and ended else ""
     reason = f": {raw['reason']}" if raw.get("reason") and task.status != "completed" else ""
     return f"Task {task.id} {task.status}{took}{reason}"
+
+
+def standstill(task: Task) -> str:
+    """Return why a task that has not ended says nothing at the moment, as a sentence; "" when it may."""
+    if task.status == "in_review":
+        return f"Task {task.id} waits for a review: 'dispatch complete {task.id}' or 'dispatch bounce {task.id} NOTE'."
+    reason = (task.raw or {}).get("reason")
+    return f"Task {task.id} is pending again: {reason}" if task.status == "pending" and reason else ""
 
 
 def print_messages(output: Output, messages: Iterable[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from dispatch.core.idle import IdleLimit
 from dispatch.core.prompt import INTERNAL_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT: Final = "default"
 """The executor of tasks that no route names one for."""
@@ -52,6 +52,10 @@ class Executor:
     processes_max: int | None = None
     idle_s: float | None = None
     """How long an attempt may be quiet before it counts as hanging, 0 for ever; None: what the settings say."""
+
+    def called(self) -> str:
+        """Return what does the work, for logs: the program, the function, or that it is a call of a URL."""
+        return {"command": self.command[0] if self.command else "", "python": self.function}.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,11 @@ class Routing:
             (self.idle_limit(route), self.timeout_s if route.timeout_s is None else route.timeout_s)
             for route in (Route(), *self.routes)
         ]
+
+    def without_route(self, queues: Iterable[str]) -> tuple[str, ...]:
+        """Return those queues that no task is ever put in."""
+        known = self.queues()
+        return tuple(queue for queue in queues if queue not in known)
 
     def queues(self) -> tuple[str, ...]:
         """Return every queue that a task may be put in, the default first."""
@@ -189,13 +198,43 @@ def choose(routing: Routing, task: TaskTraits) -> Choice:
     )
 
 
+def shadowed(routes: Sequence[Route]) -> list[tuple[int, int]]:
+    """Return the routes that never decide, each with an earlier one that holds wherever it does; numbered from 1."""
+    found = []
+    for at, later in enumerate(routes):
+        first = next((before for before in range(at) if _covers(routes[before], later)), None)
+        if first is not None:
+            found.append((at + 1, first + 1))
+    return found
+
+
+def _covers(earlier: Route, later: Route) -> bool:
+    return (
+        _covers_pattern(earlier.channel, later.channel)
+        and _covers_pattern(earlier.type, later.type)
+        and (earlier.sender in (None, later.sender) or (earlier.sender == "*" and later.sender is not None))
+        and all(_same(later.payload.get(name), wanted) for name, wanted in earlier.payload.items())
+    )
+
+
+def _covers_pattern(earlier: str | None, later: str | None) -> bool:
+    if earlier in (None, "*", later):
+        return True
+    return later is not None and not set("*?") & set(later) and _fits(later, str(earlier))
+
+
 def _holds(route: Route, task: TaskTraits) -> bool:
     return (
-        (route.channel is None or fnmatchcase(task.channel, route.channel))
-        and (route.type is None or fnmatchcase(task.type, route.type))
+        (route.channel is None or _fits(task.channel, route.channel))
+        and (route.type is None or _fits(task.type, route.type))
         and (route.sender is None or (bool(task.sender) and route.sender in ("*", task.sender)))
         and all(_same(task.traits.get(name), wanted) for name, wanted in route.payload.items())
     )
+
+
+def _fits(name: str, pattern: str) -> bool:
+    # Brackets are signs of fnmatch, and letters of names here.
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _same(found: Trait | None, wanted: Trait) -> bool:

@@ -146,7 +146,7 @@ def worker_reason(fleet: Fleet, queue: str) -> Reason | None:
         return Reason(
             "NO_WORKER",
             f"No worker that takes from queue {queue} is running.",
-            "Start one with 'dispatch worker' or 'celery -A dispatch worker'.",
+            f"Start one with 'dispatch worker -Q {queue}', or 'celery -A dispatch worker -Q {queue}'.",
         )
     if all(worker.draining for worker in there):
         hosts = sorted({worker.host for worker in there})

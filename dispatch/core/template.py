@@ -16,7 +16,7 @@ from dispatch.core.prompt import INTERNAL_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
+PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
 _VALUE_CHARS_MAX: Final = 65_536
 
 
@@ -26,13 +26,13 @@ class TemplateError(ValueError):
 
 def payload_fields(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the payload fields that an argv asks for, each once."""
-    found = (match[2] for part in argv for match in _PLACEHOLDER.finditer(part) if match[2])
+    found = (match[2] for part in argv for match in PLACEHOLDER.finditer(part) if match[2])
     return tuple(dict.fromkeys(found))
 
 
 def names_program(argv: Sequence[str]) -> bool:
     """Say whether the program itself is a fixed one, and not the task's to choose."""
-    return bool(argv) and not _PLACEHOLDER.search(argv[0])
+    return bool(argv) and not PLACEHOLDER.search(argv[0])
 
 
 def fill(argv: Sequence[str], facts: Mapping[str, Any], payload: Any) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def fill(argv: Sequence[str], facts: Mapping[str, Any], payload: Any) -> tuple[s
     filled = [argv[0]]
     options_end = False
     for part in argv[1:]:
-        whole = _PLACEHOLDER.sub(lambda match: _value(match, facts, payload), part)
+        whole = PLACEHOLDER.sub(lambda match: _value(match, facts, payload), part)
         if not options_end and whole != part and whole.startswith("-") and not part.startswith("-"):
             _check_number(whole)
         options_end = options_end or part == "--"

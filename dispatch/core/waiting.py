@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -107,7 +108,7 @@ def reasons(facts: Facts) -> list[Reason]:
         found.append(
             Reason(
                 "BACKING_OFF",
-                f"It pauses for another {facts.pause_s:.0f} s{why}",
+                f"It pauses for another {math.ceil(facts.pause_s)} s{why}",
                 "Wait; it is offered again by itself.",
             )
         )

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from dispatch.core import idle, limits
-from dispatch.core.routing import DEFAULT
+from dispatch.core import command_line, idle, limits
+from dispatch.core.routing import DEFAULT, shadowed
 from dispatch.preflight.check import Check
 from dispatch.runner import delegation
-from dispatch.runner.executors import controllers_of
+from dispatch.runner.executors import controllers_of, placed
 
 if TYPE_CHECKING:
     from dispatch.core.routing import Executor
@@ -24,10 +24,29 @@ DISK_BYTES_MIN: Final = 100 * 1024 * 1024
 
 def check_executor(settings: Settings) -> list[Check]:
     """Is what each executor needs on this host? Without the default's a worker does not start; others it gives back."""
-    return [check for executor in settings.routing.executors.values() for check in _executor(executor)]
+    executors = settings.routing.executors
+    is_table = executors[DEFAULT].command != settings.execution.command
+    found = [check for executor in executors.values() for check in _executor(executor, is_table=is_table)]
+    if is_table and "DISPATCH_COMMAND" in os.environ:
+        sentence = "DISPATCH_COMMAND is set, and does nothing beside [executors.default] of the settings file."
+        found.append(Check("executor", "warning", sentence, "Remove one of them."))
+    return found
 
 
-def _executor(executor: Executor) -> list[Check]:
+def check_routes(settings: Settings) -> list[Check]:
+    """Does each route decide about some task?"""
+    return [
+        Check(
+            "routes",
+            "warning",
+            f"[[routes]] number {later} never decides: whatever it would hold for, number {earlier} takes before.",
+            "Put it before that one, or narrow that one.",
+        )
+        for later, earlier in shadowed(settings.routing.routes)
+    ]
+
+
+def _executor(executor: Executor, *, is_table: bool) -> list[Check]:
     if executor.kind == "http":
         unset = sorted(
             value.removeprefix("env:")
@@ -38,9 +57,12 @@ def _executor(executor: Executor) -> list[Check]:
             sentence = f"The executor {executor.name} needs {', '.join(unset)} in the worker's environment."
             return [Check("executor", _severity(executor), sentence, "Set it where the worker is started.")]
         return [Check("executor", "ok", f"The executor {executor.name} posts to {urlsplit(executor.url).netloc}.")]
-    if executor.kind == "python":
-        return [_function(executor)]
-    return [_program(executor)]
+    checks = [_function(executor)] if executor.kind == "python" else _program(executor, is_table=is_table)
+    unset = sorted(name for name in executor.env if name not in os.environ)
+    if unset:
+        sentence = f"The executor {executor.name} may see {', '.join(unset)} of the worker's environment, not set here."
+        checks.append(Check("executor", "warning", sentence, "Set it where the worker is started, or mend its name."))
+    return checks
 
 
 def _severity(executor: Executor) -> Literal["warning", "error"]:
@@ -66,23 +88,49 @@ def _function(executor: Executor) -> Check:
     )
 
 
-def _program(executor: Executor) -> Check:
-    program = executor.command[0]
+def _program(executor: Executor, *, is_table: bool) -> list[Check]:
+    """Look for the program, and at what else can be seen of the command without running it.
+
+    ``is_table`` says that the default executor is a table of the settings file, and not DISPATCH_COMMAND.
+    """
+    program, severity = placed(executor.command[0]), _severity(executor)
     called = "" if executor.name == DEFAULT else f" {executor.name}"
+    colon = called and f"{called}:"
     place = shutil.which(program)
     if place is not None:
-        return Check("executor", "ok", f"The executor{called} is {place}.")
+        trouble = script_trouble(Path(place))
+        if trouble:
+            checks = [Check("executor", "warning", f"The executor{colon} {place} {trouble}.", "Mend its first line.")]
+        else:
+            checks = [Check("executor", "ok", f"The executor{called} is {place}.")]
+        place_of = f"[executors.{executor.name}]" if called or is_table else "DISPATCH_COMMAND"
+        return checks + [
+            Check("executor", "warning", f"In {place_of} {doubt}") for doubt in command_line.doubts(executor.command)
+        ]
     advice = "Install it on this host, or set DISPATCH_COMMAND to the command that shall run tasks."
-    if called:
+    if called or is_table:
         advice = f"Install it on this host, or change [executors.{executor.name}]."
-    path = Path(program).expanduser()
+    path = Path(program)
     if path.is_dir():
-        return Check("executor", _severity(executor), f"The executor{called} {program} is a directory.", advice)
+        return [Check("executor", severity, f"The executor{colon} {program} is a directory.", advice)]
     if path.exists() and "/" in program:
-        sentence = f"The executor{called} {program} may not be executed."
-        return Check("executor", _severity(executor), sentence, f"Try 'chmod +x {program}'.")
+        sentence = f"The executor{colon} {program} may not be executed."
+        return [Check("executor", severity, sentence, f"Try 'chmod +x {program}'.")]
     where = "" if "/" in program else " on PATH"
-    return Check("executor", _severity(executor), f"The executor{called} {program} was not found{where}.", advice)
+    return [Check("executor", severity, f"The executor{colon} {program} was not found{where}.", advice)]
+
+
+def script_trouble(path: Path) -> str:
+    """Say why the kernel would not start a script, as the end of a sentence; "" when nothing is wrong to see."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return ""
+    if line.startswith(b"#!"):
+        interpreter = os.fsdecode(line[2:].split()[0]) if line[2:].split() else ""
+        return "" if Path(interpreter).is_file() else f"names an interpreter that is not there: {interpreter}"
+    return "" if b"\0" in line or not line.isascii() else "is a text without a #! line, which the kernel does not start"
 
 
 def check_user(_settings: Settings) -> list[Check]:

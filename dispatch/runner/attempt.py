@@ -63,13 +63,13 @@ def reason_of_exit(returncode: int) -> EndReason:
     return EndReason.TEMPFAIL if returncode == EXIT_TEMPFAIL else EndReason.EXIT
 
 
-def _last_lines(stderr: str, chars_max: int) -> str:
-    text = stderr.strip()
+def _last_lines(said: str, chars_max: int) -> str:
+    text = said.strip()
     return text if len(text) <= chars_max else "..." + text[-(chars_max - 3) :]
 
 
-def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_s: float, limit: str = "") -> str:
-    """Return the sentence about an end: what happened, and what the command said last on stderr.
+def describe(reason: EndReason, returncode: int | None, said: str, *, timeout_s: float, limit: str = "") -> str:
+    """Return the sentence about an end: what happened, and what the command said last.
 
     ``limit`` says what its limits have to do with it.
     """
@@ -92,8 +92,8 @@ def describe(reason: EndReason, returncode: int | None, stderr: str, *, timeout_
         what = f"{what}; {limit}"
     if not what or reason in (EndReason.CANCELLED, EndReason.LEASE_LOST):
         return what
-    said = _last_lines(stderr, DETAIL_CHARS_MAX - len(what) - 2)
-    return f"{what}: {said}" if said else what
+    last = _last_lines(said, DETAIL_CHARS_MAX - len(what) - 2)
+    return f"{what}: {last}" if last else what
 
 
 def signal_name(number: int) -> str:

@@ -32,6 +32,10 @@ class AttemptLog:
         self._log = log
         self._fd = -1
 
+    def where(self, host: str) -> str:
+        """Return the end of a sentence: where somebody finds what is shown nowhere else."""
+        return f"more of it is in the log {host}:{self.path}" if self._left > 0 else "no log of it is kept"
+
     def write(self, chunk: bytes) -> None:
         """Append what was written."""
         if self._left <= 0:

@@ -266,15 +266,15 @@ class _Execution:
     def _streams(self, prepared: Prepared) -> Streams:
         """Return where output goes. Of a sealed task nothing is shown and nothing is kept."""
         ctx, start = self._ctx, prepared.start
+        redactor = Redactor([*ctx.secrets, *start.secrets, *secrets_in(os.environ, start.env)])
         if prepared.work.opened is not None:
-            return Streams(progress=start.streams)
+            return Streams(progress=start.streams, redactor=redactor)
         path = attempt_log.path_of(ctx.data_dir, self._ref.task_id, self._ref.attempt)
         log = attempt_log.AttemptLog(path, ctx.execution.attempt_log_bytes_max, ctx.log)
         if start.streams and ctx.stream_s > 0:
             live = self._child.live(ctx.gateway, ctx.stream_s, ctx.log)
-            redactor = Redactor([*ctx.secrets, *secrets_in(os.environ, start.env)])
-            self._buffer = LiveBuffer(redactor, where=f"{ctx.runner}:{path}", changed=live.changed)
-        return Streams(progress=start.streams, log=log, live=self._buffer)
+            self._buffer = LiveBuffer(redactor, where=log.where(ctx.runner), changed=live.changed)
+        return Streams(progress=start.streams, redactor=redactor, log=log, live=self._buffer)
 
     def _on_long(self) -> None:
         """When the attempt has lived for more than a moment: keep its lease, and show what it writes."""

@@ -33,7 +33,7 @@ _FROM_ENV: Final = "env:"
 
 
 class UnusableError(Exception):
-    """This host cannot run the executor; another one may. The sentence says what is missing here."""
+    """This host cannot run the executor; another one may. Its text is the end of a sentence: what is missing here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Start:
     stdin: bytes = field(repr=False)
     env: tuple[str, ...]
     """Names of the worker's environment that the child may see."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What it is given besides, and is not to be shown."""
     streams: bool = True
     """Whether what it writes is output to be shown while it runs, rather than an answer that comes at once."""
 
@@ -128,16 +130,19 @@ class Assignment:
         cannot run it.
         """
         if executor.kind == "http":
-            order = {"url": executor.url, "headers": _headers(executor, environ), "body": {"task": self._task()}}
-            return replace(_ours("http_call.py", order, env), streams=False)
+            headers = _headers(executor, environ)
+            order = {"url": executor.url, "headers": headers, "body": {"task": self._task()}}
+            return replace(_ours("http_call.py", order, env), secrets=_secret(executor, headers), streams=False)
         names = (*env, *executor.env)
         if executor.kind == "python":
             order = {"function": executor.function, "task": self._task(), "path": sys.path}
             return _ours("python_call.py", order, names)
-        if executor.name != DEFAULT and shutil.which(executor.command[0], path=environ.get("PATH")) is None:
+        program = placed(executor.command[0])
+        if executor.name != DEFAULT and shutil.which(program, path=environ.get("PATH")) is None:
             # Not every host has every program; the task's attempts are for one that has it.
-            raise UnusableError(f"The executor {executor.name} needs {executor.command[0]}, which is not on this host.")
-        return Start(self._argv(executor), self._stdin(executor), names)
+            is_file = "/" in program and Path(program).is_file()
+            raise UnusableError(f"{program} may not be executed" if is_file else f"{program} is not there")
+        return Start((program, *self._argv(executor)[1:]), self._stdin(executor), names)
 
     def _task(self) -> dict[str, Any]:
         return task_json(self.ref, self.task, self.work)
@@ -165,18 +170,29 @@ class Assignment:
         return self.prompt() if executor.stdin == "prompt" else b""
 
 
+def placed(program: str) -> str:
+    """Return a program as a child can name it, which has a work directory of its own: a path is meant from here."""
+    if "/" not in program:
+        return program
+    return str(Path.home() / program[2:] if program.startswith("~/") else Path.cwd() / program)
+
+
 def _headers(executor: Executor, environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, value in executor.headers.items():
         variable = value.removeprefix(_FROM_ENV) if value.startswith(_FROM_ENV) else None
         if variable is not None and not environ.get(variable):
-            raise UnusableError(
-                f"The executor {executor.name} needs the environment variable {variable}, which is not set here."
-            )
+            raise UnusableError(f"the environment variable {variable} is not set in its worker")
         found[name] = value if variable is None else environ[variable]
         if any(character in found[name] for character in "\r\n\0"):
-            raise UnusableError(f"The executor {executor.name} has a header {name} with a line end in it.")
+            raise UnusableError(f"the header {name} would have a line end in it")
     return found
+
+
+def _secret(executor: Executor, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values that came from the environment, whole and without the scheme before them (Bearer)."""
+    values = [headers[name] for name, value in executor.headers.items() if value.startswith(_FROM_ENV)]
+    return tuple(part for value in values for part in (value, *value.split()[-1:]))
 
 
 def _ours(module: str, order: Mapping[str, Any], env: tuple[str, ...]) -> Start:

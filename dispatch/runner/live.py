@@ -144,10 +144,10 @@ class LiveBuffer:
         if self._shown >= ATTEMPT_BYTES_MAX:
             text = text.rstrip("\n") + (
                 f"\n[... this attempt has written {ATTEMPT_BYTES_MAX >> 20} MiB here, which is all that a thread shows."
-                f" It runs on, and its progress is still shown; the whole log is {self._where} ...]"
+                f" It runs on, and its progress is still shown; {self._where} ...]"
             )
         if left_out:
-            text = f"[... {left_out} bytes are left out here; the whole log is {self._where} ...]\n{text}"
+            text = f"[... {left_out} bytes are left out here; {self._where} ...]\n{text}"
         return text.rstrip("\n"), _facts(progress, self._redactor)
 
     def _take(self) -> bytearray:

@@ -80,9 +80,10 @@ class AttemptLoop:
             raise
         finally:
             self._child.close()
-        for name, sink in (("stdout", self._stdout), ("stderr", self._stderr)):
-            sink.feed(self._wiring.streams.rest(name))
-        stdout, stderr = self._stdout.result(), self._stderr.result()
+        streams = self._wiring.streams
+        stdout, stderr = streams.end("stdout", self._stdout), streams.end("stderr", self._stderr)
+        # Some programs say on stdout what went wrong, agents among them.
+        said = stderr.text if stderr.text.strip() else stdout.text
         code, limit = self._returncode, "; ".join(filter(None, (self._wiring.idle.said, self._wiring.bounds.said)))
         return attempt.AttemptEnd(
             reason=reason,
@@ -92,7 +93,7 @@ class AttemptLoop:
             stderr=stderr,
             flags=frozenset(self._flags),
             duration_s=self._clock() - self._started_at,
-            detail=attempt.describe(reason, code, stderr.text, timeout_s=self._limits.timeout_s, limit=limit),
+            detail=attempt.describe(reason, code, said, timeout_s=self._limits.timeout_s, limit=limit),
             limit=limit,
         )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 _REPLACEMENT: Final = "\ufffd"
+
+
+Edges = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,11 @@ class HeadTail:
             if len(self._tail) > 2 * self._tail_max:
                 del self._tail[: -self._tail_max]
 
-    def result(self) -> Captured:
-        """Return what was kept as text; a sentence stands where bytes were left out."""
+    def result(self, edges: Edges | None = None) -> Captured:
+        """Return what was kept as text; a sentence stands where bytes were left out.
+
+        ``edges`` takes what stands before and behind that place and returns what may be shown of both.
+        """
         if self.total_bytes == 0:
             return EMPTY
         left_out = self.total_bytes - len(self._head) - self._tail_max
@@ -59,12 +66,15 @@ class HeadTail:
             text = raw.decode("utf-8", "replace")
         else:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            first = decoder.decode(bytes(self._head))
-            tail = bytes(self._tail[-self._tail_max :])
+            head, tail = bytes(self._head), bytes(self._tail[-self._tail_max :])
+            if edges is not None:
+                head, tail = edges(head, tail)
+                left_out = self.total_bytes - len(head) - len(tail)
+            first = decoder.decode(head)
             skip = next((i for i in range(min(4, len(tail))) if tail[i] & 0xC0 != 0x80), 0)
             left_out += skip + len(decoder.getstate()[0])
             marker = f"\n[... {left_out} bytes of output are left out here ...]\n"
-            raw = bytes(self._head) + tail
+            raw = head + tail
             text = first + marker + tail[skip:].decode("utf-8", "replace")
         invalid = _REPLACEMENT in text and text.count(_REPLACEMENT) > raw.count(_REPLACEMENT.encode())
         has_nul = "\0" in text

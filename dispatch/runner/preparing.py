@@ -83,10 +83,11 @@ class Preparing:
         try:
             executor = self.routing.executors.get(choice.executor)
             if executor is None:
-                raise executors.UnusableError(f"There is no executor {choice.executor} in the settings of this worker.")
+                raise executors.UnusableError("it is not in the settings of its worker")
             start = executors.Assignment(ref, task, work, prompt).start_of(executor, os.environ, self.execution.env)
         except executors.UnusableError as exc:
             ids = {"task": ref.task_id, "attempt": ref.attempt, "token": ref.token}
-            self.log.error("executor_unusable", executor=choice.executor, error=str(exc), **ids)  # noqa: TRY400
-            raise NotNowError(f"This worker cannot run the executor {choice.executor}; its log says why.") from None
+            why = f"Host {os.uname().nodename} cannot run the executor {choice.executor}: {exc}."
+            self.log.error("executor_unusable", executor=choice.executor, error=why, **ids)  # noqa: TRY400
+            raise NotNowError(f"{why} Mend that, or route such tasks to a queue of hosts that can.") from None
         return Prepared(work, choice, start, executors.allowance_of(executor, self.execution))

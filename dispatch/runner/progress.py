@@ -43,33 +43,34 @@ class ProgressFilter:
         self._held = b""
         self._in_line = False
 
-    def feed(self, chunk: bytes) -> tuple[bytes, list[Progress]]:
-        """Return what is no progress, and the progress."""
+    def feed(self, chunk: bytes) -> list[bytes | Progress]:
+        """Return what came, in its order: what is no progress as it is, and the progress."""
         data = self._held + chunk
         self._held = b""
         tail = data[data.rfind(b"\n") + 1 :]
         is_whole = len(tail) == len(data)
         if PREFIX not in data and not (tail and self._may_be(tail, at_start=not (is_whole and self._in_line))):
             self._in_line = bool(tail)
-            return data, []
+            return [data] if data else []
+        found: list[bytes | Progress] = []
         kept: list[bytes] = []
-        found = []
         for line in _lines(data):
             at_start, self._in_line = not self._in_line, not line.endswith(b"\n")
             progress = parse(line) if at_start and not self._in_line else None
             if progress is not None:
-                found.append(progress)
+                found += [b"".join(kept), progress] if kept else [progress]
+                kept = []
             elif at_start and self._in_line and self._may_be(line, at_start=True):
                 self._held, self._in_line = line, False
             else:
                 kept.append(line)
-        return b"".join(kept), found
+        return [*found, b"".join(kept)] if kept else found
 
-    def rest(self) -> tuple[bytes, list[Progress]]:
+    def rest(self) -> list[bytes | Progress]:
         """Return what was held back, at the end of the stream."""
         held, self._held = self._held, b""
         progress = parse(held) if held else None
-        return (held, []) if progress is None else (b"", [progress])
+        return [progress] if progress is not None else [held] if held else []
 
     @staticmethod
     def _may_be(line: bytes, *, at_start: bool) -> bool:

@@ -54,6 +54,18 @@ class Redactor:
             data = data.replace(secret, STARS)
         return data
 
+    def hide(self, text: str) -> str:
+        """Return a text without them."""
+        if not self._secrets:
+            return text
+        return self.redact(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+
+    def edges(self, head: bytes, tail: bytes) -> tuple[bytes, bytes]:
+        """Return what may be shown before and behind a place where bytes are left out: no part of a secret."""
+        ends = (secret[at:] for secret in self._secrets for at in range(1, len(secret)))
+        cut = max((len(end) for end in ends if tail.startswith(end)), default=0)
+        return head[: self.safe_length(head)], tail[cut:]
+
     def safe_length(self, data: bytes) -> int:
         """Return how much of the data can be shown although more will follow: no secret begins in it and goes on."""
         longest = max((len(secret) for secret in self._secrets), default=0)

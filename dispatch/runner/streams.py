@@ -1,22 +1,37 @@
-"""Where the chunks go that a child writes: its log, the thread of its task, and back without progress lines."""
+"""Where the chunks go that a child writes: its log, the thread of its task, and back without progress lines.
+
+What comes back is reported, as a response or as part of a reason, to whoever
+reads the task: known secrets are stars in it, as they are on the thread.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dispatch.runner.progress import Progress, ProgressFilter
+from dispatch.runner.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from dispatch.runner.attempt_log import AttemptLog
     from dispatch.runner.live import LiveBuffer
+    from dispatch.runner.output import Captured, HeadTail
 
 
 class Streams:
     """The two output streams of one attempt. ``progress``: whether progress lines are looked for."""
 
-    def __init__(self, *, progress: bool, log: AttemptLog | None = None, live: LiveBuffer | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        progress: bool,
+        redactor: Redactor | None = None,
+        log: AttemptLog | None = None,
+        live: LiveBuffer | None = None,
+    ) -> None:
+        self._redactor = redactor or Redactor(())
         self._log = log
         self._live = live
         self._filters = {"stdout": ProgressFilter(), "stderr": ProgressFilter()} if progress else {}
@@ -27,23 +42,24 @@ class Streams:
             self._log.write(chunk)
         if name not in self._filters:
             return chunk
-        kept, found = self._filters[name].feed(chunk)
-        return self._told(name, kept, found)
+        return self._told(name, self._filters[name].feed(chunk))
 
-    def rest(self, name: str) -> bytes:
-        """Return what was held back, when nothing more comes."""
-        if name not in self._filters:
-            return b""
-        kept, found = self._filters[name].rest()
-        return self._told(name, kept, found)
+    def end(self, name: str, sink: HeadTail) -> Captured:
+        """Give what was held back to where the stream was kept, and return what is reported of it."""
+        if name in self._filters:
+            sink.feed(self._told(name, self._filters[name].rest()))
+        captured = sink.result(self._redactor.edges)
+        return replace(captured, text=self._redactor.hide(captured.text))
 
-    def _told(self, name: str, kept: bytes, found: Iterable[Progress]) -> bytes:
-        if self._live is not None:
-            if kept:
-                self._live.feed(name, kept)
-            for progress in found:
-                self._live.tell(progress)
-        return kept
+    def _told(self, name: str, pieces: Sequence[bytes | Progress]) -> bytes:
+        for piece in pieces:
+            if self._live is None:
+                break
+            if isinstance(piece, Progress):
+                self._live.tell(piece)
+            else:
+                self._live.feed(name, piece)
+        return b"".join(piece for piece in pieces if not isinstance(piece, Progress))
 
     def close(self) -> None:
         """Close the log."""

@@ -110,7 +110,8 @@ class _Box:
 
 
 def _flags(end: AttemptEnd, *, cut: bool) -> dict[str, Any]:
-    return {"truncated": True, "output_bytes": end.stdout.total_bytes} if cut else {}
+    flags: dict[str, Any] = {"truncated": True, "output_bytes": end.stdout.total_bytes} if cut else {}
+    return {**flags, "binary": True} if end.stdout.binary else flags
 
 
 def _dumps(value: Any) -> str:

@@ -53,6 +53,15 @@ def page(tx: Tx, after: int, until: int, limit: int) -> list[Event]:
     ]
 
 
+def said(tx: Tx, lines: Sequence[Any]) -> dict[int, Any]:
+    """Return kind and parts of the messages that these lines tell of, by their ids; of removed ones nothing."""
+    ids = [line.message_id for line in lines if line.message_id]
+    if not ids:
+        return {}
+    c = messages.c
+    return {row.id: row for row in tx.all(select(c.id, c.kind, c.parts).where(c.id.in_(ids)))}
+
+
 def of_task(tx: Tx, task_id: int, *, after: int = 0, limit: int = 100_000) -> Sequence[Any]:
     """Return the first ``limit`` lines of a task's history with a seq above ``after``, oldest first."""
     return tx.all(_OF_TASK, {"p_task": task_id, "p_after": after, "p_limit": limit})

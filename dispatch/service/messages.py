@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, func, insert, literal, select
@@ -65,6 +66,11 @@ def append_text(tx: Tx, task: Any, actor: Actor, text: str) -> None:
 def thread(tx: Tx, task_id: int, limit: int) -> Sequence[Any]:
     """Return the newest ``limit`` messages of a task, oldest first."""
     return tx.all(_NEWEST, {"p_task": task_id, "p_limit": limit})[::-1]
+
+
+def text_of(parts: str) -> str:
+    """Return the texts of a message's parts, which are JSON."""
+    return "\n".join(part["content"] for part in json.loads(parts) if isinstance(part.get("content"), str))
 
 
 def one(tx: Tx, message_id: int) -> Any:

@@ -39,20 +39,19 @@ def bounce(tx: Tx, ref: Ref, actor: Actor, *, note: str, default_lease_ms: int) 
 
 
 def of_task(tx: Tx, task_id: int) -> dict[str, Any]:
-    """Return the newest note that sent the task back, and what people said on its thread, within bounds."""
+    """Return the newest note that sent the task back, and what people said on its thread, within bounds.
+
+    Earlier notes are among what was said: what they asked for is still to be met.
+    """
     found: list[dict[str, Any]] = []
-    note = ""
+    newest = None
     for row in messages.page(tx, task_id, limit=_LOOKED_AT, kinds=("message", "note")):
-        text = _text(row.parts)
         tags = json.loads(row.tags) if row.tags is not None else []
         if review.TAG in tags:
-            note = text
-        elif row.actor_type == "human" or review.REMARK in tags:
+            newest = len(found)
+        if review.TAG in tags or row.actor_type == "human" or review.REMARK in tags:
+            text = messages.text_of(row.parts)
             found.append({"from": row.actor_name, "at": wire.iso(row.created_at), "text": text})
+    note = "" if newest is None else found.pop(newest)["text"]
     said = review.bounded(note, "", found)
     return {"note": said.note, "messages": list(said.messages)}
-
-
-def _text(parts: str) -> str:
-    """Return the texts of a message."""
-    return "\n".join(part["content"] for part in json.loads(parts) if isinstance(part.get("content"), str))

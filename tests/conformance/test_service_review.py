@@ -90,7 +90,7 @@ async def test_who_asks_for_review_gets_it(desk: Desk, payload: str | None, stat
 
 
 async def test_sent_back_it_begins_afresh_with_the_note(desk: Desk) -> None:
-    """Counters at 0, the result kept; the next attempt is told the newest note and what people said, nothing else."""
+    """Counters at 0, the result kept; the next attempt is told the newest note, those before it, what people said."""
     ident = await desk.begun()
     await desk.hand_in(ident, asked=True)
     await desk.bounce(ident, "first note")
@@ -105,7 +105,7 @@ async def test_sent_back_it_begins_afresh_with_the_note(desk: Desk) -> None:
     await desk.bounce(ident, "second note")
     told = await desk.store.read(lambda tx: review.of_task(tx, ident))
     assert told["note"] == "second note"
-    assert [(one["from"], one["text"]) for one in told["messages"]] == [("Eve", "said by Eve")]
+    assert [(one["from"], one["text"]) for one in told["messages"]] == [("Eve", "first note"), ("Eve", "said by Eve")]
 
 
 async def test_what_the_next_attempt_is_told_is_bounded(desk: Desk) -> None:

@@ -353,6 +353,15 @@ async def test_history_comes_in_pages(bench: ToolBench) -> None:
     assert (whole["count"] < 31, whole["next_since"]) == (True, whole["events"][-1]["seq"])
 
 
+async def test_history_says_what_messages_say(bench: ToolBench) -> None:
+    """A line that a message came tells its kind and how it begins; of live output the kind tells readers to pass it."""
+    task_id = await bench.create()
+    await bench.call("post_task_message", task_id=task_id, body="the second table is missing" + "x" * 300)
+    (line,) = [line for line in (await bench.call("task_history", task_id=task_id))["events"] if "kind" in line]
+    assert (line["event"], line["kind"], len(line["note"])) == ("message", "message", 200)
+    assert line["note"].startswith("the second table is missing")
+
+
 # --- explain and unblocks --------------------------------------------------------------------------------------------
 
 

@@ -187,6 +187,17 @@ def test_text_of_tasks_cannot_drive_the_terminal(ats, cli, command):
         assert len(piped.splitlines()) == 1
 
 
+def test_what_a_program_said_is_shown_as_it_said_it(ats, cli):
+    """On a terminal a reason keeps its lines, and a progress bar in a response is seen as it was last."""
+    ats.add(title="t")
+    ats.tasks[100] |= {"outputs": [{"response": "  5 %\r100 %\nend"}], "status": "failed", "reason": "exit 1: a\nb"}
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("show", "100").out).splitlines()
+    at = lines.index("Reason")
+    assert lines[at + 1 : at + 3] == ["exit 1: a", "b"]
+    assert lines[lines.index("Response") + 1 :] == ["100 %", "end"]
+    assert "reason\texit 1: a b" in cli("show", "100").out.splitlines()
+
+
 def test_refusal_of_the_service_cannot_drive_the_terminal(ats, cli):
     """The service's sentence is cleaned as well."""
     ats.fault("answer", status=400, body=b'{"error": "a\\u001b[2J\\nb"}')
@@ -332,4 +343,4 @@ def test_celery_says_what_is_wrong_with_a_setting(tmp_path, command):
     argv = [sys.executable, "-m", "celery", "-A", "dispatch", command]
     done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == "DISPATCH_LEASE_MS must be a number, not 'abc' (it is 'abc').\n"
+    assert done.stderr == "DISPATCH_LEASE_MS must be a number (it is 'abc').\n"

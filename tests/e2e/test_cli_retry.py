@@ -62,7 +62,7 @@ def test_retry_offers_what_ended_badly_and_what_pauses(cli: CliHere, worker: Cli
     worker.post(f"/tasks/{pausing}/claim")
     refused = cli("retry", str(pausing), "99")
     assert refused.code == 1
-    assert "there is nothing to retry" in refused.err
+    assert f"Task {pausing} is in_progress: there is nothing to retry.\n" in refused.err
     assert "There is no task 99." in refused.err
 
 

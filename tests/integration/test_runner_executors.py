@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +110,17 @@ def test_a_command_gets_the_tasks_values_and_the_task(start: Start) -> None:
     assert worker.events("attempt_started")[0]["executor"] == "one"
 
 
+def test_a_path_is_meant_from_where_the_worker_was_started(tmp_path: Path, monkeypatch: Any) -> None:
+    """The child has a work directory of its own, where no path of the settings would lead anywhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "agent").touch(mode=0o755)
+    assignment = Assignment(AttemptRef("7", 1, 5, "a"), Task("7"), Work("t", "d", None), lambda: b"prompt")
+    for program, argv in (("./agent", f"{tmp_path}/agent"), ("~/agent", f"{tmp_path}/agent"), ("sh", "sh")):
+        start = assignment.start_of(Executor("one", command=(program, "x")), {"PATH": "/usr/bin:/bin"}, ())
+        assert start.argv == (argv, "x")
+
+
 def test_a_missing_field_fails_the_task_at_once(start: Start) -> None:
     """No attempt would find it: nothing is started, and the reason names executor and field."""
     worker = start({"command": ["true", "{payload.width}"]})
@@ -132,13 +144,15 @@ def test_a_route_limits_time_and_attempts(start: Start) -> None:
 
 
 def test_a_host_without_the_program_gives_the_task_back(start: Start) -> None:
-    """Another host may have it: the attempt does not count, and the log says what is missing."""
+    """Another host may have it: the attempt does not count, and log and reason say what is missing, and where."""
     worker = start({"command": ["no-such-program"]})
     worker.wait()
     (report,) = worker.reports()
     assert (report["op"], report["counted"]) == ("release", False)
     (event,) = worker.events("executor_unusable")
-    assert "no-such-program" in event["error"]
+    host = os.uname().nodename
+    assert event["error"] == f"Host {host} cannot run the executor one: no-such-program is not there."
+    assert report["reason"].startswith(event["error"])
 
 
 def test_a_call_is_quiet_by_its_nature(start: Start, receiver: Receiver) -> None:
@@ -172,14 +186,6 @@ def test_an_http_executor_posts_the_task_and_returns_the_answer(start: Start, re
     assert "canary-1" not in worker.log()
 
 
-def test_an_answer_that_was_cut_off_is_no_answer(start: Start, receiver: Receiver) -> None:
-    """Half of a result must not complete a task."""
-    receiver.answer = (200, {"Content-Length": "9"}, b"half")
-    result = start({"kind": "http", "url": receiver.url}).result()
-    assert result["reason"] == "exit"
-    assert result["detail"].startswith("exit code 1: The request failed: IncompleteRead(0 bytes read, 5 more expected)")
-
-
 def test_pieces_of_an_answer_and_printed_lines_are_signs_of_life(
     start: Start, receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -194,11 +200,12 @@ def test_pieces_of_an_answer_and_printed_lines_are_signs_of_life(
     assert python.result()["reason"] == "success"
 
 
+REDIRECTED = "302 Found: redirects are not followed; write the address that answers into the executor's url. why"
 ANSWERS: list[tuple[int, dict[str, str], str, str]] = [
     (429, {}, "tempfail", "not now (exit code 75): 429 Too Many Requests: why"),
     (500, {"Retry-After": "3"}, "tempfail", "not now (exit code 75): 500 Internal Server Error: why"),
     (400, {}, "exit", "exit code 1: 400 Bad Request: why"),
-    (302, {"Location": "http://127.0.0.1:1/"}, "exit", "exit code 1: 302 Found: why"),
+    (302, {"Location": "http://127.0.0.1:1/"}, "exit", f"exit code 1: {REDIRECTED}"),
 ]
 
 
@@ -210,6 +217,18 @@ def test_other_answers_are_failed_attempts_or_not_now(
     receiver.answer = (status, headers, b"why")
     result = start({"kind": "http", "url": receiver.url}).result()
     assert (result["reason"], result["detail"]) == (reason, detail)
+
+
+def test_secrets_are_in_no_response_and_no_reason(start: Start, receiver: Receiver) -> None:
+    """Both are read by whoever reads the task. What a program says on stdout is its reason where stderr is empty."""
+    env = {"RUN_KEY": "Bearer canary-1"}
+    done = start({"command": ["sh", "-c", 'echo "it is $RUN_KEY"'], "env": ["RUN_KEY"]}, env=env)
+    assert done.result()["stdout"] == "it is ***\n"
+    failed = start({"command": ["sh", "-c", 'echo "not with $RUN_KEY"; exit 3'], "env": ["RUN_KEY"]}, env=env)
+    assert failed.result()["detail"] == "exit code 3: not with ***"
+    receiver.answer = (400, {}, b"canary-1 is no key")
+    refused = start({"kind": "http", "url": receiver.url, "headers": {"Authorization": "env:RUN_KEY"}}, env=env)
+    assert refused.result()["detail"] == "exit code 1: 400 Bad Request: *** is no key"
 
 
 def test_a_cancel_ends_an_http_call(start: Start, receiver: Receiver) -> None:
@@ -244,7 +263,7 @@ def talks(task):
         ("double", "success", '{"twice": 128}', ""),
         ("fails", "exit", "", "ValueError: no such size"),
         ("later", "tempfail", "", "not now (exit code 75)"),
-        ("nothing", "exit", "", "module 'jobs' has no attribute 'nothing'"),
+        ("nothing", "exit", "", "exit code 1: The module jobs has no function nothing."),
     ],
 )
 def test_a_python_executor_calls_a_function(

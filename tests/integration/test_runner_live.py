@@ -45,7 +45,7 @@ def test_a_running_attempt_shows_what_it_writes(start: Start, tmp_path: Path) ->
     assert sorted(said["text"].split("\n")) == ["[40 %] Fetching", "one ***", "two"]
     assert said["meta"] == {"progress": 40, "text": "Fetching"}
     go_on(tmp_path)
-    assert worker.result()["stdout"] == "one canary-secret\nthree\n"
+    assert worker.result()["stdout"] == "one ***\nthree\n"
     kept = (worker.directory / "data" / "logs" / "7-1.log").read_text()
     assert sorted(kept.splitlines()) == ["::progress 40 Fetching", "one canary-secret", "three", "two"]
 

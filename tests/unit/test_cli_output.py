@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from dispatch.ats.model import Task
 from dispatch.cli.main import COMMANDS, cli
 from dispatch.cli.output import ago, clean_line, clean_text, dumps, duration, fitted, settled_text
-from dispatch.cli.thread import response_of, text_of
+from dispatch.cli.thread import response_of, standstill, text_of
 
 NAMES = [name for section in COMMANDS.values() for name in section]
 
@@ -145,3 +145,19 @@ def test_every_command_has_help_with_examples(name):
     overview = CliRunner().invoke(cli, ["--help"]).output
     assert f"\n  {name} " in overview
     assert "..." not in overview.partition("Processes:")[2]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "begins"),
+    [
+        ("in_review", None, "Task 7 waits for a review: 'dispatch complete 7'"),
+        ("pending", "exit code 1: no", "Task 7 is pending again: exit code 1: no"),
+        ("pending", None, ""),
+        ("in_progress", "exit code 1: no", ""),
+    ],
+)
+def test_who_follows_a_task_is_told_why_it_says_nothing(status: str, reason: str | None, begins: str) -> None:
+    """Between two attempts, and while somebody is to decide; a running task speaks for itself."""
+    said = standstill(Task("7", status=status, raw={"reason": reason}))
+    assert said.startswith(begins)
+    assert bool(said) == bool(begins)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatch.core.routing import DEFAULT, Executor, Route, Routing, TaskTraits, choose, traits_of
+from dispatch.core.routing import DEFAULT, Executor, Route, Routing, TaskTraits, choose, shadowed, traits_of
 from dispatch.errors import ConfigurationError
 from dispatch.routing_settings import read
 from dispatch.settings import load
@@ -96,6 +96,41 @@ def test_the_first_route_that_holds_decides(task: TaskTraits, executor: str, que
     assert (choice.executor, choice.queue, choice.classes) == (executor, queue, classes)
 
 
+def test_patterns_know_two_signs_only() -> None:
+    """A star and a question mark stand for others; brackets are letters of a name like any others."""
+    routing = routing_of('[[routes]]\nchannel = "a[1]*"\nqueue = "special"')
+    queues = [choose(routing, TaskTraits(channel)).queue for channel in ("a[1]", "a[1]b", "a1", "A[1]")]
+    assert queues == ["special", "special", "dispatch", "dispatch"]
+
+
+def test_routes_that_never_decide_are_found() -> None:
+    """Each of the even ones is behind one that holds wherever it would; the odd ones all decide about something."""
+    conditions = [
+        'channel = "a*"',
+        'channel = "ab"\npayload = { x = 1 }',
+        'channel = "b"\ntype = "t"\npayload = { x = true }',
+        'channel = "b"\ntype = "t"\npayload = { x = true, y = 2 }',
+        'channel = "b"\nsender = "*"\npayload = { x = 1 }',
+        'channel = "b"\nsender = "eve"\npayload = { x = 1 }',
+        'channel = "b"\ntype = "t*"\npayload = { x = 1 }',
+        'channel = "a*"\ntype = "u"',
+    ]
+    routing = routing_of("".join(f"[[routes]]\n{text}\n" for text in conditions))
+    assert shadowed(routing.routes) == [(2, 1), (4, 3), (6, 5), (8, 1)]
+
+
+def test_a_queue_that_is_spelt_wrong_is_known() -> None:
+    """A worker that takes from it would wait for ever."""
+    routing = routing_of('[[routes]]\nqueue = "gpu"')
+    assert routing.without_route(["gpu", "gpuu", "dispatch"]) == ("gpuu",)
+
+
+def test_an_executor_is_called_by_what_does_the_work() -> None:
+    """The program, the function; of a URL, which may hold secrets, that it is one."""
+    every = (Executor(command=("sh", "x")), Executor(kind="python", function="a:b"), Executor(kind="http", url="u"))
+    assert [executor.called() for executor in every] == ["sh", "a:b", "http"]
+
+
 def test_a_switch_takes_a_task_out_of_a_class() -> None:
     """``gpu: false`` wins over the class of a route."""
     routing = routing_of('[[routes]]\nchannel = "*"\nclasses = ["gpu"]')
@@ -129,6 +164,24 @@ def test_what_a_route_leaves_open_is_the_default() -> None:
         ("[[routes]]\nmax_attempts = true", "max_attempts must be"),
         ("[[routes]]\nchanel = 'x'", "Did you mean channel"),
         ("[routes]\nexecutor = 'x'", "routes must be written as"),
+        ("[[routes]]\ntimeout_ms = '60s'", r"\(it is '60s'\)\.$"),
+        ("[[routes]]\npayload = {review = true}", "payload cannot look at review, which steers dispatch"),
+        (
+            f"[[routes]]\npayload = {{a = '{'x' * 65}'}}",
+            "payload can never hold for a: names and texts have at most 64",
+        ),
+        ('[executors.a]\ncommand = "it\'s"', "must have a second quotation mark"),
+        ("[executors.a]\ncommand = 'x'\nenv = ['DISPATCH_ATS_TOKEN']", "no child sees those"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h:99999/'", "url must be a URL such as"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://[::1'", "url must be a URL such as"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h/a b'", "without blanks"),
+        (
+            "[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {'a b' = 'x'}",
+            "'a b', which is no name of a header",
+        ),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {A = 'env:'}", "variable after env: in A"),
+        ("[executors.a]\nkind = 'http'\nurl = 'http://h'\nheaders = {A = '\u00fc'}", "ASCII only in A"),
+        ("[executors.a]\nkind = 'python'\nfunction = 'a..b:c'", "module:function"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, sentence: str, tmp_path: Any) -> None:
@@ -137,6 +190,15 @@ def test_what_is_wrong_is_named(text: str, sentence: str, tmp_path: Any) -> None
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=sentence):
         load({"DISPATCH_CONFIG": str(path)})
+
+
+def test_a_command_keeps_each_of_its_arguments(tmp_path: Any) -> None:
+    """A list is the argv as it stands, with what comes twice and with blanks, in both places where a command is."""
+    command = '["tool", "--allow", "a b ", "--allow", ""]'
+    path = tmp_path / "dispatch.toml"
+    path.write_text(f"[execution]\ncommand = {command}\n[executors.a]\ncommand = {command}\n")
+    executors = load({"DISPATCH_CONFIG": str(path)}).routing.executors
+    assert executors["a"].command == executors["default"].command == ("tool", "--allow", "a b ", "--allow", "")
 
 
 def test_the_default_executor_is_the_command_setting(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dispatch.cli.advice import for_people
 from dispatch.core.presence import IngressPresence, WorkerPresence
 from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, stand_of
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
@@ -76,3 +77,19 @@ def test_how_a_task_stands(facts: Facts, fleet: Fleet, needed: list[Stand], stan
     """Only what needs somebody is stuck: not what runs, has its turn soon, or waits for such."""
     told = merged(reasons(facts), fleet, Way("test", "dispatch", ("gpu",)), 0.0)
     assert stand_of(told, needed) is stand
+
+
+def test_a_worker_is_asked_for_by_its_queue() -> None:
+    """One that is started without it takes from another queue, and the task would still wait."""
+    found = merged(reasons(Facts(Status.TODO, listeners=1)), ALL_WELL, Way("test", "gpu"), 0.0)
+    (reason,) = [one for one in found if one.code == "NO_WORKER"]
+    assert "worker -Q gpu'" in reason.advice
+
+
+def test_what_failed_because_of_others_is_done_again_together_with_them() -> None:
+    """Reopened alone it fails at once for the same reason."""
+    text = "Blocked: dependency #7 (failed), #8 (completed), #9 (cancelled)"
+    (reason,) = reasons(Facts(Status.FAILED, reason=text))
+    assert for_people(reason).advice == "'dispatch reopen 7 9 --dependents' has all of them done again."
+    (other,) = reasons(Facts(Status.FAILED, reason="exit code 1"))
+    assert for_people(other).advice == "'dispatch reopen ID' has it done again."

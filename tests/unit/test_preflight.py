@@ -199,6 +199,7 @@ def test_callbacks_and_chats_are_judged(env, change, state, words):
 EXECUTORS = """
 [executors.default]
 command = "sh -c true"
+env = ["PATH", "SPELT_WORNG"]
 [executors.gone]
 command = "no-such-program {payload.x}"
 [executors.post]
@@ -214,15 +215,48 @@ function = "no_such_module.inner:run"
 """
 
 
-def test_each_executor_is_looked_at(tmp_path):
+def test_what_a_command_probably_does_not_mean_is_said(tmp_path):
+    """Scripts that the kernel would not start, signs of a shell, and braces that stand for nothing are warnings."""
+    for name, line in (("bare", "echo x\n"), ("lost", "#!/no/such/sh -e\n"), ("fine", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(line)
+        (tmp_path / name).chmod(0o755)
+    commands = (f"{tmp_path}/bare", f"{tmp_path}/lost", f"{tmp_path}/fine {{titel}}", "sh -c $A", "cat a | wc $HOME")
+    tables = "".join(f"[executors.e{at}]\ncommand = {command!r}\n" for at, command in enumerate(commands))
+    (tmp_path / "d.toml").write_text("[executors.default]\ncommand = 'sh'\n" + tables)
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
+    said = [check.sentence for check in found if check.state == "warning"]
+    assert [
+        sentence.partition(" " + str(tmp_path))[0].partition(" {")[0].partition(": there")[0] for sentence in said
+    ] == [
+        "The executor e0:",
+        "The executor e1:",
+        "In [executors.e2]",
+        "In [executors.e4] | is an argument like any other",
+    ]
+    assert said[0].endswith("is a text without a #! line, which the kernel does not start.")
+    assert said[1].endswith("names an interpreter that is not there: /no/such/sh.")
+    assert "{titel} is no value of a task and stays as it is" in said[2]
+
+
+def test_each_executor_is_looked_at(tmp_path, monkeypatch):
     """Only the default is needed for a start; of the others it is said what is missing, and nothing secret."""
     (tmp_path / "d.toml").write_text(EXECUTORS)
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
-    assert [check.state for check in found] == ["ok", "warning", "warning", "ok", "warning"]
+    assert [check.state for check in found] == ["ok", "warning", "warning", "warning", "ok", "warning"]
     said = " ".join(f"{check.sentence} {check.advice}" for check in found)
-    for piece in ("no-such-program was not found on PATH", "NOT_SET_HERE", "is json:dumps", "no_such_module"):
+    for piece in (
+        "may see SPELT_WORNG of",
+        "no-such-program was not found on PATH",
+        "NOT_SET_HERE",
+        "is json:dumps",
+        "no_such_module",
+    ):
         assert piece in said
     assert "secret" not in said
     (tmp_path / "d.toml").write_text(EXECUTORS.replace("sh -c true", "no-such-default"))
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": str(tmp_path / "d.toml")}))
-    assert found[0].state == "error"
+    assert (found[0].state, "change [executors.default]" in found[0].advice) == ("error", True)
+    monkeypatch.setenv("DISPATCH_COMMAND", "cat")
+    path = str(tmp_path / "d.toml")
+    found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": path, "DISPATCH_COMMAND": "cat"}))
+    assert found[-1].sentence.startswith("DISPATCH_COMMAND is set, and does nothing beside [executors.default]")

@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dispatch.core.retry import EndReason
+from dispatch.runner.attempt import AttemptEnd
 from dispatch.runner.attempt_log import AttemptLog
 from dispatch.runner.janitor import clear_logs
 from dispatch.runner.live import ATTEMPT_BYTES_MAX, BUFFER_BYTES_MAX, MESSAGE_BYTES_MAX, LiveBuffer
+from dispatch.runner.output import HeadTail
 from dispatch.runner.progress import Progress, ProgressFilter
 from dispatch.runner.redaction import Redactor, secrets_in, secrets_of
+from dispatch.runner.streams import Streams
+from dispatch.runner.telling import in_the_open
 from dispatch.settings import load
 
 TEXT = (
     b"one\n::progress 10 Begin\ntwo ::progress 20 no\n::progress 101 no\n::progress x\n::prog\r\n"
     b"::progress 30\n\xc3\xbc::\n::progress 40 F\xc3\xbcr \r\nlast"
 )
-KEPT = b"one\ntwo ::progress 20 no\n::progress 101 no\n::progress x\n::prog\r\n\xc3\xbc::\nlast"
+SEEN = b"one\n<10>two ::progress 20 no\n::progress 101 no\n::progress x\n::prog\r\n<30>\xc3\xbc::\n<40>last"
 FOUND = [Progress(10, "Begin"), Progress(30, ""), Progress(40, "F\u00fcr")]
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_progress_lines_are_taken_out_however_they_arrive(seed: int) -> None:
-    """Cut into any chunks, the same is kept and the same is found; only whole lines of the right form count."""
+    """Cut into any chunks, the same is kept and found in the same order; only whole lines of the right form count."""
     rand = random.Random(seed)
-    progress, kept, found, at = ProgressFilter(), b"", [], 0
+    progress, at = ProgressFilter(), 0
+    found: list[bytes | Progress] = []
     while at < len(TEXT):
         size = rand.choice((1, 2, 7, 30))
-        part, marks = progress.feed(TEXT[at : at + size])
-        kept, found, at = kept + part, found + marks, at + size
-    part, marks = progress.rest()
-    assert (kept + part, found + marks) == (KEPT, FOUND)
+        found += progress.feed(TEXT[at : at + size])
+        at += size
+    found += progress.rest()
+    seen = b"".join(one if isinstance(one, bytes) else f"<{one.percent}>".encode() for one in found)
+    assert seen == SEEN
+    assert [one for one in found if isinstance(one, Progress)] == FOUND
 
 
 def test_a_progress_line_at_the_very_end_counts() -> None:
     """It needs no line end; and what only looked like one is output."""
     progress = ProgressFilter()
-    assert progress.feed(b"::progress 5 x") == (b"", [])
-    assert progress.rest() == (b"", [Progress(5, "x")])
-    assert (progress.feed(b"::pro"), progress.rest()) == ((b"", []), (b"::pro", []))
+    assert progress.feed(b"::progress 5 x") == []
+    assert progress.rest() == [Progress(5, "x")]
+    assert (progress.feed(b"::pro"), progress.rest(), progress.rest()) == ([], [b"::pro"], [])
 
 
 class Clock:
@@ -58,7 +67,7 @@ class Clock:
 
 def buffer(*secrets: str, clock: Any = None) -> LiveBuffer:
     """Make a buffer that hides these."""
-    return LiveBuffer(Redactor(secrets), where="host:/log", changed=lambda: None, clock=clock or Clock())
+    return LiveBuffer(Redactor(secrets), where="there is host:/log", changed=lambda: None, clock=clock or Clock())
 
 
 def test_no_secret_is_shown_however_it_arrives() -> None:
@@ -81,7 +90,7 @@ def test_the_newest_of_much_is_shown_and_the_rest_counted() -> None:
     text, _ = live.drain()
     assert len(text) < 8_000
     head, *rest = text.split("\n")
-    assert head == f"[... {len(lines) - 7 * len(rest)} bytes are left out here; the whole log is host:/log ...]"
+    assert head == f"[... {len(lines) - 7 * len(rest)} bytes are left out here; there is host:/log ...]"
     assert (rest[-1], len(rest)) == ("049999", MESSAGE_BYTES_MAX // 7)
 
 
@@ -120,7 +129,7 @@ def test_an_attempt_shows_so_much_and_then_only_progress() -> None:
     assert last == ""
     assert before.endswith(
         "[... this attempt has written 1 MiB here, which is all that a thread shows. It runs on, and its progress is "
-        "still shown; the whole log is host:/log ...]"
+        "still shown; there is host:/log ...]"
     )
     live.tell(Progress(50, "half"))
     assert live.drain() == ("[50 %] half", {"progress": 50, "text": "half"})
@@ -157,6 +166,33 @@ def test_a_log_ends_at_its_cap_and_goes_on_after_an_uncounted_attempt(tmp_path: 
         log.close()
     assert path.read_bytes().startswith(b"abcdabcdef\n[... the log ends here")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_is_sent_to_a_log_that_is_not_kept(tmp_path: Path) -> None:
+    """Where more of the output is stands in the sentence about what was left out; without logs it is nowhere."""
+    assert AttemptLog(tmp_path / "7-1.log", 10, None).where("host").endswith(f" host:{tmp_path}/7-1.log")
+    assert AttemptLog(tmp_path / "7-1.log", 0, None).where("host") == "no log of it is kept"
+
+
+@pytest.mark.parametrize("at", range(18, 34))
+def test_a_secret_is_hidden_where_the_middle_is_left_out(at: int) -> None:
+    """Cut in two it is no longer there whole; neither half is shown, wherever the cut falls."""
+    sink = HeadTail(80)  # 20 bytes before the cut, 60 behind
+    sink.feed(b"x" * at + b"canary-secret" + b"y" * 50)
+    text = Streams(progress=False, redactor=Redactor(["canary-secret"])).end("stdout", sink).text
+    assert not re.search("can|ary|sec|ret", text)
+    shown = re.sub(
+        r"\n\[\.\.\. (\d+) bytes of output are left out here \.\.\.\]\n", lambda found: "z" * int(found[1]), text
+    )
+    assert len(shown.replace("***", "z" * 13)) == at + 13 + 50
+
+
+def test_a_response_says_what_is_not_as_it_was_written() -> None:
+    """Left out in the middle, or bytes replaced that are no text: nobody takes it for whole."""
+    sink = HeadTail(16)
+    sink.feed(b"ab\xff\0" + b"c" * 20)
+    (output,) = in_the_open(AttemptEnd(EndReason.SUCCESS, stdout=sink.result())).outputs or []
+    assert (output.pop("response")[:2], output) == ("ab", {"truncated": True, "output_bytes": 24, "binary": True})
 
 
 def test_old_logs_are_cleared(tmp_path: Path) -> None:

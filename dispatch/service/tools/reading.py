@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.errors import InvalidInputError
-from dispatch.service import history, listing, tenants, wire
+from dispatch.service import history, listing, messages, tenants, wire
 from dispatch.service.access import Access, agent_uuid
 from dispatch.service.rows import fetch
 from dispatch.service.tools import params as p
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LIST_MAX: Final = 1_000
 HISTORY_MAX: Final = 200
+NOTE_CHARS: Final = 200
+"""How much of a message its line in the history shows."""
 
 
 def known_project(tx: Tx, call: Call, scope: Scope) -> int:
@@ -77,7 +79,8 @@ async def task_history(call: Call) -> dict[str, Any]:
     def work(tx: Tx) -> dict[str, Any]:
         row = fetch(tx, ref)
         lines = history.of_task(tx, row.id, after=found.get("since", 0), limit=limit + 1)
-        shown = [_line(line) for line in lines[:limit]]
+        said = history.said(tx, lines[:limit])
+        shown = [_line(line, said.get(line.message_id)) for line in lines[:limit]]
         count = shapes.fitting(shown)
         more = count < len(lines)
         return {
@@ -89,7 +92,8 @@ async def task_history(call: Call) -> dict[str, Any]:
     return await call.store.read(work)
 
 
-def _line(line: Any) -> dict[str, Any]:
+def _line(line: Any, message: Any) -> dict[str, Any]:
+    """Return one line; that of a message has its kind, and the beginning of its text as note."""
     shown = {
         "seq": line.seq,
         "at": wire.iso(line.created_at),
@@ -98,7 +102,8 @@ def _line(line: Any) -> dict[str, Any]:
         "to": line.to_status,
         "agent_id": agent_uuid(line.actor_type, line.actor_id),
         "agent_name": line.actor_name,
-        "note": line.note,
+        "note": line.note if message is None else messages.text_of(message.parts)[:NOTE_CHARS],
+        "kind": None if message is None else message.kind,
         "lease_token": line.token,
         "message_id": line.message_id,
     }
@@ -161,7 +166,8 @@ TOOLS: Final = (
     Tool(
         name="task_history",
         title="Read a task's history",
-        description="Return what happened to a task, oldest first: moves with notes, locks, messages. since: the seq"
+        description="Return what happened to a task, oldest first: moves with notes, locks, messages (their kind, and"
+        " how they begin). since: the seq"
         " after which to begin; next_since continues.",
         run=task_history,
         params={"task_id": p.UUID, "since": p.whole(0, 2**63 - 1), "limit": p.whole(1, HISTORY_MAX, 50)},
