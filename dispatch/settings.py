@@ -94,7 +94,7 @@ class Execution:
         "drain_s", 30, kinds.seconds(0, 86_400), "how long a drain lets running attempts finish, seconds"
     )
     env: tuple[str, ...] = setting(
-        "env", "", kinds.names, "further environment variables that the child may see, comma-separated names"
+        "env", "", kinds.variables, "further environment variables that the child may see, comma-separated names"
     )
     output_bytes_max: int = setting(
         "output_bytes_max",
@@ -141,7 +141,7 @@ class Broker:
     url: str = setting(
         "redis_url",
         "redis://127.0.0.1:6379/0",
-        kinds.url("redis", "rediss", "redis+socket", "unix"),
+        kinds.redis,
         "the broker; may carry a password and is masked when shown",
     )
     user: str | None = setting("redis_user", None, kinds.text, "user of the broker, if not in its URL")
@@ -173,7 +173,7 @@ class Ingress:
 class Service:
     """The task service of our own."""
 
-    bind: str = setting("bind", "127.0.0.1:8700", kinds.text, "address and port that the task service listens on")
+    bind: str = setting("bind", "127.0.0.1:8700", kinds.address, "address and port that the task service listens on")
     allowed_origins: frozenset[str] = setting(
         "allowed_origins",
         "",
@@ -183,8 +183,8 @@ class Service:
     database_url: str | None = setting(
         "database_url",
         None,
-        kinds.url(),
-        "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
+        kinds.database,
+        "the store, sqlite:////path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
     database_password: Secret | None = setting(
         "database_password", None, kinds.secret, "password of the PostgreSQL user, if not in the URL", secret=True
@@ -342,7 +342,7 @@ class Metrics:
     """Prometheus metrics (docs/metrics.md)."""
 
     bind: str = setting(
-        "metrics_bind", "127.0.0.1", kinds.text, "address that metrics are served on; whoever reaches it may read them"
+        "metrics_bind", "127.0.0.1", kinds.host, "address that metrics are served on; whoever reaches it may read them"
     )
     service_port: int = setting(
         "service_metrics_port", 0, kinds.whole(0, 65_535), "port of the task service's metrics; 0: none"
@@ -510,7 +510,8 @@ def _read_secret_files(found: dict[str, tuple[Any, str]]) -> None:
         try:
             found[target] = (Path(str(value)).expanduser().read_text("utf-8").strip(), origin)
         except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigurationError(f"{origin} names {value}, which cannot be read: {exc}.") from exc
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not text in UTF-8"
+            raise ConfigurationError(f"{origin} names {value}, which cannot be read: {reason}.") from exc
 
 
 def _check_relations(settings: Settings) -> None:

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         "https://Tasks.example, http://x.example:3000/",
         frozenset({"https://tasks.example", "http://x.example:3000"}),
     ),
-    "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
+    "database_url": ("sqlite:////x.db", "sqlite:////x.db"),
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
     "lock_ms": ("1000", 1.0),
@@ -187,13 +187,13 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_LEASE": "1"}, "DISPATCH_LEASE is not a setting. Did you mean DISPATCH_LEASE_MS?"),
         ({"DISPATCH_CHANEL": "a"}, "DISPATCH_CHANEL is not a setting. Did you mean DISPATCH_CHANNEL?"),
         ({"DISPATCH_XYZZYQW": "1"}, "DISPATCH_XYZZYQW is not a setting."),
-        ({"DISPATCH_LEASE_MS": "soon"}, "DISPATCH_LEASE_MS must be a number, not 'soon' (it is 'soon')."),
-        ({"DISPATCH_LEASE_MS": "nan"}, "DISPATCH_LEASE_MS must be between 400 and 8.64e+07 (it is 'nan')."),
-        ({"DISPATCH_LEASE_MS": "1"}, "DISPATCH_LEASE_MS must be between 400 and 8.64e+07 (it is '1')."),
+        ({"DISPATCH_LEASE_MS": "soon"}, "DISPATCH_LEASE_MS must be a number of milliseconds (it is 'soon')."),
+        ({"DISPATCH_LEASE_MS": "nan"}, "DISPATCH_LEASE_MS must be between 400 and 86400000 (it is 'nan')."),
+        ({"DISPATCH_LEASE_MS": "1"}, "DISPATCH_LEASE_MS must be between 400 and 86400000 (it is '1')."),
         ({"DISPATCH_MAX_ATTEMPTS": "1.5"}, "DISPATCH_MAX_ATTEMPTS must be a whole number (it is '1.5')."),
         (
             {"DISPATCH_TASKS_KEEP_S": "30"},
-            "DISPATCH_TASKS_KEEP_S must be 0, or between 3600 and 3.1536e+08 (it is '30').",
+            "DISPATCH_TASKS_KEEP_S must be 0, or between 3600 and 315360000 (it is '30').",
         ),
         ({"DISPATCH_MAX_ATTEMPTS": "0"}, "DISPATCH_MAX_ATTEMPTS must be between 1 and 100 (it is '0')."),
         ({"DISPATCH_ATS_URL": "ats.example"}, "DISPATCH_ATS_URL must start with http:// or https://"),
@@ -203,7 +203,7 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_SEAL_VERSIONS": "1,3"}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_SEAL_VERSIONS": ""}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
-        ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND No closing quotation"),
+        ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND cannot be split into words (no closing quotation)"),
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
         ({"DISPATCH_ATS_ORG": "acme"}, "belong together"),
         ({"DISPATCH_ATS_PROJECT": "web"}, "belong together"),
@@ -214,6 +214,17 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ),
         ({"DISPATCH_TRACES_URL": "http://c:4318/v1/traces"}, "must be the base URL, without /v1/traces"),
         ({"DISPATCH_TRACES_RATIO": "1.1"}, "DISPATCH_TRACES_RATIO must be between 0 and 1"),
+        ({"DISPATCH_ATTEMPT_MEMORY_BYTES_MAX": "512M"}, "must be a whole number (it is '512M')."),
+        ({"DISPATCH_EVENTS_KEEP_S": "90d"}, "must be a number of seconds (it is '90d')."),
+        ({"DISPATCH_BIND": "8700"}, "DISPATCH_BIND must be host:port, such as 127.0.0.1:8700 (it is '8700')."),
+        ({"DISPATCH_BIND": "localhost:99999"}, "DISPATCH_BIND must be host:port"),
+        ({"DISPATCH_METRICS_BIND": "10.0.0.1:9701"}, "must be an address without a port"),
+        ({"DISPATCH_ENV": "HTTP_PROXY=x"}, "DISPATCH_ENV must be names of environment variables"),
+        ({"DISPATCH_REDIS_URL": "redis://127.0.0.1:6379/x"}, "must end with the number of a database"),
+        ({"DISPATCH_REDIS_URL": "unix:///run/redis.sock?db=x"}, "must end with the number of a database"),
+        ({"DISPATCH_DATABASE_URL": "mysql://u:hunter2@x/y"}, "(it is 'mysql://u:***@x/y')"),
+        ({"DISPATCH_DATABASE_URL": "sqlite:///var/lib/tasks.db"}, "with four slashes"),
+        ({"DISPATCH_ATS_TOKEN_FILE": "/no/such/key"}, "which cannot be read: No such file or directory."),
     ],
 )
 def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> None:
@@ -273,15 +284,15 @@ def test_a_password_in_a_query_is_shown_as_stars() -> None:
     assert "hunter2" not in repr(load({"DISPATCH_DATABASE_URL": url}))
 
 
-@pytest.mark.parametrize("name", ["redis_url", "database_url"])
+@pytest.mark.parametrize(("name", "scheme"), [("redis_url", "redis"), ("database_url", "postgresql")])
 @pytest.mark.parametrize("password", ["hunter2", "p/hunter2", "p@hunter2", "p:hunter2"])
-def test_a_password_in_a_url_is_shown_as_stars(name: str, password: str) -> None:
-    """The URL works as written, and shows its host but not its password."""
-    url = f"redis://user:{password}@host:1/0"
+def test_a_password_in_a_url_is_shown_as_stars(name: str, scheme: str, password: str) -> None:
+    """The URL stays as written, and shows its host but not its password."""
+    url = f"{scheme}://user:{password}@host:1/0"
     settings = load({f"DISPATCH_{name.upper()}": url})
     assert value_of(settings, name) == url
     assert f"{value_of(settings, name)}" == url
-    assert "redis://user:***@host:1/0" in repr(settings)
+    assert f"{scheme}://user:***@host:1/0" in repr(settings)
     assert "hunter2" not in repr(settings) + masked_url(url)
     with pytest.raises(ConfigurationError) as caught:
         load({"DISPATCH_ATS_URL": f"ftp://user:{password}@host"})
@@ -306,7 +317,7 @@ def test_settings_are_frozen() -> None:
 def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
-    assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+    assert load({"DISPATCH_DATABASE_URL": "sqlite:////x.db"}).database_url == "sqlite:////x.db"
 
 
 def test_keys_lie_in_the_data_directory_by_default() -> None:
