@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from dispatch.ats import answers, orders, protocol
-from dispatch.broker import CLASS_KEY, INGRESS_KEY, KEY_PREFIX, shown_url
+from dispatch.broker import CLASS_KEY, KEY_PREFIX, shown_url
 from dispatch.core.lifecycle import ATS_WORD, Status
-from dispatch.core.presence import parse_ingress
 from dispatch.core.routing import TaskTraits, choose, traits_of
 from dispatch.core.standing import ClassUse, Fleet, Way
 from dispatch.core.steering import EXTENSION, steering_of
 from dispatch.errors import AuthenticationError, DispatchError, GatewayError
-from dispatch.preflight.broker import cause_of, open_redis, workers_seen
+from dispatch.preflight.broker import cause_of, ingresses_seen, open_redis, workers_seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,8 +130,7 @@ def _look_at_redis(state: State, seen: Seen, rows: list[Any] | None) -> None:
 
 def _read_redis(client: redis.Redis, settings: Settings, seen: Seen) -> None:
     workers = workers_seen(client)
-    keys = sorted(client.scan_iter(match=f"{INGRESS_KEY}*", count=500))
-    texts: Any = client.mget(keys) if keys else []
+    ingresses = ingresses_seen(client)
     queues = sorted({*settings.routing.queues(), *(queue for worker in workers for queue in worker.queues)})
     pipeline = client.pipeline(transaction=False)
     for queue in queues:
@@ -145,7 +143,7 @@ def _read_redis(client: redis.Redis, settings: Settings, seen: Seen) -> None:
     seen.fleet = replace(
         seen.fleet,
         workers=tuple(workers),
-        ingresses=tuple(one for text in texts if (one := parse_ingress(text)) is not None),
+        ingresses=tuple(ingresses),
         queues={queue: length for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int)},
         classes={
             name: ClassUse(len(holders), limit, tuple(sorted(holders, key=lambda one: (len(one), one))))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
-from dispatch.broker import WORKER_KEY, connect, shown_url
-from dispatch.core.presence import WorkerPresence, parse_worker
+from dispatch.broker import INGRESS_KEY, WORKER_KEY, connect, shown_url
+from dispatch.core.presence import IngressPresence, WorkerPresence, parse_ingress, parse_worker
 from dispatch.errors import BrokerUnavailableError, ConfigurationError
 from dispatch.preflight.check import Check
 
@@ -126,6 +126,13 @@ def workers_seen(client: redis.Redis) -> list[WorkerPresence]:
     values: Any = client.mget(keys) if keys else []
     found = [parse_worker(text) for text in values]
     return [worker for worker in found if worker is not None]
+
+
+def ingresses_seen(client: redis.Redis) -> list[IngressPresence]:
+    """Return the ingresses that show themselves. Raises redis.RedisError."""
+    keys = sorted(client.scan_iter(match=f"{INGRESS_KEY}*", count=500))
+    values: Any = client.mget(keys) if keys else []
+    return [ingress for text in values if (ingress := parse_ingress(text)) is not None]
 
 
 def check_workers(settings: Settings) -> list[Check]:

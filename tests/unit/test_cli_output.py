@@ -69,12 +69,14 @@ def test_a_line_that_was_written_over_is_shown_as_it_was_last(written, seen):
         ([2, 11, 4, 20], 40, [2, 11, 4, 20]),
         ([2, 11, 4, 90], 60, [2, 11, 4, 43]),
         ([2, 90, 4, 90], 60, [2, 27, 4, 27]),
-        ([20, 20], 10, [8, 8]),
-        ([2, 3], 0, [2, 3]),
+        ([36, 5, 20, 20], 60, [36, 5, 9, 10]),
+        ([90, 5], 80, [60, 5]),
+        ([20, 20], 27, []),
+        ([36, 4, 9, 9], 40, []),
     ],
 )
 def test_what_is_widest_gives_way_first(natural, room, widths):
-    """A long title costs no other column a character, and no column vanishes."""
+    """A long title costs no other column a character, an id in front is never cut, and no column vanishes."""
     assert fitted(natural, room) == widths
 
 
