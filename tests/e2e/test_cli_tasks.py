@@ -175,6 +175,17 @@ def test_moves_say_what_they_did(ats, cli):
     assert [ats.tasks[n]["status"] for n in (100, 101)] == ["rejected", "cancelled"]
 
 
+def test_a_refusal_of_several_names_the_task(ats, cli):
+    """Of several ids each refusal says which one it is about; the others are moved all the same."""
+    for _ in range(3):
+        ats.add()
+    cli.here("cancel", "100", "102")
+    refused = cli.here("cancel", "100", "101", "102", "777")
+    assert (refused.code, refused.out) == (1, "Task 101 cancelled.\n")
+    assert [line.split(": ")[1] for line in refused.err.splitlines()[:2]] == ["Task 100", "Task 102"]
+    assert refused.err.count("777") == 1
+
+
 def test_complete_by_hand(ats, cli):
     """A result may be given as text or as JSON; one object is sent as a list."""
     for number in (100, 101, 102):
