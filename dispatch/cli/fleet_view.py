@@ -18,7 +18,7 @@ from dispatch.core.routing import TaskTraits, choose, traits_of
 from dispatch.core.standing import ClassUse, Fleet, Way
 from dispatch.core.steering import EXTENSION, steering_of
 from dispatch.errors import AuthenticationError, DispatchError, GatewayError
-from dispatch.preflight.broker import cause_of, ingresses_seen, open_redis, workers_seen
+from dispatch.preflight.broker import ingresses_seen, open_redis, trouble_of, try_write, workers_seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -117,14 +117,15 @@ def _look_at_redis(state: State, seen: Seen, rows: list[Any] | None) -> None:
     seen.fleet = replace(seen.fleet, redis_url=shown_url(settings.broker))
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
+            try_write(client)
             _read_redis(client, settings, seen)
             if rows is None and seen.extensions.isdisjoint({EXTENSION}) and not seen.fleet.service_error:
                 values: Any = client.hvals(orders.orders_key(state.endpoint.base_url))
                 rows = orders.rows_of(values, time.time())
     except redis.RedisError as exc:
-        seen.fleet = replace(seen.fleet, redis_error=cause_of(exc))
+        seen.fleet = replace(seen.fleet, redis_error=trouble_of(exc))
     except DispatchError as exc:
-        seen.fleet = replace(seen.fleet, redis_error=_bare(exc))
+        seen.fleet = replace(seen.fleet, redis_error=f"cannot be used: {_bare(exc)}")
     seen.fleet = replace(seen.fleet, steering=steering_of(rows or [], time.monotonic()))
 
 

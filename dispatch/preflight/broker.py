@@ -78,6 +78,21 @@ def cause_of(exc: redis.RedisError) -> str:
     return " ".join(str(inner).split()).rstrip(".")[:200]
 
 
+def try_write(client: redis.Redis) -> None:
+    """Write something that goes by itself. Raises redis.RedisError; who may not write at all is told nothing."""
+    with contextlib.suppress(redis.exceptions.NoPermissionError):
+        client.set(f"dispatch:doctor:{uuid.uuid4().hex}", "1", px=1000)
+
+
+def trouble_of(exc: redis.RedisError) -> str:
+    """Say what is wrong with Redis, to go on behind its name: that it refuses us, takes no writes, does not answer."""
+    if isinstance(exc, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+        return f"refuses us: {said(exc)}"
+    if isinstance(exc, redis.ResponseError):
+        return f"takes no writes: {said(exc)}"
+    return f"does not answer: {cause_of(exc)}"
+
+
 def _redis_state(client: redis.Redis, url: str) -> list[Check]:
     info: dict[str, Any] = client.info()
     shown = str(info.get("redis_version", "0"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatch.core.presence import IngressPresence, WorkerPresence
-from dispatch.core.standing import Fleet, Way, merged
+from dispatch.core.standing import Fleet, Way, merged, redis_down
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
 
 ALL_WELL = Fleet(
@@ -31,3 +31,22 @@ def test_what_a_sealed_task_waits_for_goes_before_what_the_service_says(
     """What stands inside counts for more than that it is offered; where nobody could look, that is said."""
     found = merged(SEALED, fleet, Way("test", "dispatch"), 0.0, inside=inside)
     assert [reason.code for reason in found] == codes
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("does not answer: connection refused", "Start Redis"),
+        ("refuses us: invalid username-password pair or user is disabled", "Check DISPATCH_REDIS_USER"),
+        (
+            "takes no writes: command not allowed when used memory > 'maxmemory'",
+            "See whether its memory or disk is full",
+        ),
+    ],
+)
+def test_the_advice_fits_what_is_wrong_with_redis(error: str, advice: str) -> None:
+    """Whoever starts a Redis that runs, because its password was wrong, has lost minutes."""
+    found = redis_down(Fleet(redis_url="redis://r", redis_error=error))
+    assert found is not None
+    assert found.text == f"Redis at redis://r {error}. Nothing is claimed without it."
+    assert found.advice.startswith(advice)
