@@ -185,4 +185,4 @@ def _bare(exc: Exception) -> str:
 
 def _cause(exc: GatewayError) -> str:
     """Return what happened, without the address that stands beside it anyway."""
-    return _bare(exc).rpartition(" gave no answer: ")[2]
+    return _bare(exc).rpartition(" gave no answer: ")[2].partition("; nothing was changed")[0]

@@ -78,6 +78,12 @@ def unreachable(fleet: Fleet) -> Reason | None:
             f"The task service at {fleet.service_url} refuses our key: {fleet.service_error}.",
             "Name a file with a good key in DISPATCH_ATS_TOKEN_FILE; 'dispatch api-key create' makes keys.",
         )
+    if fleet.service_error.startswith("The database"):
+        return Reason(
+            "SERVICE_DOWN",
+            f"The task service at {fleet.service_url} cannot serve: {fleet.service_error}.",
+            "See to its database; the service goes on by itself, and what runs does for three quarters of a lease.",
+        )
     if fleet.service_error:
         return Reason(
             "SERVICE_DOWN",

@@ -28,11 +28,12 @@ _PASSING_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno
 # What a server says to somebody who is wrong, and will be wrong again. libpq has no code for it.
 _REFUSED: Final = (
     "authentication failed",
+    "no password supplied",
     "does not exist",
     "pg_hba.conf",
     "permission denied",
     "not permitted",
-    "SSL",
+    "does not support SSL",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatch.core.presence import IngressPresence, WorkerPresence
-from dispatch.core.standing import Fleet, Way, merged, redis_down
+from dispatch.core.standing import Fleet, Way, merged, redis_down, unreachable
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
 
 ALL_WELL = Fleet(
@@ -50,3 +50,14 @@ def test_the_advice_fits_what_is_wrong_with_redis(error: str, advice: str) -> No
     assert found is not None
     assert found.text == f"Redis at redis://r {error}. Nothing is claimed without it."
     assert found.advice.startswith(advice)
+
+
+def test_a_service_without_its_database_is_not_to_be_started() -> None:
+    """It runs and says what is away; the advice is about the database."""
+    found = unreachable(Fleet(service_url="http://s", service_error="The database cannot do it now (refused)"))
+    assert found is not None
+    assert (found.code, found.text) == (
+        "SERVICE_DOWN",
+        "The task service at http://s cannot serve: The database cannot do it now (refused).",
+    )
+    assert found.advice.startswith("See to its database")

@@ -55,6 +55,7 @@ def test_a_file_that_is_none_does_not_pass(tmp_path: Path) -> None:
         ("connection timeout expired", 69),
         ('connection failed: FATAL:  password authentication failed for user "dispatch"', 78),
         ('connection failed: FATAL:  database "dispatch" does not exist', 78),
+        ("connection failed: fe_sendauth: no password supplied", 78),
         ('connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.1"', 78),
     ],
 )
