@@ -57,6 +57,25 @@ class Url(str):
         return repr(masked_url(str(self)))
 
 
+def reason_of(exc: OSError | UnicodeDecodeError) -> str:
+    """Say why a file cannot be read, without the name and the number that stand beside it anyway."""
+    return "it is not text in UTF-8" if isinstance(exc, UnicodeDecodeError) else exc.strerror or str(exc)
+
+
+def secret_in(file: Path) -> str:
+    """Return the secret in a file. Raises ValueError with the end of a sentence that begins with the file's name.
+
+    An empty file is a copy that went wrong, and nobody's wish to go without the secret.
+    """
+    try:
+        found = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"which cannot be read: {reason_of(exc)}") from exc
+    if not found:
+        raise ValueError("which is empty")
+    return found
+
+
 def text(value: Any) -> str:
     """Read a text."""
     if not isinstance(value, str):

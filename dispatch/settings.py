@@ -467,7 +467,9 @@ def _document(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"{path} cannot be read: {kinds.reason_of(exc)}.") from exc
+    except ValueError as exc:
         raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
 
 
@@ -508,10 +510,9 @@ def _read_secret_files(found: dict[str, tuple[Any, str]]) -> None:
         if target in found:
             raise ConfigurationError(f"Both {target} and {origin} are set; set one of them.")
         try:
-            found[target] = (Path(str(value)).expanduser().read_text("utf-8").strip(), origin)
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "it is not text in UTF-8"
-            raise ConfigurationError(f"{origin} names {value}, which cannot be read: {reason}.") from exc
+            found[target] = (kinds.secret_in(Path(str(value)).expanduser()), origin)
+        except ValueError as exc:
+            raise ConfigurationError(f"{origin} names {value}, {exc}.") from exc
 
 
 def _check_relations(settings: Settings) -> None:

@@ -175,17 +175,6 @@ def test_moves_say_what_they_did(ats, cli):
     assert [ats.tasks[n]["status"] for n in (100, 101)] == ["rejected", "cancelled"]
 
 
-def test_a_refusal_of_several_names_the_task(ats, cli):
-    """Of several ids each refusal says which one it is about; the others are moved all the same."""
-    for _ in range(3):
-        ats.add()
-    cli.here("cancel", "100", "102")
-    refused = cli.here("cancel", "100", "101", "102", "777")
-    assert (refused.code, refused.out) == (1, "Task 101 cancelled.\n")
-    assert [line.split(": ")[1] for line in refused.err.splitlines()[:2]] == ["Task 100", "Task 102"]
-    assert refused.err.count("777") == 1
-
-
 def test_complete_by_hand(ats, cli):
     """A result may be given as text or as JSON; one object is sent as a list."""
     for number in (100, 101, 102):
@@ -199,13 +188,14 @@ def test_complete_by_hand(ats, cli):
 
 
 def test_refused_move_is_one_sentence_and_exit_1(ats, cli):
-    """A refusal shows the service's sentence; the other tasks are moved all the same."""
+    """A refusal shows the service's sentence and, of several, the task; the other tasks are moved all the same."""
     ats.add(status="completed")
     ats.add()
+    assert cli.here("cancel", "100").err == "dispatch: The task is in completed status.\n"
     ended = cli("cancel", "100", "101", "999")
     assert ended.code == 1
     assert ended.out == "Task 101 cancelled.\n"
-    assert ended.err == "dispatch: The task is in completed status.\ndispatch: There is no task 999.\n"
+    assert ended.err == "dispatch: Task 100: The task is in completed status.\ndispatch: There is no task 999.\n"
 
 
 # --- list, show, logs -----------------------------------------------------------------------------------------------

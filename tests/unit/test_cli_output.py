@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from dispatch.ats.model import Task
@@ -147,3 +148,21 @@ def test_every_command_has_help_with_examples(name):
     overview = CliRunner().invoke(cli, ["--help"]).output
     assert f"\n  {name} " in overview
     assert "..." not in overview.partition("Processes:")[2]
+
+
+@pytest.mark.parametrize(
+    ("typed", "begun", "offered"),
+    [
+        ([], "pau", ["pause", "paused"]),
+        (["pause"], "", ["channel", "queue"]),
+        (["list", "--status"], "pen", ["pending"]),
+        (["list", "--status"], "failed,in_p", ["failed,in_progress"]),
+        (["deps"], "--sta", ["--status"]),
+        (["move", "7"], "in_r", ["in_review"]),
+        (["api-key"], "", ["create", "list", "revoke"]),
+    ],
+)
+def test_the_shell_completes_what_was_begun(typed, begun, offered):
+    """Commands, options and the words of the lifecycle, also behind a comma."""
+    completion = ShellComplete(cli, {}, "dispatch", "_DISPATCH_COMPLETE")
+    assert [item.value for item in completion.get_completions(typed, begun)] == offered

@@ -152,6 +152,12 @@ def test_secret_given_twice_or_unreadable(nowhere: Path) -> None:
     (nowhere / "secret").write_text("x", "utf-8")
     with pytest.raises(ConfigurationError, match="Both ats_token and DISPATCH_ATS_TOKEN_FILE are set"):
         load({"DISPATCH_ATS_TOKEN": "x", "DISPATCH_ATS_TOKEN_FILE": str(nowhere / "secret")})
+    (nowhere / "empty").write_text("\n")
+    with pytest.raises(ConfigurationError, match=r"DISPATCH_CALLBACK_SECRET_FILE names .*empty, which is empty\."):
+        load({"DISPATCH_CALLBACK_SECRET_FILE": str(nowhere / "empty")})
+    (nowhere / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"binary, which cannot be read: it is not text in UTF-8\."):
+        load({"DISPATCH_ATS_TOKEN_FILE": str(nowhere / "binary")})
     with pytest.raises(ConfigurationError, match=r"DISPATCH_ATS_TOKEN_FILE names .*missing, which cannot be read"):
         load({"DISPATCH_ATS_TOKEN_FILE": str(nowhere / "missing")})
 
