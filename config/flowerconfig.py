@@ -14,6 +14,7 @@ from dispatch.errors import DispatchError as _DispatchError
 from dispatch.flower_view import describe as _describe
 from dispatch.flower_view import login as _login
 from dispatch.flower_view import service_titles as _service_titles
+from dispatch.flower_view import show_queues as _show_queues
 from dispatch.settings import load as _load
 
 try:
@@ -21,6 +22,7 @@ try:
     if not (_options.basic_auth or _options.auth):
         basic_auth = _login(_settings.flower)
     _titles = _service_titles(_settings)
+    _show_queues(_settings.routing.queues())
 except _DispatchError as _exc:
     sys.stderr.write(f"{_exc}\n")
     raise SystemExit(_exc.exit_code) from _exc

@@ -1,12 +1,13 @@
-"""Ending asyncio tasks for sure."""
+"""Ending for sure: asyncio tasks, and processes that are told to."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _AGAIN_S: Final = 0.2
 
@@ -23,3 +24,16 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+
+
+def on_stop(stop: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:
+    """Call ``stop`` in the running loop for each SIGTERM and SIGINT, and ``hang_up`` (default: ``stop``) for SIGHUP.
+
+    A terminal that is closed, or an ssh connection that is lost, sends SIGHUP, often twice: what was started there
+    drains. Under nohup it stays ignored.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, hang_up or stop)

@@ -5,7 +5,9 @@
     DispatchError
     |- ConfigurationError           the operator must change a setting or install something (exit 78)
     |- UsageError                   the person typed something that cannot be done (exit 2)
-    |- BrokerUnavailableError       Redis does not answer (exit 69)
+    |- BrokerUnavailableError       Redis does not answer, or takes no writes (exit 69)
+    |- DatabaseUnavailableError     the service's database does not answer, or takes no writes (exit 69)
+    |- NoAddressError               this machine does not have the address to listen on, yet (exit 75)
     |- TaskError                    the service refuses, nothing changed
     |  |- InvalidInputError         400, the request is malformed or out of bounds
     |  |- UnauthorizedError         401, an API key is missing, wrong, expired or revoked
@@ -61,9 +63,21 @@ class UsageError(DispatchError):
 
 
 class BrokerUnavailableError(DispatchError):
-    """Redis does not answer. Trying again is right."""
+    """Redis does not answer, or takes no writes. Trying again is right."""
 
     exit_code = 69
+
+
+class DatabaseUnavailableError(DispatchError):
+    """The task service's database does not answer, or its disk is full. Trying again is right."""
+
+    exit_code = 69
+
+
+class NoAddressError(DispatchError):
+    """This machine has no such address, which may be because its network is not up yet. Trying again is right."""
+
+    exit_code = 75
 
 
 class TaskError(DispatchError):

@@ -21,7 +21,7 @@ from dispatch.core.retry import FAILURES, EndReason
 from dispatch.errors import ConfigurationError, GatewayError, GatewayUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from dispatch.settings import Flower, Settings
 
@@ -129,6 +129,23 @@ def title_of(answer: Any) -> str:
         return SEALED
     words = " ".join("".join(char if char.isprintable() else " " for char in task.title).split())
     return words if len(words) <= _TITLE_CHARS_MAX else words[: _TITLE_CHARS_MAX - 1] + "…"
+
+
+def show_queues(queues: Iterable[str]) -> None:
+    """Let Flower's Broker page and ``/api/queues/length`` hold these queues too.
+
+    Flower asks workers for their queues once, when it starts, and knows no others: a queue whose workers came later, or
+    are away, would not be there, and its length is what one looks for.
+    """
+    from flower.views import BaseHandler  # type: ignore[import-untyped]  # noqa: PLC0415 - for Flower alone
+
+    by_workers = BaseHandler.get_active_queue_names
+    wanted = tuple(queues)
+
+    def names(handler: Any) -> list[str]:
+        return sorted({*by_workers(handler), *wanted})
+
+    BaseHandler.get_active_queue_names = names
 
 
 def describe(task: Any, titles: Titles) -> Any:

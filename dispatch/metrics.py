@@ -140,6 +140,8 @@ METRICS: Final = (
     Metric("dispatch_worker_draining", "gauge", WORKER, "1 while it takes nothing new"),
 )
 
+_FILE_BYTES: Final = 1 << 16
+"""The size that the library gives a file; ours never need more, for their labels are known."""
 _live: Final[dict[str, Any]] = {}
 _readers: Final[dict[str, Callable[[], Values]]] = {}
 _registry: list[Any] = []
@@ -164,6 +166,37 @@ def watch(name: str, read: Callable[[], Values]) -> None:
     _readers[name] = read
 
 
+def reserved(file: str) -> str:
+    """Make a file that processes count into, with room on the disk for all of it, and return its path.
+
+    The library maps such a file into memory and takes room page by page: on a full disk the kernel ends whoever counts
+    (SIGBUS), and with a pool child its attempt. Without room what is counted goes into memory, and is not shown.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _FILE_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        with suppress(OSError):
+            Path(file).unlink()
+        descriptor = os.memfd_create("metrics", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, _FILE_BYTES)
+        return f"/proc/self/fd/{descriptor}"
+    return file
+
+
+def _count_into_reserved_files(values: Any) -> None:
+    """Have the library's module take ``reserved`` files for what it writes."""
+
+    class Reserved(values.MmapedDict):  # type: ignore[misc]
+        def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 - the library's
+            super().__init__(filename if read_mode else reserved(filename), read_mode)
+
+    values.MmapedDict = Reserved
+
+
 def begin(process: str, *, directory: Path | None = None) -> None:
     """Start to count. ``directory`` is for a process whose children count too: call it before they are forked.
 
@@ -178,6 +211,7 @@ def begin(process: str, *, directory: Path | None = None) -> None:
     library.disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = library.CollectorRegistry()
     if directory is not None:
+        _count_into_reserved_files(values)
         # The library looks at the environment when it is imported, which Celery's commands (flower) did before us.
         values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
         multiprocess.MultiProcessCollector(registry, str(shared))  # type: ignore[no-untyped-call]

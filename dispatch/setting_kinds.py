@@ -11,7 +11,7 @@ import re
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from dispatch.core import command_line
 
@@ -58,6 +58,25 @@ class Url(str):
         return repr(masked_url(str(self)))
 
 
+def reason_of(exc: OSError | UnicodeDecodeError) -> str:
+    """Say why a file cannot be read, without the name and the number that stand beside it anyway."""
+    return "it is not text in UTF-8" if isinstance(exc, UnicodeDecodeError) else exc.strerror or str(exc)
+
+
+def secret_in(file: Path) -> str:
+    """Return the secret in a file. Raises ValueError with the end of a sentence that begins with the file's name.
+
+    An empty file is a copy that went wrong, and nobody's wish to go without the secret.
+    """
+    try:
+        found = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ValueError(f"which cannot be read: {reason_of(exc)}") from exc
+    if not found:
+        raise ValueError("which is empty")
+    return found
+
+
 def text(value: Any) -> str:
     """Read a text."""
     if not isinstance(value, str):
@@ -76,6 +95,23 @@ def names(value: Any) -> tuple[str, ...]:
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("must be a comma-separated list")
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def address(value: Any) -> str:
+    """Read an address to listen on, with its port."""
+    found = text(value)
+    _, colon, port = found.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port[:6]) > 65_535:
+        raise ValueError("must be host:port, such as 127.0.0.1:8700")
+    return found
+
+
+def host(value: Any) -> str:
+    """Read an address to listen on, without a port."""
+    found = text(value)
+    if not found or "/" in found or (found.count(":") == 1 or "]:" in found):
+        raise ValueError("must be an address without a port, such as 127.0.0.1")
+    return found
 
 
 def origins(value: Any) -> frozenset[str]:
@@ -116,27 +152,27 @@ def versions(value: Any) -> frozenset[int]:
     return frozenset(map(int, words))
 
 
-def number(value: Any, low: float, high: float) -> float:
-    """Read a number between two bounds."""
+def plain(bound: float) -> str:
+    """Write a bound as people write it, without an exponent."""
+    return f"{bound:.15g}"
+
+
+def number(value: Any, low: float, high: float, what: str = "a number") -> float:
+    """Read a number between two bounds; ``what`` names it and its unit."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("must be a number")
+        raise ValueError(f"must be {what}")
     try:
         found = float(value)
     except ValueError:
-        raise ValueError("must be a number") from None
+        raise ValueError(f"must be {what}") from None
     if not low <= found <= high:
-        raise ValueError(f"must be between {_plain(low)} and {_plain(high)}")
+        raise ValueError(f"must be between {plain(low)} and {plain(high)}")
     return found
-
-
-def _plain(bound: float) -> str:
-    """Write a bound as people would: no exponent, no fraction that is none."""
-    return str(int(bound)) if bound == int(bound) else str(bound)
 
 
 def seconds(low: float, high: float) -> Callable[[Any], float]:
     """Return a reader of seconds."""
-    return lambda value: number(value, low, high)
+    return lambda value: number(value, low, high, "a number of seconds")
 
 
 def share(value: Any) -> float:
@@ -148,9 +184,9 @@ def seconds_or_never(low: float, high: float) -> Callable[[Any], float]:
     """Return a reader of seconds after which something ends; 0 is never."""
 
     def parse(value: Any) -> float:
-        found = number(value, 0, high)
+        found = number(value, 0, high, "a number of seconds")
         if 0 < found < low:
-            raise ValueError(f"must be 0, or between {_plain(low)} and {_plain(high)}")
+            raise ValueError(f"must be 0, or between {plain(low)} and {plain(high)}")
         return found
 
     return parse
@@ -158,14 +194,14 @@ def seconds_or_never(low: float, high: float) -> Callable[[Any], float]:
 
 def milliseconds(low: float, high: float) -> Callable[[Any], float]:
     """Return a reader of milliseconds, which gives seconds."""
-    return lambda value: number(value, low, high) / 1000.0
+    return lambda value: number(value, low, high, "a number of milliseconds") / 1000.0
 
 
 def whole(low: int, high: int) -> Callable[[Any], int]:
     """Return a reader of whole numbers."""
 
     def parse(value: Any) -> int:
-        found = number(value, low, high)
+        found = number(value, low, high, "a whole number")
         if found != int(found):
             raise ValueError("must be a whole number")
         return int(found)
@@ -196,6 +232,33 @@ def url(*schemes: str) -> Callable[[Any], Url]:
         return url
 
     return parse
+
+
+def redis(value: Any) -> Url:
+    """Read the URL of a Redis. The number of its database is the path, of a socket ``db`` in the query."""
+    found = url("redis", "rediss", "redis+socket", "unix")(value)
+    parts = urlsplit(found)
+    if parts.scheme in ("redis", "rediss"):
+        # What stands before the last "@" is a name and a password, which may hold anything.
+        database = found.rpartition("@")[2].removeprefix(f"{parts.scheme}://").partition("?")[0].partition("/")[2]
+    else:
+        database = parse_qs(parts.query).get("db", [""])[0]
+    if database and not (database.isascii() and database.isdigit()):
+        raise ValueError("must end with the number of a database, such as redis://127.0.0.1:6379/0")
+    return found
+
+
+def database(value: Any) -> Url | None:
+    """Read the URL of the task service's store, which may be left out. Every process must find the same file."""
+    if not text(value):
+        return None
+    found = url()(value)
+    scheme = found.partition(":")[0]
+    if scheme not in ("sqlite", "postgresql", "postgres"):
+        raise ValueError("must be sqlite:////path/to/file.db or postgresql://user@host/database")
+    if scheme == "sqlite" and not found.startswith(("sqlite:////", "sqlite:///~")):
+        raise ValueError("must name a file by its whole path, with four slashes: sqlite:////var/lib/dispatch/tasks.db")
+    return found
 
 
 def collector(value: Any) -> Url | None:

@@ -156,7 +156,7 @@ class Broker:
     url: str = setting(
         "redis_url",
         "redis://127.0.0.1:6379/0",
-        kinds.url("redis", "rediss", "redis+socket", "unix"),
+        kinds.redis,
         "the broker; may carry a password and is masked when shown",
     )
     user: str | None = setting("redis_user", None, kinds.text, "user of the broker, if not in its URL")
@@ -188,7 +188,7 @@ class Ingress:
 class Service:
     """The task service of our own."""
 
-    bind: str = setting("bind", "127.0.0.1:8700", kinds.text, "address and port that the task service listens on")
+    bind: str = setting("bind", "127.0.0.1:8700", kinds.address, "address and port that the task service listens on")
     allowed_origins: frozenset[str] = setting(
         "allowed_origins",
         "",
@@ -198,8 +198,8 @@ class Service:
     database_url: str | None = setting(
         "database_url",
         None,
-        kinds.url(),
-        "the store, sqlite:///path or postgresql://user@host/name; default is a SQLite file in the data directory",
+        kinds.database,
+        "the store, sqlite:////path or postgresql://user@host/name; default is a SQLite file in the data directory",
     )
     database_password: Secret | None = setting(
         "database_password", None, kinds.secret, "password of the PostgreSQL user, if not in the URL", secret=True
@@ -357,7 +357,7 @@ class Metrics:
     """Prometheus metrics (docs/metrics.md)."""
 
     bind: str = setting(
-        "metrics_bind", "127.0.0.1", kinds.text, "address that metrics are served on; whoever reaches it may read them"
+        "metrics_bind", "127.0.0.1", kinds.host, "address that metrics are served on; whoever reaches it may read them"
     )
     service_port: int = setting(
         "service_metrics_port", 0, kinds.whole(0, 65_535), "port of the task service's metrics; 0: none"
@@ -482,7 +482,9 @@ def _document(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"{path} cannot be read: {kinds.reason_of(exc)}.") from exc
+    except ValueError as exc:
         raise ConfigurationError(f"{path} cannot be read as TOML: {exc}.") from exc
 
 
@@ -525,9 +527,9 @@ def _read_secret_files(found: dict[str, tuple[Any, str]]) -> None:
         if target in found:
             raise ConfigurationError(f"Both {target} and {origin} are set; set one of them.")
         try:
-            found[target] = (Path(str(value)).expanduser().read_text("utf-8").strip(), origin)
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigurationError(f"{origin} names {value}, which cannot be read: {exc}.") from exc
+            found[target] = (kinds.secret_in(Path(str(value)).expanduser()), origin)
+        except ValueError as exc:
+            raise ConfigurationError(f"{origin} names {value}, {exc}.") from exc
 
 
 def _check_relations(settings: Settings) -> None:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dispatch.ats.model import parse_time
 from dispatch.cli.options import State, duration_s, json_option
+from dispatch.cli.output import ago
 from dispatch.errors import ConfigurationError, DispatchError, UsageError
+from dispatch.setting_kinds import masked_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +118,10 @@ def create(
             f" {narrow.name}."
         )
     if is_first:
-        state.output.note("This is the first key: from now on the task service wants one from everybody.")
+        state.output.note(
+            f"This is the first key in {_database_name(state)}: from now on the task service that uses it wants one"
+            " from everybody."
+        )
 
 
 @api_key.command("list")
@@ -147,15 +153,18 @@ def list_(state: State) -> None:
                 key["name"],
                 key["access"],
                 f"{key['actor']['type']}:{key['actor']['id']}",
-                key["created_at"],
-                key["expires_at"] or "-",
+                _when(state, key["created_at"]),
+                _when(state, key["expires_at"]),
                 "all" if key["projects"] is None else ",".join(key["projects"]),
             )
             for key in found
         ],
     )
     if not found:
-        state.output.note("There are no keys: the task service takes everybody on this machine at their word.")
+        state.output.note(
+            f"There are no keys in {_database_name(state)}: a task service that uses it takes everybody on this machine"
+            " at their word."
+        )
 
 
 @api_key.command()
@@ -198,6 +207,17 @@ def _database_url(state: State) -> str:
             " set DISPATCH_DATA_DIR."
         ) from exc
     return settings.database_url
+
+
+def _database_name(state: State) -> str:
+    """Return what the database is called: with the wrong user or directory it is not that of the service."""
+    return masked_url(state.settings.database_url).removeprefix("sqlite:///")
+
+
+def _when(state: State, time: str | None) -> str:
+    if state.output.is_terminal and time:
+        return ago(parse_time(time))
+    return time or "-"
 
 
 def _actor_id(name: str, agent: str | None, actor: str | None, kind: str) -> str:

@@ -12,7 +12,7 @@ from dispatch.ats.model import parse_task
 from dispatch.cli import graph_view, sealed_needs
 from dispatch.cli.options import State, TaskId, common_options
 from dispatch.cli.output import STYLES
-from dispatch.cli.tasks import statuses
+from dispatch.cli.tasks import status_option
 from dispatch.errors import GatewayRejectedError, UnknownTaskError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class _Gatherer:
 
 @click.command()
 @click.option("--task", "task_id", type=TaskId(), metavar="ID", help="Only this task and what it depends on.")
-@click.option("--status", "-s", multiple=True, callback=statuses, metavar="STATUS[,STATUS]", help="Only these.")
+@status_option
 @click.option(
     "--format",
     "form",

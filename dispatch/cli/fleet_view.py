@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from dispatch.ats import answers, orders, protocol
-from dispatch.broker import CLASS_KEY, INGRESS_KEY, KEY_PREFIX, shown_url
+from dispatch.broker import CLASS_KEY, KEY_PREFIX, shown_url
 from dispatch.core.lifecycle import ATS_WORD, Status
-from dispatch.core.presence import parse_ingress
 from dispatch.core.routing import TaskTraits, choose, traits_of
 from dispatch.core.standing import ClassUse, Fleet, Way
 from dispatch.core.steering import EXTENSION, steering_of
 from dispatch.errors import AuthenticationError, DispatchError, GatewayError
-from dispatch.preflight.broker import cause_of, open_redis, workers_seen
+from dispatch.preflight.broker import ingresses_seen, open_redis, trouble_of, try_write, workers_seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,21 +117,21 @@ def _look_at_redis(state: State, seen: Seen, rows: list[Any] | None) -> None:
     seen.fleet = replace(seen.fleet, redis_url=shown_url(settings.broker))
     try:
         with contextlib.closing(open_redis(settings.broker)) as client:
+            try_write(client)
             _read_redis(client, settings, seen)
             if rows is None and seen.extensions.isdisjoint({EXTENSION}) and not seen.fleet.service_error:
                 values: Any = client.hvals(orders.orders_key(state.endpoint.base_url))
                 rows = orders.rows_of(values, time.time())
     except redis.RedisError as exc:
-        seen.fleet = replace(seen.fleet, redis_error=cause_of(exc))
+        seen.fleet = replace(seen.fleet, redis_error=trouble_of(exc))
     except DispatchError as exc:
-        seen.fleet = replace(seen.fleet, redis_error=_bare(exc))
+        seen.fleet = replace(seen.fleet, redis_error=f"cannot be used: {_bare(exc)}")
     seen.fleet = replace(seen.fleet, steering=steering_of(rows or [], time.monotonic()))
 
 
 def _read_redis(client: redis.Redis, settings: Settings, seen: Seen) -> None:
     workers = workers_seen(client)
-    keys = sorted(client.scan_iter(match=f"{INGRESS_KEY}*", count=500))
-    texts: Any = client.mget(keys) if keys else []
+    ingresses = ingresses_seen(client)
     queues = sorted({*settings.routing.queues(), *(queue for worker in workers for queue in worker.queues)})
     pipeline = client.pipeline(transaction=False)
     for queue in queues:
@@ -145,7 +144,7 @@ def _read_redis(client: redis.Redis, settings: Settings, seen: Seen) -> None:
     seen.fleet = replace(
         seen.fleet,
         workers=tuple(workers),
-        ingresses=tuple(one for text in texts if (one := parse_ingress(text)) is not None),
+        ingresses=tuple(ingresses),
         queues={queue: length for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int)},
         classes={
             name: ClassUse(len(holders), limit, tuple(sorted(holders, key=lambda one: (len(one), one))))
@@ -186,4 +185,4 @@ def _bare(exc: Exception) -> str:
 
 def _cause(exc: GatewayError) -> str:
     """Return what happened, without the address that stands beside it anyway."""
-    return _bare(exc).rpartition(" gave no answer: ")[2]
+    return _bare(exc).rpartition(" gave no answer: ")[2].partition("; nothing was changed")[0]

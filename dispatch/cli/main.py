@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from importlib import import_module
@@ -170,6 +171,9 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the ``dispatch`` command."""
+    # What the terminal's encoding does not have is shown as an escape, like everything else that cannot be shown.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 

@@ -129,7 +129,7 @@ def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents
         except GatewayRejectedError as exc:
             if last is not None:
                 click.echo(f"dispatch: {last}", err=True)
-            last = exc
+            last = exc if len(task_ids) == 1 else _about(task_id, exc)
             continue
         results.append(answer)
         _tell_reopened(state, answer)
@@ -195,7 +195,7 @@ def _each(state: State, task_ids: Sequence[str], done: str, request: Callable[[s
         except GatewayRejectedError as exc:
             if last is not None:
                 click.echo(f"dispatch: {last}", err=True)
-            last = exc
+            last = exc if len(task_ids) == 1 else _about(task_id, exc)
             continue
         results.append(_result(task_id, answer))
         if not state.output.is_json:
@@ -204,6 +204,13 @@ def _each(state: State, task_ids: Sequence[str], done: str, request: Callable[[s
         state.output.json(results[0] if len(task_ids) == 1 else results)
     if last is not None:
         raise last
+
+
+def _about(task_id: str, exc: GatewayRejectedError) -> GatewayRejectedError:
+    """Return a refusal that says which of several tasks it is about."""
+    if f"task {task_id}" in str(exc):
+        return exc
+    return GatewayRejectedError(f"Task {task_id}: {exc}", status=exc.status, code=exc.code, facts=exc.facts)
 
 
 def _result(task_id: str, answer: Any) -> Any:

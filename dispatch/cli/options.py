@@ -18,7 +18,7 @@ from dispatch.cli.output import Output
 from dispatch.core.priority import NUMBER_OF
 from dispatch.core.trace_ids import link_of
 from dispatch.errors import ConfigurationError, UsageError
-from dispatch.setting_kinds import Url
+from dispatch.setting_kinds import Url, secret_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,9 +134,9 @@ def _keep_token(ctx: click.Context, _: click.Parameter, value: str | None) -> No
     if value is None:
         return
     try:
-        token = Path(value).expanduser().read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"--token-file names {value}, which cannot be read: {exc}.") from exc
+        token = secret_in(Path(value).expanduser())
+    except ValueError as exc:
+        raise ConfigurationError(f"--token-file names {value}, {exc}.") from exc
     state = ctx.ensure_object(State)
     state.overrides["ats_token"], state.token_file = token, Path(value).expanduser().absolute()
 

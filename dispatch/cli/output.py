@@ -38,6 +38,8 @@ _OVERWRITTEN: Final = re.compile(r"[^\n]*\r(?=[^\r\n])")
 
 COLUMN_MIN: Final = 8
 """No column is made narrower than this for the sake of others."""
+FIRST_MAX: Final = 60
+"""Only a first column that is wider than this is cut."""
 STYLES: Final = {
     "pending": "yellow",
     "in_progress": "cyan",
@@ -73,11 +75,14 @@ def settled_text(value: Any) -> str:
 
 
 def fitted(widths: Sequence[int], room: int) -> list[int]:
-    """Return the widths of columns that share ``room``: where it is too little, the widest give way first."""
-    found = [min(width, max(room, COLUMN_MIN)) for width in widths]
-    while sum(found) > room and max(found) > COLUMN_MIN:
-        found[found.index(max(found))] -= 1
-    return found
+    """Return the widths of columns that share ``room``: where it is too little, the widest give way first.
+
+    The first column, which names what stands in the row, is never cut. Returns [] when there is no room for the rest.
+    """
+    first, rest = min(widths[0], FIRST_MAX), list(widths[1:])
+    while rest and first + sum(rest) > room and max(rest) > COLUMN_MIN:
+        rest[rest.index(max(rest))] -= 1
+    return [first, *rest] if first + sum(rest) <= room else []
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -170,7 +175,8 @@ class Output:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, styled: int | None = None) -> None:
         """Print rows: a table with headings on a terminal, tab-separated lines without elsewhere.
 
-        ``styled`` is the column whose words have colours.
+        On a terminal that is too narrow for the table each row is a block of lines. ``styled`` is the column whose
+        words have colours.
         """
         if not self.is_terminal:
             for row in rows:
@@ -180,15 +186,31 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        columns = [column.upper() for column in columns]
         shown = [[clean_line(cell) for cell in row] for row in rows]
         natural = [max(map(cell_len, column)) for column in zip(columns, *shown, strict=True)]
         widths = fitted(natural, self.console.width - 2 * (len(columns) - 1))
+        if not widths:
+            self._blocks(columns, shown, styled)
+            return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column, width in zip(columns, widths, strict=True):
             table.add_column(column, overflow="ellipsis", no_wrap=True, width=width)
         for cells in shown:
             table.add_row(*(Text(c, STYLES.get(c, "") if i == styled else "") for i, c in enumerate(cells)))
         self.console.print(table)
+
+    def _blocks(self, columns: Sequence[str], rows: list[list[str]], styled: int | None) -> None:
+        """Print each row as lines of a name and a value, and a blank line after it."""
+        from rich.text import Text
+
+        width = max(map(len, columns))
+        for cells in rows:
+            for i, (column, cell) in enumerate(zip(columns, cells, strict=True)):
+                if cell:
+                    style = STYLES.get(cell, "") if i == styled else ""
+                    self.console.print(Text.assemble((f"{column:>{width}}  ", "bold"), (cell, style)), soft_wrap=True)
+            self.console.print()
 
     def fields(self, pairs: Iterable[tuple[str, Any]]) -> None:
         """Print named values, one a line; empty ones are left out."""

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatch.asynchronous import cancel_all
 from dispatch.embedded import EmbeddedRedis
-from dispatch.errors import AuthenticationError, ConfigurationError, DispatchError
+from dispatch.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    DatabaseUnavailableError,
+    DispatchError,
+    NoAddressError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,7 +138,8 @@ class Standing:
             for wait in waits:
                 wait.cancel()
         if part.ended.is_set():
-            kinds = {kind.exit_code: kind for kind in (ConfigurationError, AuthenticationError)}
+            raised = (ConfigurationError, AuthenticationError, DatabaseUnavailableError, NoAddressError)
+            kinds: dict[int, type[DispatchError]] = {kind.exit_code: kind for kind in raised}
             kind = kinds.get(part.exit_code or 0, DispatchError)
             raise kind(part.last_error or f"The {part.name} ended with exit code {part.exit_code}.")
         if not done:
@@ -182,7 +189,7 @@ class Standing:
                     self.has_keys = line.get("keys") is True
                 part.ready.set()
             if line.get("level") in ("error", "critical") or "level" not in line:
-                part.last_error = str(line.get("reason") or line.get("event") or "")
+                part.last_error = str(line.get("reason") or line.get("event") or "").removeprefix("dispatch: ")
             self._on_line(part.name, line)
 
     def _pin_address(self, url: str) -> None:

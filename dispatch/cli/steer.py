@@ -18,14 +18,15 @@ from dispatch.cli.options import State, common_options, duration_s
 from dispatch.cli.output import ago
 from dispatch.core.steering import CHANNEL, EXTENSION, HOST, QUEUE, Order, steering_of
 from dispatch.errors import BrokerUnavailableError, DispatchError, UsageError
-from dispatch.preflight.broker import cause_of, open_redis
+from dispatch.preflight.broker import cause_of, ingresses_seen, open_redis, workers_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FOR_S_MAX: Final = 366 * 86_400
 NAME_CHARS_MAX: Final = 255
 NOTE_CHARS_MAX: Final = 500
+_SHOWN_MAX: Final = 8
 _kind: Final = click.argument("kind", type=click.Choice([CHANNEL, QUEUE]))
 _name: Final = click.argument("name", metavar="NAME")
 _note: Final = click.option("--note", "-n", metavar="TEXT", default="", help="Why; everybody who looks sees it.")
@@ -171,7 +172,7 @@ def _give(state: State, kind: str, name: str, note: str, for_s: float | None) ->
             text = orders.record(kind, name, note=note, by=state.actor.id, now_s=now_s, until_s=until_s)
             where.client.hset(where.key, orders.field_of(kind, name), text)
             order = orders.rows_of([text], now_s)[0]
-    _wake(state)
+    _wake(state, lambda client: _note_unseen(state, client, kind, name))
     return order
 
 
@@ -186,16 +187,34 @@ def _take_back(state: State, kind: str, name: str) -> bool:
     return was
 
 
-def _wake(state: State) -> None:
-    """Tell the ingresses at once; without Redis they hear of it when they next compare themselves with the service."""
+def _wake(state: State, look: Callable[[redis.Redis], None] = lambda _client: None) -> None:
+    """Tell the ingresses at once, and look at the fleet; without Redis they hear of it with their next reconcile."""
     try:
         with contextlib.closing(open_redis(state.seen_settings.broker)) as client:
             client.publish(STEER_CHANNEL, str(time.time()))
+            look(client)
     except (redis.RedisError, DispatchError):
         state.output.note(
             "Redis does not answer, so the ingresses were not told at once; they look by themselves every"
             f" {state.settings.ingress.reconcile_s:g} s or so."
         )
+
+
+def _note_unseen(state: State, client: redis.Redis, kind: str, name: str) -> None:
+    """Say that nobody shows what was named: it may be a slip of the pen, or not be there yet."""
+    if kind == CHANNEL:
+        seen = {channel for ingress in ingresses_seen(client) for channel in ingress.channels}
+        missed = f"No ingress watches a channel {name} now"
+    else:
+        workers = workers_seen(client)
+        seen = {worker.host for worker in workers}
+        missed = f"No worker of a host {name} shows itself now"
+        if kind == QUEUE:
+            seen = {queue for worker in workers for queue in worker.queues}
+            missed = f"No worker takes from a queue {name} now"
+    if name not in seen:
+        others = ", ".join(sorted(seen)[:_SHOWN_MAX]) or "none"
+        state.output.note(f"{missed} (those that are seen: {others}). The order stands all the same.")
 
 
 def _check(name: str, note: str, for_s: float | None) -> None:

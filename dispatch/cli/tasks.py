@@ -17,6 +17,7 @@ from dispatch.cli.output import ago, duration
 from dispatch.cli.thread import THREAD_MAX, outcome, print_messages, print_response, shown_progress, thread_is_cut
 from dispatch.core.lifecycle import ATS_WORD
 from dispatch.errors import UsageError
+from dispatch.setting_kinds import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +105,7 @@ def read_text(name: str) -> str:
                 raw = file.read(TEXT_BYTES_MAX + 1)
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{'stdin' if name == '-' else name} cannot be read: {exc}.") from exc
+        raise UsageError(f"{'stdin' if name == '-' else name} cannot be read: {reason_of(exc)}.") from exc
     if len(raw) > TEXT_BYTES_MAX:
         raise UsageError(f"{'stdin' if name == '-' else name} holds more than {TEXT_BYTES_MAX} bytes.")
     return text
@@ -129,8 +130,25 @@ def statuses(_: click.Context, param: click.Parameter, value: Sequence[str]) -> 
     return ",".join(words) or None
 
 
+def more_statuses(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[str]:
+    """Offer the statuses that the last of several words, separated by commas, may become."""
+    before, comma, begun = typed.rpartition(",")
+    return [f"{before}{comma}{word}" for word in ATS_WORD.values() if word.startswith(begun)]
+
+
+status_option: Final = click.option(
+    "--status",
+    "-s",
+    multiple=True,
+    callback=statuses,
+    shell_complete=more_statuses,
+    metavar="STATUS[,STATUS]",
+    help="Only these.",
+)
+
+
 @click.command("list")
-@click.option("--status", "-s", multiple=True, callback=statuses, metavar="STATUS[,STATUS]", help="Only these.")
+@status_option
 @click.option("--type", "type_", metavar="NAME", help="Only this type.")
 @click.option("--assignee", metavar="ID", help="Only tasks held by this actor.")
 @click.option("--search", metavar="TEXT", help="Only tasks with this text in them.")

@@ -90,8 +90,8 @@ class Progress:
 def top(state: State) -> None:
     """Show what the fleet does, live.
 
-    Refreshed every second; q or Ctrl-C ends it. Elsewhere than on a terminal it is shown once: what status shows, then
-    a line for each running task.
+    Refreshed every second; q or Ctrl-C ends it. Elsewhere than on a terminal, and on one that cannot move
+    its cursor, it is shown once: what status shows, then a line for each running task.
 
     \b
     Examples:
@@ -99,7 +99,8 @@ def top(state: State) -> None:
       dispatch top --channel reports
     """  # noqa: D301 - click's mark
     progress = Progress(state)
-    if state.output.is_terminal and sys.stdin.isatty() and not state.output.is_json:
+    output = state.output
+    if output.is_terminal and sys.stdin.isatty() and not (output.is_json or output.console.is_dumb_terminal):
         _live(state, progress)
         return
     seen = look(state)

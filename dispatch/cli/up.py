@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -13,25 +12,54 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from dispatch.asynchronous import on_stop
 from dispatch.broker import shown_url
 from dispatch.cli.standing import Standing
 from dispatch.errors import DispatchError
 from dispatch.settings import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dispatch.settings import Settings
 
 _LEVEL_STYLE: Final = {"warning": "yellow", "error": "red", "critical": "bold red", "debug": "dim"}
 _HIDDEN: Final = frozenset({"ts", "level", "event", "component", "logger"})
 
 
-class _Lines:
-    """Prints log lines: as they came when piped, readable on a terminal."""
+class Lines:
+    """Prints log lines: as they came when piped, readable on a terminal.
 
-    def __init__(self) -> None:
+    ``on_lost`` is called when nobody can read them any more; nothing is printed from then on.
+    """
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
         self._console = Console(stderr=False)
+        self._on_lost = on_lost
+        self._is_lost = False
 
     def __call__(self, part: str, line: dict[str, Any]) -> None:
+        """Print one log object of a part; one that says nothing is left out."""
+        if line.get("event"):
+            self._print(lambda: self._line(part, line))
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence for people; nothing when piped."""
+        if self._console.is_terminal:
+            self._print(lambda: self._console.print(sentence, highlight=False))
+
+    def _print(self, write: Callable[[], None]) -> None:
+        if self._is_lost:
+            return
+        try:
+            write()
+        except OSError:
+            # What cannot be written now would be tried again at the end of the process.
+            self._is_lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._on_lost()
+
+    def _line(self, part: str, line: dict[str, Any]) -> None:
         if not self._console.is_terminal:
             sys.stdout.write(json.dumps({"part": part, **line}) + "\n")
             sys.stdout.flush()
@@ -44,11 +72,6 @@ class _Lines:
         text.append(facts, style="dim")
         self._console.print(text, soft_wrap=True)
 
-    def say(self, sentence: str) -> None:
-        """Print a sentence for people; nothing when piped."""
-        if self._console.is_terminal:
-            self._console.print(sentence, highlight=False)
-
 
 def embedded_redis_wanted(settings: Settings) -> bool:
     """Say whether nobody named a Redis, so that ``up`` brings its own."""
@@ -57,9 +80,8 @@ def embedded_redis_wanted(settings: Settings) -> bool:
 
 
 async def _run(settings: Settings, slots: int) -> None:
-    lines = _Lines()
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    lines = Lines(stopping.set)
     standing = Standing(
         data_dir=settings.local.data_dir,
         environ=os.environ,
@@ -75,8 +97,7 @@ async def _run(settings: Settings, slots: int) -> None:
             standing.hurry()
         stopping.set()
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop)
+    on_stop(stop, hang_up=stopping.set)
     starting = asyncio.create_task(standing.__aenter__())
     stop_wait = asyncio.create_task(stopping.wait())
     failed_wait = asyncio.create_task(standing.failed.wait())
@@ -106,5 +127,5 @@ async def _run(settings: Settings, slots: int) -> None:
 
 
 def run(settings: Settings, *, slots: int | None = None) -> None:
-    """Run everything until SIGTERM or SIGINT. Raises DispatchError when a part cannot run."""
+    """Run everything until SIGTERM, SIGINT or SIGHUP. Raises DispatchError when a part cannot run."""
     asyncio.run(_run(settings, slots or os.cpu_count() or 2))

@@ -62,7 +62,7 @@ def is_environment_name(name: Any) -> bool:
 def environment_names(value: Any) -> tuple[str, ...]:
     """Return the names of variables that a child shall see, each once. Raises ValueError as ``argv_of`` does."""
     if not isinstance(value, list | tuple) or not all(is_environment_name(one) for one in value):
-        raise ValueError("must be a list of names of environment variables")
+        raise ValueError("must be names of environment variables, without values")
     if any(one.startswith("DISPATCH_") for one in value):
         raise ValueError(
             "must not hold names that begin with DISPATCH_; no child sees those, because they may be secrets"

@@ -53,7 +53,10 @@ class ClassUse:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What can be seen. A ``..._error`` is a sentence without a full stop, "" when it answers."""
+    """What can be seen. A ``..._error`` is a sentence without a full stop, "" when it answers.
+
+    ``redis_error`` goes on behind the name of Redis: "does not answer: ...", "refuses us: ...", "takes no writes: ...".
+    """
 
     service_url: str = ""
     service_error: str = ""
@@ -88,6 +91,12 @@ def unreachable(fleet: Fleet) -> Reason | None:
             f"The task service at {fleet.service_url} refuses our key: {fleet.service_error}.",
             "Name a file with a good key in DISPATCH_ATS_TOKEN_FILE; 'dispatch api-key create' makes keys.",
         )
+    if fleet.service_error.startswith("The database"):
+        return Reason(
+            "SERVICE_DOWN",
+            f"The task service at {fleet.service_url} cannot serve: {fleet.service_error}.",
+            "See to its database; the service goes on by itself, and what runs does for three quarters of a lease.",
+        )
     if fleet.service_error:
         return Reason(
             "SERVICE_DOWN",
@@ -101,10 +110,15 @@ def redis_down(fleet: Fleet) -> Reason | None:
     """Return why nothing can be handed on, or None when Redis answers."""
     if not fleet.redis_error:
         return None
+    advice = "Start Redis, or set DISPATCH_REDIS_URL"
+    if fleet.redis_error.startswith("refuses"):
+        advice = "Check DISPATCH_REDIS_USER and DISPATCH_REDIS_PASSWORD_FILE"
+    elif fleet.redis_error.startswith("takes no writes"):
+        advice = "See whether its memory or disk is full, or it is a replica"
     return Reason(
         "REDIS_DOWN",
-        f"Redis at {fleet.redis_url} does not answer: {fleet.redis_error}. Nothing is claimed without it.",
-        "Start Redis, or set DISPATCH_REDIS_URL; nothing is lost, and what runs goes on.",
+        f"Redis at {fleet.redis_url} {fleet.redis_error}. Nothing is claimed without it.",
+        f"{advice}; nothing is lost, and what runs goes on.",
     )
 
 

@@ -361,7 +361,7 @@ class Ingress:
 
     async def _look_at_fleet(self) -> None:
         capacity = self._claimer.capacity
-        workers = await self._view.workers()
+        workers = await self._view.workers(prove=not capacity.redis_ok)
         others = [i for i in await self._view.ingresses() if i.actor != self._actor.id]
         slots = {queue: slots_of(workers, queue) for queue in self._settings.routing.queues()}
         if not capacity.redis_ok or slots != capacity.slots:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from dispatch import metrics
+from dispatch.asynchronous import on_stop
 from dispatch.ats import answers, protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
@@ -43,14 +42,12 @@ async def _serve(settings: Settings, actor: Actor) -> None:
     ats_url = protocol.endpoint_of(settings.ats).base_url
     recorder.begin(recorder.INGRESS, settings, get_logger("ingress"), ats_url=ats_url)
     ingress = Ingress(settings, actor, extensions=extensions)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, ingress.stop)
+    on_stop(ingress.stop)
     await ingress.run()
 
 
 def run(settings: Settings) -> None:
-    """Run one ingress until SIGTERM or SIGINT.
+    """Run one ingress until SIGTERM, SIGINT or SIGHUP.
 
     Raises DispatchError (with its exit code) when it cannot start. The caller has
     configured logging and run the preflight.

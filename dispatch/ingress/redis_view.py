@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 CANCEL_FLAG_TTL_S: Final = 300
+_PROOF_KEY: Final = KEY_PREFIX + "proof"
 
 
 def message_id(text: str) -> str | None:
@@ -50,8 +51,14 @@ class RedisView:
         keys = [key async for key in self._redis.scan_iter(match=prefix + "*", count=500)]
         return list(await self._redis.mget(keys)) if keys else []
 
-    async def workers(self) -> list[WorkerPresence]:
-        """Return the workers that show themselves."""
+    async def workers(self, *, prove: bool = False) -> list[WorkerPresence]:
+        """Return the workers that show themselves.
+
+        ``prove`` says that Redis was lost: it must take a write before it counts as back. One that is full, or a
+        replica, answers every question, and what is claimed for it would be given back at once, again and again.
+        """
+        if prove:
+            await self._redis.set(_PROOF_KEY, "1", ex=PRESENCE_TTL_S)
         found = [parse_worker(text) for text in await self._values(WORKER_KEY)]
         return [worker for worker in found if worker is not None]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
-from dispatch.broker import WORKER_KEY, connect, shown_url
-from dispatch.core.presence import WorkerPresence, parse_worker
+from dispatch.broker import INGRESS_KEY, WORKER_KEY, connect, shown_url
+from dispatch.core.presence import IngressPresence, WorkerPresence, parse_ingress, parse_worker
 from dispatch.errors import BrokerUnavailableError, ConfigurationError
 from dispatch.preflight.check import Check
 
@@ -38,15 +38,34 @@ def check_redis(settings: Settings) -> list[Check]:
             client.set(f"dispatch:doctor:{uuid.uuid4().hex}", "1", px=1000)
             return _redis_state(client, url)
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
-        return [Check("redis", "error", f"Redis at {url} refuses us: {exc}.", "Check DISPATCH_REDIS_PASSWORD_FILE.")]
+        advice = "Check DISPATCH_REDIS_USER and DISPATCH_REDIS_PASSWORD_FILE."
+        return [Check("redis", "error", f"Redis at {url} refuses us: {said(exc)}.", advice)]
     except (redis.ConnectionError, redis.TimeoutError) as exc:
         # The library's sentence may hold the URL; what happened to the socket is enough.
         cause = cause_of(exc)
         return [Check("redis", "error", f"Redis at {url} does not answer: {cause}.", advice, BrokerUnavailableError)]
     except redis.ResponseError as exc:
-        return [Check("redis", "error", f"Redis at {url} takes no writes: {exc}.", "See its log; is its disk full?")]
+        return [_refusal(url, exc)]
     except ConfigurationError as exc:
         return [Check("redis", "error", str(exc))]
+
+
+def said(exc: redis.RedisError) -> str:
+    """Return what Redis said, without the full stop that some of its sentences have."""
+    return " ".join(str(exc).split()).rstrip(".")[:200]
+
+
+def _refusal(url: str, exc: redis.ResponseError) -> Check:
+    """Judge an answer to a write. Full memory, a full disk and a change of primary pass, so trying again is right."""
+    if "DB index" in str(exc):
+        sentence = f"Redis at {url} has no such database: {said(exc)}."
+        return Check("redis", "error", sentence, "Correct the number at the end of DISPATCH_REDIS_URL.")
+    advice = "See its log; is its disk full?"
+    if isinstance(exc, redis.exceptions.OutOfMemoryError):
+        advice = "Its memory is full: raise maxmemory."
+    elif isinstance(exc, redis.exceptions.ReadOnlyError):
+        advice = "It is a replica: set DISPATCH_REDIS_URL to its primary."
+    return Check("redis", "error", f"Redis at {url} takes no writes: {said(exc)}.", advice, BrokerUnavailableError)
 
 
 def cause_of(exc: redis.RedisError) -> str:
@@ -56,7 +75,22 @@ def cause_of(exc: redis.RedisError) -> str:
         return "the time was up"
     if isinstance(inner, OSError) and inner.errno and inner.errno > 0:
         return os.strerror(inner.errno).lower()
-    return " ".join(str(inner).split())[:200]
+    return " ".join(str(inner).split()).rstrip(".")[:200]
+
+
+def try_write(client: redis.Redis) -> None:
+    """Write something that goes by itself. Raises redis.RedisError; who may not write at all is told nothing."""
+    with contextlib.suppress(redis.exceptions.NoPermissionError):
+        client.set(f"dispatch:doctor:{uuid.uuid4().hex}", "1", px=1000)
+
+
+def trouble_of(exc: redis.RedisError) -> str:
+    """Say what is wrong with Redis, to go on behind its name: that it refuses us, takes no writes, does not answer."""
+    if isinstance(exc, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+        return f"refuses us: {said(exc)}"
+    if isinstance(exc, redis.ResponseError):
+        return f"takes no writes: {said(exc)}"
+    return f"does not answer: {cause_of(exc)}"
 
 
 def _redis_state(client: redis.Redis, url: str) -> list[Check]:
@@ -107,6 +141,13 @@ def workers_seen(client: redis.Redis) -> list[WorkerPresence]:
     values: Any = client.mget(keys) if keys else []
     found = [parse_worker(text) for text in values]
     return [worker for worker in found if worker is not None]
+
+
+def ingresses_seen(client: redis.Redis) -> list[IngressPresence]:
+    """Return the ingresses that show themselves. Raises redis.RedisError."""
+    keys = sorted(client.scan_iter(match=f"{INGRESS_KEY}*", count=500))
+    values: Any = client.mget(keys) if keys else []
+    return [ingress for text in values if (ingress := parse_ingress(text)) is not None]
 
 
 def check_workers(settings: Settings) -> list[Check]:

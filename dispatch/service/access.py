@@ -40,7 +40,7 @@ class Caller:
         """Raise ForbiddenError unless the caller has at least this access."""
         if self.access < access:
             raise ForbiddenError(
-                f"This needs a key with {access.name.lower()} access; the key of {self.actor.name} has"
+                f"This needs a key with {access.name.lower()} access; the key of {self.actor.id} has"
                 f" {self.access.name.lower()} access."
             )
 

@@ -21,6 +21,7 @@ from dispatch.errors import ConfigurationError, OverloadedError
 from dispatch.service import tenants
 from dispatch.service.clock import Clock
 from dispatch.service.migrations import is_current, migrate
+from dispatch.service.opening import sqlite_refusal
 from dispatch.service.store import Tx
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_engine(url: str) -> Engine:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
-        raise ConfigurationError(f"The database {path} cannot be opened: {exc}.") from exc
+        raise sqlite_refusal(path, exc) from exc
     return engine
 
 
@@ -111,7 +112,7 @@ def _sqlite(url: str) -> Iterator[Tx]:
     except DBAPIError as exc:
         if "locked" in str(exc.orig) or "busy" in str(exc.orig):
             raise OverloadedError(f"The database {engine.url.database} is busy; nothing was changed.") from exc
-        raise ConfigurationError(f"The database {engine.url.database} cannot be used: {exc.orig}.") from exc
+        raise sqlite_refusal(engine.url.database or "", exc) from exc
     finally:
         engine.dispose()
 

@@ -28,6 +28,7 @@ from dispatch.service import collation, schema
 from dispatch.service.follower import ALIVE, CHANNEL, KEYS_CHANNEL, Follower
 from dispatch.service.keys import KeptKeys
 from dispatch.service.migrations import is_current, migrate
+from dispatch.service.opening import postgres_refusal
 from dispatch.service.store import Tx
 from dispatch.service.writer import DatabaseAwayError, GroupCommit, reason_of, refusal
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from dispatch.errors import DispatchError
     from dispatch.service.clock import Clock
     from dispatch.service.events import Event
 
@@ -168,7 +170,7 @@ class PostgresStore(KeptKeys, GroupCommit):
         self._connection = None
 
     async def start(self) -> None:
-        """Open and migrate the database, and hear of the other services. Raises ConfigurationError."""
+        """Open and migrate the database, and hear of the other services. Raises as ``_open`` does."""
         await super().start()
         self._follower = Follower(self, self._parameters, self._is_own, self.forget_keys)
         try:
@@ -187,7 +189,7 @@ class PostgresStore(KeptKeys, GroupCommit):
 
         Every service then looks its keys up anew. The schema is brought up to
         date first, but never under a running service. Raises ConfigurationError,
-        OverloadedError.
+        DatabaseUnavailableError, OverloadedError.
         """
         try:
             connection = self._connect_writer()
@@ -221,10 +223,9 @@ class PostgresStore(KeptKeys, GroupCommit):
         """Say whether a server process is the one that serves our writer."""
         return self._connection is not None and self._raw.info.backend_pid == pid
 
-    def _not_opened(self, exc: BaseException) -> ConfigurationError:
-        return ConfigurationError(
-            f"The PostgreSQL database {self._where} cannot be opened: {reason_of(exc)}. Set DISPATCH_DATABASE_URL."
-        )
+    def _not_opened(self, exc: BaseException) -> DispatchError:
+        is_away = isinstance(exc, DatabaseAwayError) or self._is_outage(exc)
+        return postgres_refusal(self._where, exc, is_away=is_away)
 
     def _open(self) -> None:
         try:
@@ -253,8 +254,9 @@ class PostgresStore(KeptKeys, GroupCommit):
             self._drop(connection)
         self._engine.dispose()
 
-    def _is_outage(self, error: DBAPIError) -> bool:
-        return isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError)
+    def _is_outage(self, error: BaseException) -> bool:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        return isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError)
 
     def _send(self, statements: str) -> psycopg.Cursor[Any]:
         # Several statements in one message are one round trip; they cannot be prepared.

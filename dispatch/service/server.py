@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import errno
 import logging
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,8 @@ import uvicorn
 import uvloop
 
 from dispatch import log, metrics
-from dispatch.errors import ConfigurationError
+from dispatch.asynchronous import on_stop
+from dispatch.errors import ConfigurationError, NoAddressError
 from dispatch.service import direct, keys, measures
 from dispatch.service.app import create_app
 from dispatch.service.caller import is_loopback
@@ -73,7 +73,7 @@ def _check_reach(settings: Settings) -> None:
 
 
 def listen(bind: str) -> socket.socket:
-    """Return a socket that listens on ``host:port`` (0 takes a free port). Raises ConfigurationError."""
+    """Return a socket on ``host:port`` (0 takes a free port). Raises ConfigurationError, NoAddressError."""
     host, port = address_of(bind)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -88,6 +88,11 @@ def listen(bind: str) -> socket.socket:
             sock.close()
             raise
     except OSError as exc:
+        if exc.errno == errno.EADDRNOTAVAIL:
+            raise NoAddressError(
+                f"The task service cannot listen on {bind}: this machine has no such address, or its network is not up"
+                " yet. Wait for it, or set DISPATCH_BIND."
+            ) from exc
         raise ConfigurationError(
             f"The task service cannot listen on {bind}: {exc.strerror or exc}. Stop what uses it or set DISPATCH_BIND."
         ) from exc
@@ -129,9 +134,9 @@ class _NotOurs(logging.Filter):
 
 
 async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. ``on_ready`` is called with the base URL once requests are answered.
+    """Serve until SIGTERM, SIGINT or SIGHUP. ``on_ready`` is called with the base URL once requests are answered.
 
-    Raises ConfigurationError when the address or the database cannot be used.
+    Raises DispatchError when the address or the database cannot be used: its exit code says whether to try again.
     """
     _check_reach(settings)
     sock = listen(settings.service.bind)
@@ -162,7 +167,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
 async def serve_app(
     app: ServiceApp, sock: socket.socket, on_ready: Callable[[str], None] | None = None, *, has_keys: bool = False
 ) -> None:
-    """Serve an application on a socket that listens, until SIGTERM or SIGINT. ``has_keys`` is for the log."""
+    """Serve an application on a socket that listens, until SIGTERM, SIGINT or SIGHUP. ``has_keys`` is for the log."""
     config = uvicorn.Config(
         app.asgi,
         http=HttpProtocol,
@@ -188,9 +193,7 @@ async def serve_app(
             on_ready(url)
 
     server = _Server(config, app, ready)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+    on_stop(lambda: setattr(server, "should_exit", True))
     await server.serve(sockets=[sock])
     _log.info("service_stopped")
 

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from dispatch.errors import ConfigurationError
 from dispatch.service import collation, schema
 from dispatch.service.migrations import migrate
+from dispatch.service.opening import sqlite_refusal
 from dispatch.service.sqlite_keys import SqliteKeys
 from dispatch.service.store import Tx
 from dispatch.service.writer import GroupCommit, reason_of, refusal
@@ -96,7 +97,7 @@ class SqliteStore(GroupCommit):
             self._newest = connection.execute(select(func.coalesce(func.max(schema.events.c.seq), 0))).scalar_one()
             self.bus.last_seq = self._newest
         except (OSError, sqlite3.Error, DBAPIError) as exc:
-            raise ConfigurationError(f"The database {self._path} cannot be opened: {reason_of(exc)}.") from exc
+            raise sqlite_refusal(self._path, exc) from exc
 
     def _take_lock(self) -> None:
         # Two services on one file would each believe to be the only clock and writer.

@@ -124,7 +124,7 @@ class Store(Protocol):
         ...
 
     async def start(self) -> None:
-        """Open the database, migrate it, take hold of it. Raises ConfigurationError."""
+        """Open the database, migrate it, take hold of it. Raises ConfigurationError, DatabaseUnavailableError."""
         ...
 
     async def close(self) -> None:

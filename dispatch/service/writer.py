@@ -99,7 +99,7 @@ class GroupCommit(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Open and migrate the database, set ``bus.last_seq``. Raises ConfigurationError."""
+        """Open and migrate the database, set ``bus.last_seq``. Raises ConfigurationError, DatabaseUnavailableError."""
 
     @abstractmethod
     def _let_go(self) -> None:
@@ -137,7 +137,7 @@ class GroupCommit(ABC):
     def _read(self, work: Callable[[Tx], T]) -> T:
         """Run ``work`` on a snapshot, in a reader's thread. Raises OverloadedError."""
 
-    def _is_outage(self, error: DBAPIError) -> bool:
+    def _is_outage(self, error: BaseException) -> bool:
         """Say whether an error is the database's condition, not the statement's mistake."""
         return not isinstance(error, IntegrityError)
 
@@ -147,7 +147,7 @@ class GroupCommit(ABC):
         self.bus.publish(events)
 
     async def start(self) -> None:
-        """Open, lock and migrate the database. Raises ConfigurationError."""
+        """Open, lock and migrate the database. Raises ConfigurationError, DatabaseUnavailableError."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._open)
         self._writer = threading.Thread(target=self._write_all, name="store-writer", daemon=True)

@@ -35,12 +35,13 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 
 def test_the_key_is_all_of_stdout_and_shown_once(cli: Cli, tmp_path: Path) -> None:
-    """What is piped is the key; words go to stderr; list shows everything but the key; all is private."""
+    """What is piped is the key; words go to stderr, with the database; list shows all but the key; all is private."""
+    assert f"no keys in {tmp_path}/data/tasks.db:" in cli("api-key", "list").err
     ended = cli("api-key", "create", "fleet")
     assert (ended.code, bool(KEY.fullmatch(ended.out))) == (0, True), ended
     secret = ended.out.strip().rpartition("_")[2]
     assert "write access" in ended.err
-    assert "first key" in ended.err
+    assert f"first key in {tmp_path}/data/tasks.db:" in ended.err
     assert secret not in ended.err
     listed = cli("api-key", "list")
     assert listed.out.split("\t")[1:5] == ["live", "fleet", "write", "agent:fleet"]

@@ -163,6 +163,24 @@ def test_terminal_gets_tables_and_pipes_do_not(ats, cli):
     assert "\x1b[" not in cli("list").out
 
 
+def test_a_narrow_terminal_keeps_every_id(ats, cli):
+    """Where a table has no room, each task is a block of lines with its whole id, which one would have to type."""
+    for _ in range(2):
+        ats.add(title="a long title that nobody could show in forty columns", channel="reports")
+    cli.env["COLUMNS"] = "40"
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", cli.on_terminal("list").out)
+    assert sorted(re.findall(r"ID +(\d+)\n", shown)) == ["100", "101"]
+    assert "…" not in shown
+
+
+def test_a_terminal_of_another_encoding(ats, cli):
+    """What the terminal cannot write is an escape, not a traceback."""
+    ats.add(title="日本")
+    shown = cli("list", "--limit", "1", env={"PYTHONIOENCODING": "latin-1:strict"})
+    assert shown.code == 0, shown.err
+    assert "\\u65e5\\u672c" in shown.out
+
+
 def test_watch_on_a_terminal_ends_with_ctrl_c(ats, cli):
     """A person sees that it watches, and leaves with Ctrl-C."""
     shown = cli.on_terminal("watch", interrupt_at="Watching.")
@@ -343,4 +361,4 @@ def test_celery_says_what_is_wrong_with_a_setting(tmp_path, command):
     argv = [sys.executable, "-m", "celery", "-A", "dispatch", command]
     done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == "DISPATCH_LEASE_MS must be a number (it is 'abc').\n"
+    assert done.stderr == "DISPATCH_LEASE_MS must be a number of milliseconds (it is 'abc').\n"

@@ -188,13 +188,14 @@ def test_complete_by_hand(ats, cli):
 
 
 def test_refused_move_is_one_sentence_and_exit_1(ats, cli):
-    """A refusal shows the service's sentence; the other tasks are moved all the same."""
+    """A refusal shows the service's sentence and, of several, the task; the other tasks are moved all the same."""
     ats.add(status="completed")
     ats.add()
+    assert cli.here("cancel", "100").err == "dispatch: The task is in completed status.\n"
     ended = cli("cancel", "100", "101", "999")
     assert ended.code == 1
     assert ended.out == "Task 101 cancelled.\n"
-    assert ended.err == "dispatch: The task is in completed status.\ndispatch: There is no task 999.\n"
+    assert ended.err == "dispatch: Task 100: The task is in completed status.\ndispatch: There is no task 999.\n"
 
 
 # --- list, show, logs -----------------------------------------------------------------------------------------------

@@ -48,6 +48,14 @@ def test_top_is_live_on_a_terminal_and_plain_elsewhere(cli: Cli) -> None:
     assert live.out.endswith("\x1b[?25h\x1b[?1049l")
 
 
+def test_a_terminal_that_cannot_move_its_cursor_sees_it_once(cli: Cli) -> None:
+    """TERM=dumb, as in an editor's shell: shown once as lines, where a live view showed nothing at all."""
+    cli.env["TERM"] = "dumb"
+    ended = cli.on_terminal("top")
+    assert (ended.code, ended.err) == (0, "")
+    assert "draw a map" in ended.out
+
+
 def test_a_top_that_is_ended_gives_the_terminal_back(cli: Cli) -> None:
     """Whoever ends it from elsewhere (SIGTERM) leaves a terminal that can be typed on."""
     ended = cli.on_terminal("top", steps=[("q ends", signal.SIGTERM)])

@@ -122,6 +122,18 @@ def test_killing_up_itself_leaves_nothing():
         eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, "the end of all parts")
 
 
+@pytest.mark.slow
+def test_closing_the_terminal_drains():
+    """SIGHUP, twice as a shell and the kernel send it: every part drains, exit 0, and nothing is left."""
+    with started() as up:
+        up.run("create", "before", "--wait")
+        up.process.signal(signal.SIGHUP)
+        up.process.signal(signal.SIGHUP)
+        assert up.process.wait(40) == 0
+        for event in ("ingress_stopped", "worker_draining", "worker_stopped", "service_stopped"):
+            assert up.process.find(event), up.process.tail()
+
+
 def test_up_refuses_to_start_on_a_taken_port(up: Up):
     """A second ``up`` on the same port says so in one sentence, exits 78 and leaves nothing."""
     env = {**up.env, MARK: uuid.uuid4().hex, "DISPATCH_DATA_DIR": up.env["DISPATCH_DATA_DIR"] + "2"}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dispatch.broker import KEY_PREFIX, PRESENCE_CHANNEL, WORKER_KEY
 from dispatch.core.presence import PRESENCE_TTL_S, WorkerPresence, dump
 from tests.support.processes import children_of, eventually, is_running
+from tests.support.redis import free_port
 
 if TYPE_CHECKING:
     from tests.support.processes import LogProcess
@@ -331,6 +332,26 @@ def test_kill_redis(fleet):
     assert time.monotonic() - back_at < AGAIN_S
     for task in (first, later):
         assert assert_ended_once(stack, task["id"])["attempts"] == 1
+
+
+def test_a_failover_of_redis_disturbs_nothing(fleet):
+    """A Redis that becomes a replica, and one that is full, refuse writes: what runs goes on, and the worker stays."""
+    stack = fleet(slots=2)
+    worker = stack.processes[-1]
+    busy = stack.create(tick={"duration_s": 3})
+    running(stack, busy["id"])
+    with closing(stack.redis.client()) as client:
+        client.replicaof("127.0.0.1", free_port())
+        eventually(lambda: "read only replica" in worker.tail(), 10, "the worker meeting the replica")
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", "1")
+        waiting = stack.create(tick={"duration_s": 0.1})
+        assert assert_ended_once(stack, busy["id"])["attempts"] == 1
+        client.config_set("maxmemory", "0")
+    done = assert_ended_once(stack, waiting["id"])
+    assert done["attempts"] == 1
+    assert done["fencing_token"] <= 3, "it is not claimed over and over for a Redis that takes nothing"
+    assert worker.exit_code is None
 
 
 def test_worker_survives_redis_while_it_is_idle_and_busy(fleet):

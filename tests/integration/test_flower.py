@@ -77,7 +77,10 @@ class Pages:
 
 
 def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Callable[..., Stack], tmp_path: Path):
-    """With a key that may only read: id, title and node on the page; in Redis no title; without a login nothing."""
+    """With a key that may only read: id, title and node on the page; in Redis no title; without a login nothing.
+
+    The queues are those of the routes, whether or not a worker that takes from them was there when Flower started.
+    """
     stack = make_stack()
     stack.redis = ConfiguredRedis(stack.directory / "redis")
     stack.redis.start()
@@ -92,7 +95,12 @@ def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Call
     ).wait_event("worker_ready", timeout_s=30)
     assert worker["node"].startswith("dispatch@")
     pages = Pages(free_port())
-    own = {"DISPATCH_ATS_TOKEN": reader, "DISPATCH_FLOWER_AUTH_FILE": str(tmp_path / "login")}
+    (tmp_path / "routes.toml").write_text('[[routes]]\nchannel = "images"\nqueue = "gpu"\n')
+    own = {
+        "DISPATCH_ATS_TOKEN": reader,
+        "DISPATCH_FLOWER_AUTH_FILE": str(tmp_path / "login"),
+        "DISPATCH_CONFIG": str(tmp_path / "routes.toml"),
+    }
     flower = stack.run("flower", [*FLOWER, f"--port={pages.port}"], {**own, **stack.redis.settings("flower")})
     eventually(lambda: pages.get("/healthcheck")[0] == 200, 30, "Flower")
     # Workers send events from the moment on that Flower asks them to; a task of before is not seen, or not whole.
@@ -111,7 +119,7 @@ def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Call
     ident = eventually(seen, 30, "Flower seeing a task")
     task = pages.json(f"/api/task/info/{ident}.1")
     assert (task["name"], task["worker"], task["state"]) == ("dispatch.execute", worker["node"], "SUCCESS")
-    assert [queue["name"] for queue in pages.json("/api/queues/length")["active_queues"]] == ["dispatch"]
+    assert [queue["name"] for queue in pages.json("/api/queues/length")["active_queues"]] == ["dispatch", "gpu"]
     page = pages.shown(tmp_path / "profile")
     assert f"#{ident} {html.escape(TITLE, quote=False)}" in page
     assert worker["node"] in html.unescape(page)

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import text
 
 from dispatch.ats.model import Actor
-from dispatch.errors import ConfigurationError, OverloadedError
+from dispatch.errors import DispatchError, OverloadedError
 from dispatch.service import tasks, tenants
 from dispatch.service.clock import Clock
 from dispatch.service.events import STEP
@@ -369,22 +369,26 @@ async def _open(url: str) -> None:
 
 
 async def test_a_database_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
-    """Away, unknown, of another encoding, a URL that means something else: a sentence that shows no password."""
+    """Away, unknown, of another encoding, a URL that means something else: a sentence that shows no password.
+
+    Only the one that is away may come by itself: exit 69, after which the unit starts again.
+    """
     server = shared_server()
     away = server.url("postgres").replace(str(server.directory), str(tmp_path))
     with server.connect() as connection:
         connection.execute("CREATE DATABASE old_encoding ENCODING 'LATIN1' TEMPLATE template0")
-    for url, word in (
-        (away.replace("postgres@", "postgres:hunter2@"), "No such file or directory"),
-        (server.url("nowhere"), 'database "nowhere" does not exist'),
-        (server.url("old_encoding"), "ENCODING 'UTF8'"),
-        ("postgresql://locked:1@hunter2@host/c", "cannot be read"),
-        ("postgresql://locked:hunter2/1@host/c", "cannot be read"),
-        ("postgresql://locked:1/hunter2@host/c", "cannot be read"),
-        ("postgresql://locked:%hunter2@host/c", "cannot be read"),
+    for url, word, code in (
+        (away.replace("postgres@", "postgres:hunter2@"), "No such file or directory", 69),
+        (server.url("nowhere"), 'database "nowhere" does not exist', 78),
+        (server.url("old_encoding"), "ENCODING 'UTF8'", 78),
+        ("postgresql://locked:1@hunter2@host/c", "cannot be read", 78),
+        ("postgresql://locked:hunter2/1@host/c", "cannot be read", 78),
+        ("postgresql://locked:1/hunter2@host/c", "cannot be read", 78),
+        ("postgresql://locked:%hunter2@host/c", "cannot be read", 78),
     ):
-        with pytest.raises(ConfigurationError, match=word) as caught:
+        with pytest.raises(DispatchError, match=word) as caught:
             await _open(url)
+        assert caught.value.exit_code == code
         assert "hunter2" not in str(caught.value)
         assert "\n" not in str(caught.value)
 

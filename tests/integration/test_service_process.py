@@ -15,12 +15,13 @@ import pytest
 from sqlalchemy import text
 
 from dispatch.ats.model import Actor
-from dispatch.errors import ConfigurationError, OverloadedError
+from dispatch.errors import ConfigurationError, NoAddressError, OverloadedError
 from dispatch.service import tasks, tenants
 from dispatch.service.clock import Clock
 from dispatch.service.server import listen
 from dispatch.service.sqlite import SqliteStore
 from tests.support.processes import ROOT, eventually
+from tests.support.redis import free_port
 from tests.support.service import Client, ServiceProcess
 
 if TYPE_CHECKING:
@@ -139,6 +140,20 @@ def test_what_cannot_start_says_why(service: ServiceProcess, tmp_path: Path) -> 
         assert ended.returncode == 78, ended
         assert word in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
+
+
+def test_what_passes_by_itself_is_no_wrong_setting(tmp_path: Path) -> None:
+    """A database that is not up yet and an address that the network has not brought yet: exit 69 and 75.
+
+    Units start again after these, and not after 78: a reboot must not leave the service down for good.
+    """
+    away = f"postgresql://dispatch:hunter2@127.0.0.1:{free_port()}/dispatch"
+    ended = _run(tmp_path, DISPATCH_BIND="127.0.0.1:0", DISPATCH_DATABASE_URL=away)
+    assert (ended.returncode, "does not answer" in ended.stderr) == (69, True), ended
+    assert "hunter2" not in ended.stderr
+    with pytest.raises(NoAddressError, match="not up yet") as caught:
+        listen("192.0.2.1:0")
+    assert caught.value.exit_code == 75
 
 
 @pytest.mark.parametrize("bind", ["localhost:0", "[::1]:0", "127.0.0.2:0"])

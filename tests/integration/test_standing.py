@@ -165,6 +165,13 @@ def ingress_down(fleet: Fleet, cli: CliHere) -> Any:
     return fleet.stack.create()["id"]
 
 
+def redis_full(fleet: Fleet, cli: CliHere) -> Any:
+    """Redis answers, but its memory is full."""
+    with closing(fleet.stack.redis.client()) as client:
+        client.config_set("maxmemory", "1")
+    return fleet.stack.create()["id"]
+
+
 def redis_down(fleet: Fleet, cli: CliHere) -> Any:
     """Redis was stopped."""
     fleet.stack.redis.stop()
@@ -188,6 +195,7 @@ SITUATIONS: list[tuple[Callable[[Fleet, CliHere], Any], str, str, int]] = [
     (no_worker, "NO_WORKER", r"No worker that takes from queue dispatch is running\.", 0),
     (key_refused, "KEY_REFUSED", r"The task service refuses the key of the ingress dispatch.*; it claims nothing\.", 0),
     (ingress_down, "INGRESS_DOWN", r"No ingress is running; nothing is claimed\.", 0),
+    (redis_full, "REDIS_DOWN", r"Redis at .* takes no writes: .*maxmemory.*\. Nothing is claimed without it\.", 69),
     (redis_down, "REDIS_DOWN", r"Redis at .* does not answer: .*\. Nothing is claimed without it\.", 69),
     (service_down, "SERVICE_DOWN", r"The task service at .* does not answer: connection refused\.", 69),
 ]

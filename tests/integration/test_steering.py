@@ -45,7 +45,8 @@ def draining(stack: Stack) -> list[bool]:
 def test_a_paused_channel_rests_and_a_drained_host_finishes(fleet: Callable[..., Stack], cli: CliHere) -> None:
     """Pause: nothing new is claimed, what runs ends well, other channels go on, and the end comes by itself.
 
-    Drain: the worker shows it and takes nothing, also after FLUSHALL; undone, it takes tasks again.
+    Drain: the worker shows it and takes nothing, also after FLUSHALL; undone, it takes tasks again. A name that nobody
+    shows is said.
     """
     stack = fleet()
     use(cli, stack)
@@ -63,7 +64,14 @@ def test_a_paused_channel_rests_and_a_drained_host_finishes(fleet: Callable[...,
     assert stack.wait_task(held)["status"] == "completed"
     assert cli("paused").out == ""
 
-    assert cli("drain", HOST, "--note", "kernel").out == f"Host {HOST} takes nothing new.\n"
+    slip = cli("drain", "nohost")
+    assert (slip.code, slip.out) == (0, "Host nohost takes nothing new.\n")
+    assert f"No worker of a host nohost shows itself now (those that are seen: {HOST})" in slip.err
+    assert "No ingress watches a channel nope now" in cli("pause", "channel", "nope").err
+    assert "No worker takes from a queue nope now" in cli("pause", "queue", "nope").err
+    assert [cli(*words).code for words in (("drain", "nohost", "--undo"), ("resume", "queue", "nope"))] == [0, 0]
+    ended = cli("drain", HOST, "--note", "kernel")
+    assert (ended.out, ended.err) == (f"Host {HOST} takes nothing new.\n", "")
     eventually(lambda: draining(stack) == [True], 4, "the worker showing that it drains")
     stack.redis.flush()
     waiting = stack.create()["id"]

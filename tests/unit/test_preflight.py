@@ -106,15 +106,36 @@ def test_redis_with_another_password(env, redis_server):
 
 
 def test_redis_that_takes_no_writes(env, redis_server):
-    """R4: a Redis that refuses writes is found before a task is claimed for it."""
+    """R4: a Redis that refuses writes is found before a task is claimed for it; what passes is no setting to change."""
     with redis_server.client() as client:
         client.config_set("maxmemory", "1")
     try:
-        with pytest.raises(ConfigurationError, match="takes no writes"):
+        with pytest.raises(BrokerUnavailableError, match=r"takes no writes.* raise maxmemory\.$"):
             preflight.preflight(settings.load(env), BOTH)
     finally:
         with redis_server.client() as client:
             client.config_set("maxmemory", "0")
+
+
+def test_a_redis_that_is_a_replica(env, redis_server):
+    """After a failover the old primary takes no writes until it is one again: exit 69, so that units try again."""
+    with redis_server.client() as client:
+        client.replicaof("127.0.0.1", free_port())
+    try:
+        with pytest.raises(BrokerUnavailableError, match="primary"):
+            preflight.preflight(settings.load(env), BOTH)
+    finally:
+        with redis_server.client() as client:
+            client.replicaof("NO", "ONE")
+
+
+def test_a_database_that_redis_does_not_have(env, redis_server):
+    """A wrong number at the end of the URL is a wrong setting and says so, without a word about disks."""
+    url = redis_server.tcp_url.removesuffix("0") + "99"
+    with pytest.raises(ConfigurationError, match="no such database") as caught:
+        preflight.preflight(settings.load({**env, "DISPATCH_REDIS_URL": url}), BOTH)
+    assert "disk" not in str(caught.value)
+    assert ".." not in str(caught.value)
 
 
 SAFE = {

@@ -54,7 +54,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {
         "https://Tasks.example, http://x.example:3000/",
         frozenset({"https://tasks.example", "http://x.example:3000"}),
     ),
-    "database_url": ("sqlite:///x.db", "sqlite:///x.db"),
+    "database_url": ("sqlite:////x.db", "sqlite:////x.db"),
     "regrant_delay_s": ("0.75", 0.75),
     "default_lease_ms": ("1000", 1.0),
     "lock_ms": ("1000", 1.0),
@@ -154,6 +154,12 @@ def test_secret_given_twice_or_unreadable(nowhere: Path) -> None:
     (nowhere / "secret").write_text("x", "utf-8")
     with pytest.raises(ConfigurationError, match="Both ats_token and DISPATCH_ATS_TOKEN_FILE are set"):
         load({"DISPATCH_ATS_TOKEN": "x", "DISPATCH_ATS_TOKEN_FILE": str(nowhere / "secret")})
+    (nowhere / "empty").write_text("\n")
+    with pytest.raises(ConfigurationError, match=r"DISPATCH_CALLBACK_SECRET_FILE names .*empty, which is empty\."):
+        load({"DISPATCH_CALLBACK_SECRET_FILE": str(nowhere / "empty")})
+    (nowhere / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"binary, which cannot be read: it is not text in UTF-8\."):
+        load({"DISPATCH_ATS_TOKEN_FILE": str(nowhere / "binary")})
     with pytest.raises(ConfigurationError, match=r"DISPATCH_ATS_TOKEN_FILE names .*missing, which cannot be read"):
         load({"DISPATCH_ATS_TOKEN_FILE": str(nowhere / "missing")})
 
@@ -189,7 +195,7 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_LEASE": "1"}, "DISPATCH_LEASE is not a setting. Did you mean DISPATCH_LEASE_MS?"),
         ({"DISPATCH_CHANEL": "a"}, "DISPATCH_CHANEL is not a setting. Did you mean DISPATCH_CHANNEL?"),
         ({"DISPATCH_XYZZYQW": "1"}, "DISPATCH_XYZZYQW is not a setting."),
-        ({"DISPATCH_LEASE_MS": "soon"}, "DISPATCH_LEASE_MS must be a number (it is 'soon')."),
+        ({"DISPATCH_LEASE_MS": "soon"}, "DISPATCH_LEASE_MS must be a number of milliseconds (it is 'soon')."),
         ({"DISPATCH_LEASE_MS": "nan"}, "DISPATCH_LEASE_MS must be between 400 and 86400000 (it is 'nan')."),
         ({"DISPATCH_LEASE_MS": "1"}, "DISPATCH_LEASE_MS must be between 400 and 86400000 (it is '1')."),
         ({"DISPATCH_MAX_ATTEMPTS": "1.5"}, "DISPATCH_MAX_ATTEMPTS must be a whole number (it is '1.5')."),
@@ -205,7 +211,7 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ({"DISPATCH_SEAL_VERSIONS": "1,3"}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_SEAL_VERSIONS": ""}, "DISPATCH_SEAL_VERSIONS must be 1, 2 or 1,2"),
         ({"DISPATCH_ENV": "HOME,DISPATCH_ATS_TOKEN"}, "DISPATCH_ENV must not hold names that begin with DISPATCH_"),
-        ({"DISPATCH_ENV": "A B"}, "DISPATCH_ENV must be a list of names of environment variables (it is 'A B')."),
+        ({"DISPATCH_ENV": "A B"}, "DISPATCH_ENV must be names of environment variables, without values (it is 'A B')."),
         ({"DISPATCH_COMMAND": "  "}, "DISPATCH_COMMAND must name a command"),
         ({"DISPATCH_COMMAND": "a 'b"}, "DISPATCH_COMMAND must have a second quotation mark"),
         ({"DISPATCH_CHANNEL": " , "}, "DISPATCH_CHANNEL names no channel"),
@@ -218,6 +224,17 @@ def test_which_file_is_read(nowhere: Path) -> None:
         ),
         ({"DISPATCH_TRACES_URL": "http://c:4318/v1/traces"}, "must be the base URL, without /v1/traces"),
         ({"DISPATCH_TRACES_RATIO": "1.1"}, "DISPATCH_TRACES_RATIO must be between 0 and 1"),
+        ({"DISPATCH_ATTEMPT_MEMORY_BYTES_MAX": "512M"}, "must be a whole number (it is '512M')."),
+        ({"DISPATCH_EVENTS_KEEP_S": "90d"}, "must be a number of seconds (it is '90d')."),
+        ({"DISPATCH_BIND": "8700"}, "DISPATCH_BIND must be host:port, such as 127.0.0.1:8700 (it is '8700')."),
+        ({"DISPATCH_BIND": "localhost:99999"}, "DISPATCH_BIND must be host:port"),
+        ({"DISPATCH_METRICS_BIND": "10.0.0.1:9701"}, "must be an address without a port"),
+        ({"DISPATCH_ENV": "HTTP_PROXY=x"}, "DISPATCH_ENV must be names of environment variables"),
+        ({"DISPATCH_REDIS_URL": "redis://127.0.0.1:6379/x"}, "must end with the number of a database"),
+        ({"DISPATCH_REDIS_URL": "unix:///run/redis.sock?db=x"}, "must end with the number of a database"),
+        ({"DISPATCH_DATABASE_URL": "mysql://u:hunter2@x/y"}, "(it is 'mysql://u:***@x/y')"),
+        ({"DISPATCH_DATABASE_URL": "sqlite:///var/lib/tasks.db"}, "with four slashes"),
+        ({"DISPATCH_ATS_TOKEN_FILE": "/no/such/key"}, "which cannot be read: No such file or directory."),
     ],
 )
 def test_refusals_from_the_environment(environ: dict[str, str], words: str) -> None:
@@ -277,15 +294,15 @@ def test_a_password_in_a_query_is_shown_as_stars() -> None:
     assert "hunter2" not in repr(load({"DISPATCH_DATABASE_URL": url}))
 
 
-@pytest.mark.parametrize("name", ["redis_url", "database_url"])
+@pytest.mark.parametrize(("name", "scheme"), [("redis_url", "redis"), ("database_url", "postgresql")])
 @pytest.mark.parametrize("password", ["hunter2", "p/hunter2", "p@hunter2", "p:hunter2"])
-def test_a_password_in_a_url_is_shown_as_stars(name: str, password: str) -> None:
-    """The URL works as written, and shows its host but not its password."""
-    url = f"redis://user:{password}@host:1/0"
+def test_a_password_in_a_url_is_shown_as_stars(name: str, scheme: str, password: str) -> None:
+    """The URL stays as written, and shows its host but not its password."""
+    url = f"{scheme}://user:{password}@host:1/0"
     settings = load({f"DISPATCH_{name.upper()}": url})
     assert value_of(settings, name) == url
     assert f"{value_of(settings, name)}" == url
-    assert "redis://user:***@host:1/0" in repr(settings)
+    assert f"{scheme}://user:***@host:1/0" in repr(settings)
     assert "hunter2" not in repr(settings) + masked_url(url)
     with pytest.raises(ConfigurationError) as caught:
         load({"DISPATCH_ATS_URL": f"ftp://user:{password}@host"})
@@ -310,7 +327,7 @@ def test_settings_are_frozen() -> None:
 def test_database_defaults_to_a_file_in_the_data_directory() -> None:
     """Without a database_url the store is SQLite in the data directory."""
     assert load({"DISPATCH_DATA_DIR": "/d"}).database_url == "sqlite:////d/tasks.db"
-    assert load({"DISPATCH_DATABASE_URL": "sqlite:///x.db"}).database_url == "sqlite:///x.db"
+    assert load({"DISPATCH_DATABASE_URL": "sqlite:////x.db"}).database_url == "sqlite:////x.db"
 
 
 def test_keys_lie_in_the_data_directory_by_default() -> None:
