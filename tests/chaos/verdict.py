@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.chaos.history import FaultKind
@@ -42,6 +42,15 @@ class Bounds:
             FaultKind.SERVICE: 10.0,
         }
     )
+
+    def slowed(self, slowness: float) -> Bounds:
+        """Return the same for a machine on which everything takes so many times as long."""
+        return replace(
+            self,
+            tree_dead_s=self.tree_dead_s * slowness,
+            settle_s=self.settle_s * slowness,
+            recovery_s={kind: bound_s * slowness for kind, bound_s in self.recovery_s.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -209,7 +209,7 @@ class Fleet:
         last = f". {host.path('etc/dispatch/ops.sh')}; dispatch create 'a long one'"
         assert self._run(last, host.directory, host.path("home")).split() == [str(TASK)]
         show = f". {host.path('etc/dispatch/ops.sh')}; dispatch show {TASK} --json"
-        eventually(lambda: '"in_progress"' in self._run(show, host.directory, host.path("home")), 20, f"task {TASK}")
+        eventually(lambda: '"in_progress"' in self._run(show, host.directory, host.path("home")), f"task {TASK}")
 
 
 def test_every_command_is_one_that_is_run_or_checked() -> None:

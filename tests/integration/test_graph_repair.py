@@ -56,9 +56,9 @@ class Broken:
 
     def armed(self, chains: int, chords: int) -> None:
         """Wait until so many tasks wait for one gate, of the chords the last one."""
-        eventually(lambda: len(self.keys("dispatch:graph:*:parked:*")) == chains + chords, 10, "tasks with gates")
+        eventually(lambda: len(self.keys("dispatch:graph:*:parked:*")) == chains + chords, "tasks with gates")
         counted = "dispatch:celery-taskset-meta-*.j"
-        eventually(lambda: len(self.keys(counted)) == chords, 10, "chords whose first gate was counted")
+        eventually(lambda: len(self.keys(counted)) == chords, "chords whose first gate was counted")
 
     def tries(self, ident: int) -> list[int]:
         """Return which tries the sweep made for a task."""
@@ -83,7 +83,7 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     world.wait([done], "completed")
     root = world.create(duration_s=1.5)
     stuck = world.create(root, done)
-    (chord_of_stuck,) = eventually(broken.chords, 10, "its chord")
+    (chord_of_stuck,) = eventually(broken.chords, "its chord")
     chain, chord = world.create(root), world.create(root, done)
     broken.armed(chains=1, chords=2)
     broken.forget(chord_of_stuck)
@@ -97,7 +97,7 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
 
     root, bad = world.create(duration_s=1.0), world.create(duration_s=0.5, exits=[1])
     chain, chord, failed = world.create(root), world.create(root, done), world.create(root, bad)
-    eventually(lambda: len(broken.keys("dispatch:graph:*:parked:*")) == 3, 10, "three tasks with gates")
+    eventually(lambda: len(broken.keys("dispatch:graph:*:parked:*")) == 3, "three tasks with gates")
     broken.lose()
     world.wait([chain, chord], "completed")
     world.wait([failed], "failed")
@@ -106,5 +106,5 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     assert f"#{bad} (failed)" in world.reason(failed)
     broken.mend()
     world.check_order()
-    eventually(lambda: all(key.endswith("epoch") for key in broken.keys("dispatch:graph:*")), 5, "an empty registry")
-    eventually(lambda: not broken.chords(), 8, "no parts of chords")
+    eventually(lambda: all(key.endswith("epoch") for key in broken.keys("dispatch:graph:*")), "an empty registry")
+    eventually(lambda: not broken.chords(), "no parts of chords")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def page(port: int) -> str:
     """Return what a process shows."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         return answer.read().decode()
 
 
@@ -73,7 +73,7 @@ def watch(stack: Stack, ports: dict[str, int], scraper: Prometheus | None) -> No
     stack.create(channel="nobody")
     stack.create(depends_on=[stack.create(channel="nobody")["id"]])
     # An attempt is counted a moment after its end was reported.
-    eventually(lambda: scrape(ports["worker"])["dispatch_attempt_seconds_count"] == 3, 5, "the third attempt's count")
+    eventually(lambda: scrape(ports["worker"])["dispatch_attempt_seconds_count"] == 3, "the third attempt's count")
     worker = scrape(ports["worker"])
     assert worker['dispatch_attempts_total{outcome="success"}'] == 2
     assert worker['dispatch_attempts_total{outcome="exit"}'] == 1
@@ -85,7 +85,7 @@ def watch(stack: Stack, ports: dict[str, int], scraper: Prometheus | None) -> No
     assert service['dispatch_queue_age_seconds{channel="nobody"}'] >= 0
     assert service["dispatch_database_bytes"] > 100_000
     assert (service["dispatch_waiting_tasks"], service["dispatch_leases_overdue"]) == (1, 0)
-    eventually(lambda: scrape(ports["ingress"])["dispatch_graph_waiting_tasks"] == 1, 5, "the waiting task")
+    eventually(lambda: scrape(ports["ingress"])["dispatch_graph_waiting_tasks"] == 1, "the waiting task")
     ingress = scrape(ports["ingress"])
     assert ingress['dispatch_claims_total{result="granted"}'] == 3
     assert (ingress["dispatch_fleet_slots"], ingress["dispatch_redis_up"]) == (2, 1)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.runner_driver import Worker, eventually
+from tests.support.processes import eventually
+from tests.support.promises import promised
+from tests.support.runner_driver import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +57,8 @@ def test_a_service_that_hangs_costs_log_lines_only(start: Start, tmp_path: Path)
     worker = start(SHELL, task={"title": "t"}, moods={"say.hang": None})
     eventually(lambda: worker.calls("say"))
     go_on(tmp_path)
-    assert worker.result(3.0)["reason"] == "success"
+    with promised(3.0, "the end of the attempt"):
+        assert worker.result()["reason"] == "success"
     assert worker.calls("complete")
 
 
@@ -65,7 +68,7 @@ def test_a_service_that_was_away_gets_every_line_once(start: Start, tmp_path: Pa
     worker = start(SHELL + "; read x < fifo", task={"title": "t"}, moods={f"say.{mood}": 1})
     eventually(lambda: worker.events("live_output_delayed"))
     go_on(tmp_path)
-    *first, last = eventually(lambda: len(said := worker.calls("say")) > sent and said, 8.0)
+    *first, last = eventually(lambda: len(said := worker.calls("say")) > sent and said)
     assert len({said["text"] for said in first}) == 1
     assert last["text"] == "three"
     go_on(tmp_path)

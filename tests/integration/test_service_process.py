@@ -102,15 +102,15 @@ def test_a_restart_extends_every_lease(tmp_path: Path) -> None:
     with ServiceProcess(tmp_path, DISPATCH_REGRANT_DELAY_S="0") as service:
         client = service.client()
         ref = client.create()["id"]
-        granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 1_500})
+        granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 2_500})
         service.kill()
-        time.sleep(1.6)  # longer than the lease: what is tested is what this time must not do
+        time.sleep(2.6)  # longer than the lease: what is tested is what this time must not do
         service.start()
         client = service.client()
         task = client.get(f"/tasks/{ref}")["task"]
         assert (task["status"], task["fencing_token"]) == ("in_progress", granted["lease"]["fencing_token"])
         client.post(f"/tasks/{ref}/start", {"fencing_token": 1, "runner": "r"})
-        eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", 5)
+        eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending")
         task = client.get(f"/tasks/{ref}")["task"]
         assert (task["attempts"], task["lease_losses"]) == (0, 1)
         assert client.post(f"/tasks/{ref}/claim", {})["lease"]["fencing_token"] == 2
@@ -120,7 +120,7 @@ def test_a_restart_extends_every_lease(tmp_path: Path) -> None:
 def _run(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DISPATCH_DATA_DIR": str(tmp_path), **settings}
     return subprocess.run(
-        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -219,4 +219,4 @@ def test_the_clock_ignores_steps_of_the_wall_clock(monkeypatch: pytest.MonkeyPat
     real = time.time_ns
     for hours in (-1, 1):
         monkeypatch.setattr(time, "time_ns", lambda hours=hours: real() + hours * 3_600_000_000_000)
-        assert 0 <= clock.now_ms() - before < 5_000
+        assert 0 <= clock.now_ms() - before < 60_000

@@ -77,7 +77,7 @@ def cli(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 def paused(fleet: Fleet, cli: CliHere) -> Any:
     """An operator paused the channel."""
     assert cli("pause", "channel", "test", "--note", "disk full").code == 0
-    fleet.ingress.wait_event("steering_paused", timeout_s=2)
+    fleet.ingress.wait_event("steering_paused")
     return fleet.stack.create()["id"]
 
 
@@ -89,7 +89,7 @@ def depending(fleet: Fleet, cli: CliHere) -> Any:
 def backing_off(fleet: Fleet, cli: CliHere) -> Any:
     """Its executor said: not now."""
     task = fleet.stack.create(tick={"exits": [75], "duration_s": 0.1})["id"]
-    eventually(lambda: fleet.stack.task(task)["not_before"], 15, "the pause")
+    eventually(lambda: fleet.stack.task(task)["not_before"], "the pause")
     return task
 
 
@@ -130,8 +130,8 @@ def key_refused(fleet: Fleet, cli: CliHere) -> Any:
     """Somebody revoked the key of the fleet."""
     direct.transaction(fleet.database_url, lambda tx: keys.revoke(tx, fleet.fleet_key))
     task = fleet.stack.create()["id"]
-    fleet.ingress.wait_event("service_refuses_key", timeout_s=15)
-    eventually(lambda: "key_refused" in cli("status", "--json").out, 15, "the ingress showing it")
+    fleet.ingress.wait_event("service_refuses_key")
+    eventually(lambda: "key_refused" in cli("status", "--json").out, "the ingress showing it")
     return task
 
 
@@ -182,7 +182,6 @@ def test_why_and_status_say_what_it_is(
     task = set_up(fleet, cli)
     first = eventually(
         lambda: next((one for one in cli("why", str(task), "--json").json["reasons"] if one["code"] == code), None),
-        5,
         f"the reason {code}: {cli('why', str(task)).out}",
     )
     assert re.match(sentence, first["text"])

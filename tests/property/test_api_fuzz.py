@@ -378,7 +378,7 @@ class Judge:
         self.statuses: dict[int, int] = {}
         parts = urlsplit(service.url)
         self.address = (parts.hostname or "", parts.port or 0)
-        self._line = http.client.HTTPConnection(*self.address, timeout=30)
+        self._line = http.client.HTTPConnection(*self.address, timeout=60)
         for slug in ("o1", "o2"):
             self.send(Request("POST", ("orgs",), (), {"slug": slug}, {}))
             self.send(Request("POST", ("orgs", slug, "projects"), (), {"slug": f"p{slug[1]}"}, {}))
@@ -553,7 +553,7 @@ def test_broken_bytes_end_their_connection_at_most(judge: Judge) -> None:
 
     def check(sent: bytes) -> None:
         answer = b""
-        with socket.create_connection(judge.address, timeout=10) as raw, contextlib.suppress(ConnectionError):
+        with socket.create_connection(judge.address, timeout=60) as raw, contextlib.suppress(ConnectionError):
             raw.sendall(sent)
             raw.shutdown(socket.SHUT_WR)
             while chunk := raw.recv(65_536):
@@ -598,7 +598,7 @@ def test_odd_frames_are_answered_or_end_their_connection(judge: Judge) -> None:
         url = f"ws://{judge.address[0]}:{judge.address[1]}/ws?{query}"
         line, refused = None, 0
         try:
-            line = connect(url, compression=None, open_timeout=10, close_timeout=5)
+            line = connect(url, compression=None, open_timeout=60, close_timeout=5)
         except InvalidStatus as exc:
             refused = exc.response.status_code
         assert refused in (0, 400)
@@ -609,7 +609,7 @@ def test_odd_frames_are_answered_or_end_their_connection(judge: Judge) -> None:
                 line.send(frame)
             line.send('{"type":"subscribe","id":"the last"}')
             while True:
-                answer = json.loads(line.recv(timeout=10))
+                answer = json.loads(line.recv(timeout=60))
                 assert answer["type"]
                 if answer["type"] == "subscribed" and answer["id"] == "the last":
                     break

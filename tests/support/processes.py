@@ -22,7 +22,15 @@ MARK = "ATS_TEST_RUN"
 T = TypeVar("T")
 
 
-def eventually(get: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
+PATIENCE_S = 60.0
+"""How long tests wait for what comes at once on a machine with nothing else to do.
+
+It is no bound that anything has to hold (tests/support/promises.py is for those), and longer than whatever the
+product itself may try, so that a test fails by what happened and never by how busy the machine was.
+"""
+
+
+def eventually(get: Callable[[], T], what: str = "the condition", *, timeout_s: float = PATIENCE_S) -> T:
     """Call ``get`` until it returns something true, and return that. Fails the test after ``timeout_s``.
 
     The longer it takes the less often it looks, because looking costs the processes under test their time.
@@ -95,7 +103,7 @@ class LogProcess:
         """Return the events so far with this name and these facts."""
         return [e for e in list(self.events) if e["event"] == name and facts.items() <= e.items()]
 
-    def wait_event(self, name: str, timeout_s: float = 15.0, count: int = 1, **facts: Any) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout_s: float = PATIENCE_S, count: int = 1, **facts: Any) -> dict[str, Any]:
         """Return the ``count``-th event with this name and these facts; fail if it does not come in time."""
         deadline = time.monotonic() + timeout_s
         with self._news:
@@ -118,13 +126,13 @@ class LogProcess:
         self.signal(signal.SIGKILL)
         self._process.wait()
 
-    def wait(self, timeout_s: float = 15.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end and for the end of its output, and return the exit code."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail()}") from None
-        self._reader.join(1.0)
+        self._reader.join(10.0)
         return code
 
     def ask(self) -> None:
@@ -134,14 +142,14 @@ class LogProcess:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, wait, and kill what does not go. Returns the exit code. May be called again."""
         self.ask()
         try:
             return self.wait(timeout_s)
         finally:
             self.kill()
-            self._reader.join(1.0)
+            self._reader.join(10.0)
 
 
 def processes_with(*marks: str) -> dict[int, str]:

@@ -81,7 +81,7 @@ def test_leftovers_are_found_by_their_mark() -> None:
     assert process.exit_code == -signal.SIGKILL
     try:
         # In the middle of its exec a process has no environment yet.
-        eventually(lambda: set(processes_with(f"{MARK}={mark}")) == {child}, 5.0, "the grandchild being found")
+        eventually(lambda: set(processes_with(f"{MARK}={mark}")) == {child}, "the grandchild being found")
     finally:
         os.kill(child, signal.SIGKILL)
     eventually(lambda: not is_running(child))
