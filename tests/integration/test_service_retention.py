@@ -98,7 +98,7 @@ def test_a_subscriber_that_was_away_too_long_is_told(service: ServiceProcess) ->
                     return heard, feed.frames_ignored
         raise AssertionError
 
-    heard, ignored = asyncio.run(asyncio.wait_for(follow(), 10))
+    heard, ignored = asyncio.run(asyncio.wait_for(follow(), 60))
     assert isinstance(heard[0], Connected)
     assert [item.verb for item in heard[1:]] == ["cancelled", "created"]
     assert ignored == 0

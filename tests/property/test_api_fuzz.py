@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import random
 import socket
 import time
 import uuid
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -483,8 +485,11 @@ def for_a_while(share: str, strategy: st.SearchStrategy[Any], check: Callable[[A
         count += 1
         check(example)
 
-    while time.monotonic() < deadline:
-        batch()
+    # The same in every run, unless somebody wants to find something.
+    for number in itertools.count(random.getrandbits(32) if "FUZZ_SECONDS" in os.environ else 1):
+        seed(number)(batch)()
+        if time.monotonic() >= deadline:
+            break
     return count
 
 
