@@ -176,11 +176,13 @@ def test_cancel_kills_the_tree(fleet):
 def test_cancel_while_queued_never_starts(fleet):
     """T10: a task that is cancelled while it waits in the queue never starts."""
     stack = fleet(slots=1)
-    first = stack.create(tick={"duration_s": 1})
+    go = stack.directory / "go"
+    first = stack.create(tick={"duration_s": 300, "until": str(go)})
     running(stack, first["id"])
     queued = stack.create(tick={"duration_s": 0.1})
     stack.wait_task(queued["id"], "in_progress")
     stack.call("POST", f"/tasks/{queued['id']}/cancel")
+    go.touch()
     last = stack.create(tick={"duration_s": 0.1})
     assert_ended_once(stack, last["id"])
     assert stack.tick_lines(queued["id"]) == []
@@ -271,8 +273,12 @@ def test_drain_lets_short_work_finish(fleet):
     """A drain lets an attempt finish that needs less than drain_s."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 0.5})
+    go = stack.directory / "go-on"
+    task = stack.create(tick={"duration_s": 300, "until": str(go)})
     running(stack, task["id"])
+    worker.ask()
+    worker.wait_event("worker_draining")
+    go.touch()
     assert worker.stop() == 0
     ended = assert_ended_once(stack, task["id"])
     assert ended["attempts"] == 1

@@ -100,12 +100,14 @@ def test_the_main_job_with_a_key(stack: Stack) -> None:
 def test_a_refused_renewal_does_not_kill_and_nothing_is_lost(stack: Stack) -> None:
     """A key refused for a while: the attempt runs on, its report waits, the ingress says it once and tries on."""
     ingress, worker = stack.start_ingress(), stack.start_worker(1)
-    ident = stack.create("mid work", tick={"duration_s": 2.5})["id"]
+    go = stack.directory / "go"
+    ident = stack.create("mid work", tick={"duration_s": 300, "until": str(go)})["id"]
     eventually(lambda: stack.tick_lines(ident), "the child")
     revoked = here(stack, "api-key", "revoke", "dispatch")
     assert revoked.code == 0, revoked.err
     worker.wait_event("lease_renewal_failed")
     ingress.wait_event("service_refuses_key")
+    go.touch()
     worker.wait_event("report_delayed")
     eventually(lambda: len(stack.processes[0].find("key_refused")) > 8, "more tries")
     assert ingress.exit_code is None

@@ -102,7 +102,8 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector
 )
 def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):
     """All that Redis knew is lost while an attempt runs: its message is sent again, and no second attempt begins."""
-    ident = add(ats, fleet, duration_s=3.0)
+    go = fleet.directory / "go"
+    ident = add(ats, fleet, duration_s=300, until=str(go))
     eventually(lambda: fleet.tick_lines(ident), "the task running")
     fleet.redis.flush()
     fleet.redis.kill()
@@ -110,6 +111,7 @@ def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):
     ingress, worker = fleet.processes
     ingress.wait_event("message_lost_enqueued_again", task=str(ident))
     worker.wait_event("attempt_dropped", task=str(ident))
+    go.touch()
     ended(ats, ident, "completed")
     assert len(worker.find("attempt_started")) == 1
     assert len({line["pid"] for line in fleet.tick_lines(ident)}) == 1

@@ -81,13 +81,15 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     world = broken.world
     done = world.create()
     world.wait([done], "completed")
-    root = world.create(duration_s=1.5)
+    go = world.stack.directory / "go"
+    root = world.create(duration_s=300, until=str(go))
     stuck = world.create(root, done)
     (chord_of_stuck,) = eventually(broken.chords, "its chord")
     chain, chord = world.create(root), world.create(root, done)
     broken.armed(chains=1, chords=2)
     broken.forget(chord_of_stuck)
     broken.lose()
+    go.touch()
     world.wait([root], "completed")
     broken.ingress.wait_event("gate_not_sent", count=3)
     broken.mend()
@@ -95,10 +97,12 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     assert (broken.tries(chain), broken.tries(chord), broken.tries(stuck)) == ([1], [1], [1, 2])
     assert {event["task"] for event in broken.ingress.find("task_released")} == {str(chain), str(chord)}
 
-    root, bad = world.create(duration_s=1.0), world.create(duration_s=0.5, exits=[1])
+    go = world.stack.directory / "go-on"
+    root, bad = (world.create(duration_s=300, until=str(go), exits=exits) for exits in ([0], [1]))
     chain, chord, failed = world.create(root), world.create(root, done), world.create(root, bad)
     eventually(lambda: len(broken.keys("dispatch:graph:*:parked:*")) == 3, "three tasks with gates")
     broken.lose()
+    go.touch()
     world.wait([chain, chord], "completed")
     world.wait([failed], "failed")
     assert broken.tries(chain) == broken.tries(chord) == broken.tries(failed) == [1, 2]

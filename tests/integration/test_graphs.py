@@ -186,12 +186,15 @@ def test_gates_go_through_celery_and_leave_nothing_behind(world: World):
 
 def released_by_gates(world: World) -> bool:
     """Let gates open for one task and break for another, and say whether they were what released the first."""
-    roots = [world.create(duration_s=0.4), world.create(duration_s=0.4, exits=[1])]
+    go = world.stack.directory / "go"
+    go.unlink(missing_ok=True)
+    roots = [world.create(duration_s=300, until=str(go), exits=exits) for exits in ([0], [1])]
     good, bad = world.create(roots[0]), world.create(*roots)
     with closing(world.stack.redis.client(decode_responses=True)) as client:
         eventually(lambda: len(client.keys("dispatch:graph:*:parked:*")) == 2, "two tasks waiting")
         left = "dispatch:celery-taskset-meta-*"
         assert len([key for key in client.keys(left + ".s") if client.ttl(key) > 300]) == 1, "one chord"
+        go.touch()
         world.wait([good], "completed")
         world.wait([bad], "failed")
         eventually(lambda: all(k.endswith("epoch") for k in client.keys("dispatch:graph:*")), "an empty registry")

@@ -55,7 +55,7 @@ def test_a_fleet_can_be_watched(make_stack: Callable[..., Stack], tmp_path: Path
     """
     ports = {name: free_port() for name in ("service", "ingress", "worker")}
     settings = {f"DISPATCH_{name.upper()}_METRICS_PORT": str(port) for name, port in ports.items()}
-    stack = make_stack(**settings, DISPATCH_MAX_ATTEMPTS="1", DISPATCH_LEASE_MS="2000").start(2)
+    stack = make_stack(**settings, DISPATCH_MAX_ATTEMPTS="1", DISPATCH_LEASE_MS="4000").start(2)
     with contextlib.ExitStack() as closing:
         watch(stack, ports, closing.enter_context(Prometheus(tmp_path / "p", ports)) if prometheus.is_here() else None)
     stack.processes[-1].stop()
@@ -67,9 +67,13 @@ def watch(stack: Stack, ports: dict[str, int], scraper: Prometheus | None) -> No
     """Let something happen and look at what is shown of it."""
     if scraper is not None:
         scraper.wait_until_up()
-    for exits in ([0], [0], [1]):
-        task = stack.create(tick={"exits": exits, "duration_s": 0.8 if exits == [1] else 0.1})["id"]
-        assert stack.wait_task(task)["status"] == ("failed" if exits == [1] else "completed")
+    for _ in range(2):
+        assert stack.wait_task(stack.create(tick={"duration_s": 0.1})["id"])["status"] == "completed"
+    go = stack.directory / "go"
+    bad = stack.create(tick={"exits": [1], "duration_s": 300, "until": str(go)})["id"]
+    eventually(lambda: scrape(ports["worker"]).get('dispatch_renewals_total{result="ok"}'), "a renewal")
+    go.touch()
+    assert stack.wait_task(bad)["status"] == "failed"
     stack.create(channel="nobody")
     stack.create(depends_on=[stack.create(channel="nobody")["id"]])
     # An attempt is counted a moment after its end was reported.

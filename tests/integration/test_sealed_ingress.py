@@ -120,7 +120,8 @@ def test_chain_and_diamond_of_sealed_and_plain_tasks(sealed: SealedWorld):
     Redis never sees more of them than ids, also where only sealed tasks are accepted.
     """
     world = sealed.world
-    root = sealed.create(duration_s=0.8, version=1)
+    go = world.stack.directory / "go"
+    root = sealed.create(duration_s=300, until=str(go), version=1)
     chain = [sealed.create(root, version=1)]
     early = sealed.create(chain[0] + 2)  # it is created before what it needs
     chain += [sealed.create(chain[0])]
@@ -134,6 +135,7 @@ def test_chain_and_diamond_of_sealed_and_plain_tasks(sealed: SealedWorld):
     eventually(lambda: world.began(root), "the root running")
     seen = in_redis(world)
     assert sealed.held(*waiting)
+    go.touch()
     world.wait(world.needs, "completed")
     world.check_order()
     seen += in_redis(world)
@@ -253,12 +255,14 @@ def test_a_copy_of_a_sealed_message_calls_nobody(sealed: SealedWorld):
 def test_edits_count_while_a_task_waits(sealed: SealedWorld):
     """A sealed task that is sealed anew goes by what it names now, whether that is less or more."""
     world = sealed.world
-    long, short = world.create(duration_s=300), world.create(duration_s=1.0)
+    go = world.stack.directory / "go-short"
+    long, short = world.create(duration_s=300), world.create(duration_s=300, until=str(go))
     freed, held = sealed.create(long), sealed.create(short)
     eventually(lambda: world.began(long) and world.began(short), "both running")
     world.do(freed, "patch", **sealed.fields())
     world.do(held, "patch", **sealed.fields(freed, long))
     world.needs |= {freed: [], held: [freed, long]}
+    go.touch()
     world.wait([freed, short], "completed")
     assert sealed.held(held)
     world.do(held, "patch", **sealed.fields(freed, version=1))
