@@ -98,12 +98,17 @@ def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Call
     # Workers send events from the moment on that Flower asks them to; a task of before is not seen, or not whole.
     eventually(lambda: worker["node"] in pages.get("/api/workers?refresh=1")[1], "Flower seeing the worker")
 
+    made: list[str] = []
+
     def seen() -> str:
-        ident = stack.create(TITLE, tick={"duration_s": 0.05})["id"]
-        stack.wait_task(ident)
+        made.append(str(stack.create(TITLE, tick={"duration_s": 0.05})["id"]))
+        stack.wait_task(made[-1])
+
+        def shown() -> str:
+            return next((one for one in made if '"SUCCESS"' in pages.get(f"/api/task/info/{one}.1")[1]), "")
+
         with suppress(AssertionError):
-            eventually(lambda: '"dispatch.execute"' in pages.get(f"/api/task/info/{ident}.1")[1], "the task in Flower")
-            return str(ident)
+            return eventually(shown, "a task in Flower", timeout_s=1)
         return ""
 
     ident = eventually(seen, "Flower seeing a task")

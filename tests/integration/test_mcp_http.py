@@ -205,7 +205,7 @@ async def cancelled_call(service: ToolService, client: Client) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.to_thread(service.process.wait_event, "wait_cancelled", 15.0, count=ended + 1)
+    await asyncio.to_thread(service.process.wait_event, "wait_cancelled", count=ended + 1)
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -242,7 +242,7 @@ async def test_a_client_that_hangs_up_ends_its_call(service: ToolService) -> Non
     connection.request("POST", "/mcp", json.dumps(call("wait", {"seconds": 60})), headers)
     await asyncio.to_thread(service.process.wait_event, "wait_began", count=began + 1)
     connection.close()
-    await asyncio.to_thread(service.process.wait_event, "wait_cancelled", 15.0, count=ended + 1)
+    await asyncio.to_thread(service.process.wait_event, "wait_cancelled", count=ended + 1)
     assert errors_of(service) == []
 
 
@@ -272,7 +272,7 @@ class Alternating(httpx2.AsyncBaseTransport):
 async def client_over(transport: Alternating, url: str, era: Any) -> AsyncIterator[Client]:
     """A client over a transport of our own."""
     async with (
-        httpx2.AsyncClient(transport=transport) as carrier,
+        httpx2.AsyncClient(transport=transport, timeout=60) as carrier,
         Client(streamable_http_client(f"{url}/mcp", http_client=carrier), mode=era) as client,
     ):
         yield client
@@ -476,7 +476,7 @@ def test_with_a_key_any_host_is_served(keyed: ToolService, version: str | None) 
 async def test_the_official_client_sends_a_key(keyed: ToolService, era: Any) -> None:
     """As a header of its HTTP client."""
     async with (
-        httpx2.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as carrier,
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as carrier,
         Client(streamable_http_client(f"{keyed.url}/mcp", http_client=carrier), mode=era) as client,
     ):
         assert not (await client.call_tool("whoami", {})).is_error
