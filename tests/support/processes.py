@@ -168,13 +168,12 @@ def processes_with(*marks: str) -> dict[int, str]:
 
 def children_of(pid: int) -> list[int]:
     """Return the pids of a process's children."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
-        return [
-            int(child)
-            for thread in Path(f"/proc/{pid}/task").iterdir()
-            for child in (thread / "children").read_text().split()
-        ]
-    return []
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # one thread may end while the others are looked at
+                found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def is_running(pid: int) -> bool:
