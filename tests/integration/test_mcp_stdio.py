@@ -210,7 +210,12 @@ def waiting_command(cli: Cli, service: ToolService) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("eof", 0), (signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["eof", "SIGTERM", "SIGINT"]
+    ("how", "code"),
+    [
+        pytest.param("eof", 0, id="eof"),
+        pytest.param(signal.SIGTERM, 0, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, id="SIGINT"),
+    ],
 )
 def test_it_ends_at_once_whatever_waits(cli: Cli, service: ToolService, how: Any, code: int) -> None:
     """End of stdin, SIGTERM and SIGINT: the service's call is ended too, and nothing is said on stderr.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import subprocess
@@ -18,8 +19,9 @@ from dispatch.ats.model import Actor
 from dispatch.errors import ConfigurationError, OverloadedError
 from dispatch.service import tasks, tenants
 from dispatch.service.clock import Clock
-from dispatch.service.server import listen
+from dispatch.service.server import listen, run
 from dispatch.service.sqlite import SqliteStore
+from dispatch.settings import load
 from tests.support.processes import ROOT, eventually
 from tests.support.service import Client, ServiceProcess
 
@@ -126,19 +128,22 @@ def _run(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
 
 def test_what_cannot_start_says_why(service: ServiceProcess, tmp_path: Path) -> None:
     """A taken port, a taken database, a public address and a foreign database URL are one sentence and exit 78."""
-    taken = service.url.removeprefix("http://")
+    ended = _run(tmp_path, DISPATCH_BIND=service.url.removeprefix("http://"))
+    assert ended.returncode == 78, ended
+    assert "Address already in use" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    own = {"DISPATCH_CONFIG": "/dev/null", "DISPATCH_DATA_DIR": str(tmp_path)}
     for settings, word in (
-        ({"DISPATCH_BIND": taken}, "Address already in use"),
         ({"DISPATCH_BIND": "127.0.0.1:0"}, "Another task service"),
         ({"DISPATCH_BIND": "0.0.0.0:0"}, "loopback only"),
         ({"DISPATCH_BIND": "127.0.0.1"}, "host:port"),
         ({"DISPATCH_BIND": "127.0.0.1:0", "DISPATCH_DATABASE_URL": "mysql://x/y"}, "sqlite:///"),
         ({"DISPATCH_BIND": "127.0.0.1:0", "DISPATCH_DATABASE_URL": "sqlite:////proc/x/y.db"}, "cannot be opened"),
     ):
-        ended = _run(tmp_path, **settings)
-        assert ended.returncode == 78, ended
-        assert word in ended.stderr
-        assert len(ended.stderr.splitlines()) == 1
+        with pytest.raises(ConfigurationError, match=word) as caught:
+            asyncio.run(run(load(own | settings)))
+        assert caught.value.exit_code == 78
+        assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("bind", ["localhost:0", "[::1]:0", "127.0.0.2:0"])

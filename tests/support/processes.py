@@ -40,7 +40,7 @@ def eventually(get: Callable[[], T], what: str = "the condition", *, timeout_s: 
     while not (value := get()):
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
         time.sleep(pause_s)
-        pause_s = min(pause_s * 1.1, 0.05)
+        pause_s = min(pause_s * 1.1, 0.1)
     return value
 
 
