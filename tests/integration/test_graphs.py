@@ -148,34 +148,6 @@ def test_dependencies_on_other_channels(world: World):
     world.check_order()
 
 
-@pytest.mark.parametrize("kind", ["ours", pytest.param("foreign", marks=pytest.mark.slow)])
-def test_lost_redis_and_killed_ingresses_strand_nothing(kind: str):
-    """FLUSHALL, kill -9 of Redis and of one of two ingresses while tasks wait: each runs once, in order, or fails."""
-    with world_of(kind) as world:
-        world.start(ingresses=2)
-        shaken(world)
-
-
-def shaken(world: World) -> None:
-    """Let a graph wait while everything is taken away, one after the other."""
-    roots = [world.create(duration_s=1.0), world.create(duration_s=2.0), world.create(duration_s=2.5, exits=[1])]
-    fan = [world.create(root) for root in roots for _ in range(3)]
-    last = world.create(*fan[:6])
-    broken = world.create(*fan)
-    tail = world.create(broken)
-    stack = world.stack
-    eventually(lambda: world.began(roots[0]), "the first root running")
-    ingress = next(process for process in stack.processes if process.name == "ingress")
-    stack.redis.flush()
-    world.wait(roots[:1], "completed")
-    stack.redis.kill()
-    ingress.kill()
-    stack.redis.start()
-    world.wait([*roots[:2], *fan[:6], last], "completed")
-    world.wait([roots[2], *fan[6:], broken, tail], "failed")
-    world.check_order()
-
-
 def test_gates_go_through_celery_and_leave_nothing_behind(world: World):
     """The body of its chord releases a task; afterwards Redis keeps no entry, no gate and no part of a chord."""
     # A listing of what can be claimed that comes between the end of the root and the gates, 5 ms later, is as good.
@@ -200,3 +172,31 @@ def released_by_gates(world: World) -> bool:
         eventually(lambda: all(k.endswith("epoch") for k in client.keys("dispatch:graph:*")), "an empty registry")
         eventually(lambda: all(client.ttl(k) <= 300 for k in client.keys(left)), "no parts of chords")
     return any(process.find("task_released", task=str(good)) for process in world.stack.processes)
+
+
+# The last of the file, because it shakes the fleet of all the others.
+@pytest.mark.parametrize("shared", ["ours", pytest.param("foreign", marks=pytest.mark.slow)], indirect=True)
+def test_lost_redis_and_killed_ingresses_strand_nothing(world: World):
+    """FLUSHALL, kill -9 of Redis and of one of two ingresses while tasks wait: each runs once, in order, or fails."""
+    world.stack.start_ingress()
+    shaken(world)
+
+
+def shaken(world: World) -> None:
+    """Let a graph wait while everything is taken away, one after the other."""
+    roots = [world.create(duration_s=1.0), world.create(duration_s=2.0), world.create(duration_s=2.5, exits=[1])]
+    fan = [world.create(root) for root in roots for _ in range(3)]
+    last = world.create(*fan[:6])
+    broken = world.create(*fan)
+    tail = world.create(broken)
+    stack = world.stack
+    eventually(lambda: world.began(roots[0]), "the first root running")
+    ingress = next(process for process in stack.processes if process.name == "ingress")
+    stack.redis.flush()
+    world.wait(roots[:1], "completed")
+    stack.redis.kill()
+    ingress.kill()
+    stack.redis.start()
+    world.wait([*roots[:2], *fan[:6], last], "completed")
+    world.wait([roots[2], *fan[6:], broken, tail], "failed")
+    world.check_order()
