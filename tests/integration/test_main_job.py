@@ -47,20 +47,6 @@ def test_prompt_environment_and_directory(fleet: Fleet):
     assert [m["parts"][0]["content"] for m in thread] == ["Agent processing started"]
 
 
-def test_priority_decides_who_runs_next(make_stack: Callable[..., Stack]):
-    """B23: among the tasks that wait, the highest priority starts first, then the oldest."""
-    stack = make_stack(DISPATCH_CREDIT="0")
-    stack.redis.start()
-    stack.start_service()
-    order = [stack.create(priority=p, tick={"duration_s": 0.05})["id"] for p in (3, 5, 10, 5, 1)]
-    stack.start_ingress()
-    stack.start_worker(1)
-    for ident in order:
-        stack.wait_task(ident)
-    begun = sorted(order, key=lambda ident: stack.tick_lines(ident)[0]["at"])
-    assert [order[i] for i in (2, 1, 3, 0, 4)] == begun
-
-
 def test_exit_75_is_not_a_failure(fleet: Fleet, tmp_path: Path):
     """B18: exit 75 means not now: tried again after a pause, and the attempt does not count."""
     stack = fleet(slots=1)
@@ -184,17 +170,23 @@ def test_ingresses_share_one_channel(fleet: Fleet):
 
 
 def test_tasks_of_before_the_start_and_of_other_channels(make_stack: Callable[..., Stack]):
-    """A5, A11, B11: many tasks wait before anything runs; all are run, none of another channel is touched."""
-    stack = make_stack(DISPATCH_COMMAND="/bin/true")
+    """A5, A11, B11, B23: many tasks wait before anything runs; all are run, none of another channel is touched.
+
+    Among those that wait, the highest priority starts first, then the oldest.
+    """
+    stack = make_stack(DISPATCH_COMMAND="/bin/true", DISPATCH_CREDIT="0")
     stack.redis.start()
     stack.start_service()
-    other = stack.create(channel="elsewhere")
-    tasks = [stack.create() for _ in range(120)]
+    other = stack.create(channel="elsewhere", priority=10)
+    waiting = [(priority, stack.create(priority=priority)["id"]) for priority in (3, 5, 10, 5, 1, 7) * 20]
     stack.start_ingress()
-    stack.start_worker(2)
-    for task in tasks:
-        assert stack.wait_task(task["id"])["status"] == "completed"
+    worker = stack.start_worker(1)
+    for _, ident in waiting:
+        assert stack.wait_task(ident)["status"] == "completed"
     assert stack.task(other["id"])["status"] == "pending"
+    worker.wait_event("attempt_started", count=len(waiting))
+    wanted = [ident for _, ident in sorted(waiting, key=lambda one: -one[0])]
+    assert [int(event["task"]) for event in worker.find("attempt_started")] == wanted
 
 
 def test_reopened_task_runs_again(fleet: Fleet):
