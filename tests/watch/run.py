@@ -232,7 +232,8 @@ class _Scene:
         inner = {
             "service": self._process("service").inner,
             "ingress": self._process("ingress").inner,
-            "reader": reader.inner,
+            # On a busy machine the restarts may take longer than the rest of the task, and the reader has ended.
+            "reader": next(iter(children_of(reader.pid)), 0),
             "pool child": next(self._pool_children(), 0),
         }
         return {name: _rss_kb(pid) for name, pid in inner.items() if pid}
