@@ -325,7 +325,9 @@ def test_hostile_urls_in_the_log(calling: Stack) -> None:
     assert settled(calling, task)["last_error"] == "url_malformed"
     ingress = calling.processes[1]
     assert len(ingress.find("ingress_ready")) == 1
-    (line,) = [line for line in ingress.output if "callback_failed" in line and f'"{task}"' in line]
+    (line,) = eventually(
+        lambda: [line for line in ingress.output if "callback_failed" in line and f'"{task}"' in line], "its line"
+    )
     assert len(line) < 1_000
     assert line.isascii()
     assert line.isprintable()
