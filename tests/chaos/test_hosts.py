@@ -12,7 +12,7 @@ TASKS = 150
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_tasks_survive_the_loss_of_whole_hosts() -> None:
     """150 tasks over three hosts, all of which are lost once: each ends once, in time, and never lives twice.
 

@@ -22,7 +22,7 @@ CALLS = [
 ]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "keys", [pytest.param(False, id="open", marks=pytest.mark.slow), pytest.param(True, id="keyed")]
 )

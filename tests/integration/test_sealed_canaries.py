@@ -136,7 +136,7 @@ def receiver() -> Iterator[Receiver]:
         yield found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Stack], receiver: Receiver) -> None:
     """C2, C8: with dependency, retry, failure, callbacks and messages, while a child runs and afterwards."""
     stack = make_stack(

@@ -166,7 +166,7 @@ class Chains:
         assert (self._board.ended(self.lost)["status"], self._board.ended(self.lost)["reason"]) == ("failed", reason)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_sealed_tasks_on_a_fleet(board: Board) -> None:
     """C1-C6: what is right is done and answered in the box, what is not is refused before anything runs."""
     sooner = board.add({"title": "Encrypted task", "payload": {"encrypted": True, "sender": "nobody"}})

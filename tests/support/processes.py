@@ -22,7 +22,7 @@ MARK = "ATS_TEST_RUN"
 T = TypeVar("T")
 
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """How long tests wait for what comes at once on a machine with nothing else to do.
 
 It is no bound that anything has to hold (tests/support/promises.py is for those), and longer than whatever the
