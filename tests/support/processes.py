@@ -58,6 +58,8 @@ class LogProcess:
         self.events: list[dict[str, Any]] = []
         self._news = threading.Condition()
         self._is_asked = False
+        # Then one that does not end says in its output where each of its threads stands.
+        self._tells_where = "PYTHONFAULTHANDLER" in env
         self._process = subprocess.Popen(
             argv,
             env=dict(env),
@@ -131,7 +133,10 @@ class LogProcess:
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail()}") from None
+            if self._tells_where:
+                self.signal(signal.SIGABRT)
+                self._reader.join(5.0)
+            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail(80)}") from None
         self._reader.join(10.0)
         return code
 

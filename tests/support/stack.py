@@ -65,6 +65,7 @@ class Stack:
             "HOME": str(self.directory),
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             MARK: self.mark,
             "DISPATCH_ATS_URL": self.url,
             "DISPATCH_BIND": f"127.0.0.1:{self.port}",
