@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up check format test slow bench chaos hosts race watch fuzz docs lock clean
+.PHONY: help demo up check format test slow explore bench chaos hosts race watch fuzz docs lock clean
 
 help:  ## Show what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: $(STAMP)  ## Run the default tests (real processes, on two cores)
 
 slow: $(STAMP)  ## Run the long tests, which the default run leaves out
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+explore: $(STAMP)  ## Try what must hold for everything with examples that no run had before
+	@$(BIN)/python -m pytest --hypothesis-profile explore tests/property tests/unit
 
 bench: $(STAMP)  ## Measure latency, throughput and memory against bare Celery
 	@$(BIN)/python -m tests.bench

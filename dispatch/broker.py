@@ -121,7 +121,26 @@ def connect(broker: Broker, *, timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Red
     return redis.Redis.from_url(url, **_options(url, Retry, timeout_s))
 
 
+class _Sturdy(redis.asyncio.connection.AbstractConnection):
+    """A connection that says of itself that it was lost.
+
+    A write to one that the other side has closed meanwhile is an OSError in the
+    event loop of Python, which redis-py expects, and a RuntimeError in uvloop
+    (its issue 506), which would end whoever lives through the loss of Redis.
+    """
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """Send; raises ``redis.ConnectionError`` when the connection is gone."""
+        try:
+            await super().send_packed_command(*args, **options)
+        except RuntimeError as exc:
+            raise redis.ConnectionError(f"The connection to Redis was lost: {exc}") from exc
+
+
 def connect_async(broker: Broker) -> redis.asyncio.Redis:
     """Return an asynchronous client; nothing is sent yet."""
     url = redis_url(broker)
-    return redis.asyncio.Redis.from_url(url, **_options(url, AsyncRetry))
+    client = redis.asyncio.Redis.from_url(url, **_options(url, AsyncRetry))
+    pool = client.connection_pool
+    pool.connection_class = type("Connection", (_Sturdy, pool.connection_class), {})
+    return client

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.postgres import stop_shared_server
 from tests.support.redis import RedisServer
@@ -16,6 +17,12 @@ from tests.support.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# By default examples are the same in every run, and no clock judges them: a test fails by what was changed, never by
+# chance or by how busy the machine is. ``make explore`` lets them be new ones.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile("explore"), derandomize=True, database=None)
+settings.load_profile("steady")
 
 _report = pytest.StashKey[dict[str, pytest.TestReport]]()
 

@@ -139,7 +139,11 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
     Raises DispatchError when the address or the database cannot be used: its exit code says whether to try again.
     """
     _check_reach(settings)
-    sock = listen(settings.service.bind)
+    with contextlib.closing(listen(settings.service.bind)) as sock:
+        await _serve_on(sock, settings, on_ready)
+
+
+async def _serve_on(sock: socket.socket, settings: Settings, on_ready: Callable[[str], None] | None) -> None:
     store = open_store(settings.database_url, Clock())
     try:
         await store.start()
@@ -159,6 +163,7 @@ async def run(settings: Settings, *, on_ready: Callable[[str], None] | None = No
         )
         await serve_app(app, sock, on_ready, has_keys=await store.has_keys())
     finally:
+        # Nobody is to come while it closes.
         sock.close()
         await store.close()
         recorder.end()

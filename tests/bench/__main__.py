@@ -99,7 +99,7 @@ def measure_bare(count: int, slots: int) -> dict[str, float]:
                     producer = bare_app.amqp.Producer(connection)
                     for _ in range(number):
                         bare_app.send_task("bare.spawn", producer=producer, queue="bare", ignore_result=True)
-                eventually(lambda: witness.stat().st_size >= target, 120, "the last bare task")
+                eventually(lambda: witness.stat().st_size >= target, "the last bare task", timeout_s=120)
                 return time.perf_counter() - began
 
             run(50)

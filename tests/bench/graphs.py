@@ -82,7 +82,7 @@ def measure_cascade(
         ats.send(protocol.patch(root.id, channel=stack.channel))
         left = protocol.list_tasks(channel=stack.channel, status="pending", fields="id", limit=1)
         # Counting all tasks in each state would take the service's time; that is done once, at the end.
-        eventually(lambda: not ats.send(left)["tasks"], CASCADE_S, "the end of the cascade")
+        eventually(lambda: not ats.send(left)["tasks"], "the end of the cascade", timeout_s=CASCADE_S)
         took_s = time.perf_counter() - began
         assert ats.send(protocol.Request("GET", "/tasks/stats"))["stats"]["by_status"] == {"failed": count + 1}
         ats.close()
@@ -133,7 +133,7 @@ def measure_foreign_cascade(defaults: Mapping[str, str], count: int) -> dict[str
             def failed() -> int:
                 return sum(task["status"] == "failed" for task in list(fake.tasks.values()))
 
-            eventually(lambda: failed() > count, CASCADE_S, "the end of the cascade")
+            eventually(lambda: failed() > count, "the end of the cascade", timeout_s=CASCADE_S)
             took_s = time.perf_counter() - began
             ats.close()
         finally:

@@ -107,7 +107,7 @@ def check(history: History, bounds: Bounds | None = None) -> Report:
     violations += _stale_calls(history)
     violations += _recovered(index, recoveries)
     violations += _undisturbed(index)
-    violations += _ended_by_themselves(history)
+    violations += _ended_by_themselves(history, index.bounds)
     violations += _outlived(index)
     violations += _at_rest(history, index.bounds)
     violations += check_graph(history)
@@ -347,10 +347,11 @@ def _undisturbed(index: _Index) -> Iterator[Violation]:
         yield Violation("I10", task_id, f"the attempt with token {token} was cut short, and {cause}")
 
 
-def _ended_by_themselves(history: History) -> Iterator[Violation]:
+def _ended_by_themselves(history: History, bounds: Bounds) -> Iterator[Violation]:
     """I10: no process ends because another did; one that starts while what it needs is away may give up."""
     for ended in history.exits:
-        away = [f for f in history.faults if f.kind in NEEDED_TO_START and f.at <= ended.at <= f.up_at + 1.0]
+        needed = [f for f in history.faults if f.kind in NEEDED_TO_START]
+        away = [f for f in needed if f.at <= ended.at <= f.up_at + bounds.give_up_s]
         if not (ended.code in GAVE_UP and away):
             yield Violation("I10", "-", f"{ended.name} ended by itself with exit code {ended.code}")
 

@@ -68,7 +68,7 @@ class Fleet:
             if name != "service":
                 self._launch(name)
         for name, process in self._running.items():
-            process.wait_event(_ready_event(name), timeout_s=30)
+            process.wait_event(_ready_event(name))
 
     def _launch(self, name: str) -> LogProcess:
         self._running[name] = self.stack.run(name, ARGV[name])

@@ -15,18 +15,18 @@ GRAPH_SPAN_S = 5.0
 def test_a_small_run_is_valid() -> None:
     """40 tasks and one kill -9 of each kind: no promise broken, everything recovers in time, nothing is left."""
     plan = make_plan(SEED, tasks=40, faults=5)
-    outcome = run(plan)
+    outcome = run(plan, is_alone=False)
     assert outcome.report.ok, f"{plan.text()}\n{outcome.text()}"
     assert outcome.report.counts["faults"] == 5
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_graph_under_fire_is_valid(seed: int) -> None:
-    """200 tasks that depend on each other, kill -9 of an ingress, a worker and Redis: none lost, doubled, stranded."""
-    plan = in_a_hurry(make_graph_plan(seed, tasks=200, faults=3), GRAPH_SPAN_S)
-    outcome = run(plan)
+    """120 tasks that depend on each other, kill -9 of an ingress, a worker and Redis: none lost, doubled, stranded."""
+    plan = in_a_hurry(make_graph_plan(seed, tasks=120, faults=3), GRAPH_SPAN_S)
+    outcome = run(plan, is_alone=False)
     assert outcome.report.ok, f"{plan.text()}\n{outcome.text()}"
-    assert outcome.report.counts["acknowledged"] == 200
+    assert outcome.report.counts["acknowledged"] == 120
     assert outcome.report.counts["faults"] == 3
 
 

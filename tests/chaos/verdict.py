@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.chaos.history import FaultKind
@@ -25,6 +25,8 @@ class Bounds:
     """How often a holder renews, and so hears of a cancel whose wake-up was lost."""
     settle_s: float = 1.0
     """Regrant delay and sweep: how long an expired lease may be seen at rest."""
+    give_up_s: float = 1.0
+    """How long one that found nobody when it started takes to end."""
     from_up: frozenset[FaultKind] = frozenset({FaultKind.REDIS, FaultKind.REDIS_EMPTIED, FaultKind.SERVICE})
     """Faults whose recovery counts from when the killed process was ready again; for others, from the kill."""
     recovery_s: Mapping[FaultKind, float] = field(
@@ -42,6 +44,16 @@ class Bounds:
             FaultKind.SERVICE: 10.0,
         }
     )
+
+    def slowed(self, slowness: float) -> Bounds:
+        """Return the same for a machine on which everything takes so many times as long."""
+        return replace(
+            self,
+            tree_dead_s=self.tree_dead_s * slowness,
+            settle_s=self.settle_s * slowness,
+            give_up_s=self.give_up_s * slowness,
+            recovery_s={kind: bound_s * slowness for kind, bound_s in self.recovery_s.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -33,6 +33,7 @@ def fan(tx: Tx, root: int | None, count: int, **fields: Any) -> list[int]:
     return [tasks.create(tx, None, EVE, tasks.NewTask("t", **fields), None, wish).id for _ in range(count)]
 
 
+@pytest.mark.parametrize("store", FAST_STORES, indirect=True)
 async def test_one_completion_tells_of_the_most_urgent(store: Store) -> None:
     """Of very many that became ready READY_MAX are told of, the urgent first; all of them can be claimed."""
     published: list[Event] = []

@@ -260,6 +260,7 @@ def _row(tx: Tx, first: int, count: int) -> list[int]:
     return ids[1:]
 
 
+@pytest.mark.parametrize("store", FAST_STORES, indirect=True)
 async def test_many_and_deep_cost_few_statements(store: Store) -> None:
     """However long a chain is: failing all of it, looking for a circle and counting what is behind ask a few times."""
     length = 1_000

@@ -12,6 +12,7 @@ from dispatch.ats.model import Actor
 from dispatch.service import leases, moves
 from dispatch.service.rows import Ref
 from dispatch.service.tools import claiming_next
+from tests.support.promises import promised
 from tests.support.tools import ANN, BOB, LOCK_S, REGRANT_S, VALIDATORS, ToolBench
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-WAKES_S = 10.0
+WAKES_S = 60.0
 """Much longer than a wake-up takes, much shorter than the wait that it ends."""
 
 
@@ -51,9 +52,8 @@ async def test_the_most_urgent_comes_first(bench: ToolBench) -> None:
     ]
     found = [await next_of(bench) for _ in ids]
     assert found == [ids[n] for n in (3, 5, 2, 4, 1, 0)]
-    began = time.monotonic()
-    assert await next_of(bench) is None
-    assert time.monotonic() - began < 2
+    with promised(2.0, "the answer"):
+        assert await next_of(bench) is None
 
 
 @pytest.mark.parametrize("status", ["backlog", "in_progress", "in_review", "completed", "blocked", "cancelled"])
@@ -186,11 +186,11 @@ async def test_a_waiting_call_is_woken_when_a_pause_is_over(bench: ToolBench) ->
     number = (await bench.get(task_id))["id"]
     worker = Actor("agent", "w", "W")
     await bench.store.write(lambda tx: leases.claim(tx, Ref(number), worker, lease_ms=60_000))
-    await bench.store.write(lambda tx: leases.release(tx, Ref(number), worker, token=1, delay_ms=300))
+    await bench.store.write(lambda tx: leases.release(tx, Ref(number), worker, token=1, delay_ms=600))
     call = asyncio.create_task(bench.call("claim_next", wait_s=200))
     await asyncio.sleep(0.05)
     assert not call.done()
-    bench.clock.step(0.3)
+    bench.clock.step(0.6)
     async with asyncio.timeout(WAKES_S):
         assert (await call)["task_id"] == task_id
 

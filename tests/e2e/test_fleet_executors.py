@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.cli import Cli
 from tests.support.processes import eventually
+from tests.support.promises import FairClock
 from tests.support.stack import Stack
 
 if TYPE_CHECKING:
@@ -77,22 +78,23 @@ def test_a_line_a_second_is_seen_within_two_seconds(stack: Stack, cli: Cli) -> N
     logs = cli.start("logs", "-f", ident, env={"PYTHONUNBUFFERED": "1"})
     assert logs.stdout is not None
     delays: list[float] = []
-    for line in logs.stdout:
-        text = line.rstrip("\n").rpartition("\t")[2]
-        if line.count("\t") == 2 and text.startswith("at "):
-            delays.append(time.time() - float(text.split()[1]))
-        if len(delays) == LINES - 2:
-            break
+    with FairClock() as clock:
+        for line in logs.stdout:
+            text = line.rstrip("\n").rpartition("\t")[2]
+            if line.count("\t") == 2 and text.startswith("at "):
+                delays.append(time.time() - float(text.split()[1]))
+            if len(delays) == LINES - 2:
+                break
     # One that is late on a busy machine proves nothing; lines that are held back are late always.
-    assert sorted(delays)[len(delays) // 2] < 2.0, delays
-    assert max(delays) < 6.0, delays
+    assert sorted(delays)[len(delays) // 2] < 2.0 * clock.slowness, delays
+    assert max(delays) < 6.0 * clock.slowness, delays
     story = cli.here("show", ident).out
     assert "Step" in next(line for line in story.splitlines() if line.startswith("progress"))
     (running,) = json.loads(cli.here("status", "--json").out)["tasks"]["running"]
     assert (running["id"], running["progress"] >= 60) == (ident, True)
     logs.kill()
     watch.send_signal(signal.SIGINT)
-    steps = [line for line in watch.communicate(timeout=10)[0].splitlines() if "\tmessage\t" in line]
+    steps = [line for line in watch.communicate(timeout=60)[0].splitlines() if "\tmessage\t" in line]
     assert any("[30 % Step 3]" in line for line in steps), steps
     assert len(steps) == len(set(steps)) <= LINES + 1
     response = stack.wait_task(ident)["outputs"][0]["response"]
@@ -135,7 +137,6 @@ def test_a_task_that_is_sent_back_is_done_anew_with_the_note(stack: Stack, cli: 
             and "the-note" in task["outputs"][0]["response"]
             and task
         ),
-        15.0,
         "the second result",
     )
     prompt = second["outputs"][0]["response"]

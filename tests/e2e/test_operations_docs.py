@@ -196,7 +196,7 @@ class Fleet:
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
@@ -209,7 +209,7 @@ class Fleet:
         last = f". {host.path('etc/dispatch/ops.sh')}; dispatch create 'a long one'"
         assert self._run(last, host.directory, host.path("home")).split() == [str(TASK)]
         show = f". {host.path('etc/dispatch/ops.sh')}; dispatch show {TASK} --json"
-        eventually(lambda: '"in_progress"' in self._run(show, host.directory, host.path("home")), 20, f"task {TASK}")
+        eventually(lambda: '"in_progress"' in self._run(show, host.directory, host.path("home")), f"task {TASK}")
 
 
 def test_every_command_is_one_that_is_run_or_checked() -> None:
@@ -220,7 +220,7 @@ def test_every_command_is_one_that_is_run_or_checked() -> None:
     assert not re.findall(r"^(?: {4}|\t)\$ ", PAGE.read_text("utf-8"), re.MULTILINE)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_page_from_top_to_bottom(make_stack: Callable[..., Stack]) -> None:
     """Installed, started, upgraded, restored, broken and mended by the page's own commands, nothing of it fails."""
     server = shared_server()
@@ -238,4 +238,4 @@ def test_the_page_from_top_to_bottom(make_stack: Callable[..., Stack]) -> None:
             raise
         finally:
             for process in reversed(fleet.network.processes):
-                process.kill() if process.name == "dispatch-flower" else process.stop(30)
+                process.kill() if process.name == "dispatch-flower" else process.stop()

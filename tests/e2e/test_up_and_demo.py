@@ -40,8 +40,8 @@ class Up:
             "DISPATCH_COMMAND": "/bin/echo well done",
         }
         self.process = LogProcess("up", [sys.executable, "-m", "dispatch", "up", "--slots", "2"], self.env)
-        self.process.wait_event("worker_ready", timeout_s=30)
-        self.process.wait_event("ingress_ready", timeout_s=30)
+        self.process.wait_event("worker_ready")
+        self.process.wait_event("ingress_ready")
 
     def run(self, *arguments: str) -> Any:
         """Run a command and return its JSON."""
@@ -60,7 +60,7 @@ class Up:
 
     def pid_of(self, words: str) -> int:
         """Return the pid of the part whose command line contains ``words``, once it is there."""
-        found = eventually(lambda: [p for p, line in self.parts().items() if words in line], 15, f"a {words}")
+        found = eventually(lambda: [p for p, line in self.parts().items() if words in line], f"a {words}")
         return found[0]
 
     def left(self) -> dict[int, str]:
@@ -78,8 +78,8 @@ def started() -> Iterator[Up]:
             yield running
         finally:
             parts |= set(running.parts())
-            running.process.stop(timeout_s=40)
-            eventually(lambda: not running.left() and not any(map(is_running, parts)), 10, "the end of all parts")
+            running.process.stop()
+            eventually(lambda: not running.left() and not any(map(is_running, parts)), "the end of all parts")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def test_up_replaces_what_is_killed(up: Up, part: str):
     assert up.run("create", "before", "--wait")["status"] == "completed"
     victim = up.pid_of(part)
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: not is_running(victim), 5, "the death of the victim")
+    eventually(lambda: not is_running(victim), "the death of the victim")
     assert up.pid_of(part) != victim
-    done = eventually(lambda: _try(up), 30, "a task done after the kill")
+    done = eventually(lambda: _try(up), "a task done after the kill")
     assert done["status"] == "completed"
     assert done["outputs"][0]["response"].strip() == "well done"
 
@@ -119,7 +119,7 @@ def test_killing_up_itself_leaves_nothing():
         parts = set(up.parts())
         assert len(parts) == 4
         up.process.kill()
-        eventually(lambda: not up.left() and not any(map(is_running, parts)), 20, "the end of all parts")
+        eventually(lambda: not up.left() and not any(map(is_running, parts)), "the end of all parts")
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_up_refuses_to_start_on_a_taken_port(up: Up):
     assert done.returncode == 78, done.stdout
     assert "cannot listen" in done.stderr
     assert "Traceback" not in done.stderr
-    eventually(lambda: not processes_with(f"{MARK}={env[MARK]}"), 10, "nothing left")
+    eventually(lambda: not processes_with(f"{MARK}={env[MARK]}"), "nothing left")
 
 
 def test_demo(short_dir: Path):

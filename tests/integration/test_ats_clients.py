@@ -19,6 +19,7 @@ from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from dispatch.errors import AuthenticationError, GatewayUnavailableError, UnknownTaskError
 from tests.support.fake_ats import FakeAts
+from tests.support.promises import promised
 from tests.support.redis import free_port
 
 ME = Actor("agent", "me", "Me")
@@ -166,13 +167,13 @@ def test_html_page_means_try_again(ats, connect):
 @pytest.mark.parametrize("kind", ["trickle", "trickle_head"])
 def test_deadline_is_for_the_whole_call(ats, connect, kind):
     """T7: an answer that trickles byte by byte ends at the deadline, in the head as in the body."""
-    client = connect(deadline_s=0.3)
+    client = connect(deadline_s=1.0)
     ats.add()
     ats.fault(kind)
     started = time.monotonic()
-    with pytest.raises(GatewayUnavailableError, match="the time was up"):
+    with promised(2.5, "the call"), pytest.raises(GatewayUnavailableError, match="the time was up"):
         client.send(protocol.get("100"))
-    assert 0.25 < time.monotonic() - started < 1.5
+    assert time.monotonic() - started > 0.9
     assert client.send(protocol.get("100"))["task"]["id"] == 100
 
 
@@ -180,10 +181,8 @@ def test_deadline_holds_when_nobody_answers(connect):
     """T7: a service that accepts the connection and says nothing costs no more than the deadline."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = connect(f"http://127.0.0.1:{silent.getsockname()[1]}", deadline_s=0.2)
-        started = time.monotonic()
-        with pytest.raises(GatewayUnavailableError, match="the time was up"):
+        with promised(1.5, "the call"), pytest.raises(GatewayUnavailableError, match="the time was up"):
             client.send(protocol.health())
-        assert time.monotonic() - started < 1.5
 
 
 def test_service_that_is_not_there(connect):
@@ -215,7 +214,7 @@ def test_clock_of_the_service_is_known(ats, connect):
     assert client.clock_offset_s() == 0.0
     ats.advance(3600)
     client.send(protocol.health())
-    assert 3597 < client.clock_offset_s() < 3603
+    assert 3540 < client.clock_offset_s() < 3660
 
 
 def test_threads_share_a_client(ats):
@@ -269,7 +268,7 @@ def test_answer_sent_before_the_body_was_read_is_seen(ats):
     client = Client(protocol.endpoint(f"http://127.0.0.1:{server.getsockname()[1]}"), ME)
     with pytest.raises(Exception, match="bulky"):
         client.send(protocol.create("x", payload="x" * 20_000_000))
-    thread.join(5)
+    thread.join(60)
     client.close()
     server.close()
 

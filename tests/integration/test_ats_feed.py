@@ -17,11 +17,14 @@ from dispatch.ats import protocol
 from dispatch.ats.feed import Connected, Disconnected, Feed, FeedTiming
 from dispatch.ats.model import Actor, Event
 from tests.support.fake_ats import FakeAts
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE_S, eventually
 from tests.support.redis import free_port
 
 ME = Actor("agent", "me & co", "Me")
-FAST = FeedTiming(open_s=0.5, greeting_s=0.3, ping_s=0.2, probe_s=0.2, reconnect_first_s=0.02, reconnect_max_s=0.05)
+CALM = FeedTiming(reconnect_first_s=0.02, reconnect_max_s=0.05)
+"""As it ships, but for the pauses: on a busy machine nothing here is taken for silence that is none."""
+SHY = replace(CALM, greeting_s=0.3)
+PINGS = replace(CALM, ping_s=0.2, probe_s=0.2)
 
 
 @pytest.fixture
@@ -60,9 +63,9 @@ class Follower:
         """Return the items of one kind so far."""
         return [item for item in self.items if isinstance(item, kind)]
 
-    async def wait(self, kind, count: int = 1, timeout_s: float = 5.0):
+    async def wait(self, kind, count: int = 1):
         """Wait for the ``count``-th item of a kind and return it."""
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(PATIENCE_S):
             while self._counts[kind] < count:
                 if self._task.done():
                     self._task.result()
@@ -71,7 +74,7 @@ class Follower:
         return self.of(kind)[count - 1]
 
 
-def follow(ats, *channels, timing=FAST):
+def follow(ats, *channels, timing=CALM):
     """Follow the events of some channels."""
     return Follower(Feed(protocol.endpoint(ats.url, token="s3cret"), ME, channels, timing=timing))
 
@@ -99,7 +102,7 @@ async def test_our_service_is_asked_for_thin_extended_events(ats):
 async def test_plain_service_that_never_greets_or_confirms(ats):
     """A foreign service may send neither ``connected`` nor ``subscribed``; the feed works after a short wait."""
     ats.switches.fencing = ats.switches.greet = ats.switches.confirm = False
-    async with follow(ats) as feed:
+    async with follow(ats, timing=SHY) as feed:
         assert await feed.wait(Connected) == Connected(extended=False, seq=None)
         assert ats.subscriptions == [{"type": "subscribe", "id": "dispatch"}]
         await on(ats.add)
@@ -197,17 +200,17 @@ async def test_doubled_and_reordered_events_come_through(ats):
 async def test_dropped_events_do_not_end_the_feed(ats):
     """W5: a service that sends no events looks like a quiet one; the connection stays."""
     ats.switches.ws_drop = True
-    async with follow(ats) as feed:
+    async with follow(ats, timing=replace(PINGS, probe_s=1.0)) as feed:
         await feed.wait(Connected)
         await on(ats.add)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)
         assert feed.of(Disconnected) == []
         assert len(ats.subscriptions) == 1
 
 
 async def test_half_open_connection_is_noticed(ats):
     """A7, W6: a peer that has silently gone is noticed by pings that nobody answers, and the feed reconnects."""
-    async with follow(ats) as feed:
+    async with follow(ats, timing=PINGS) as feed:
         await feed.wait(Connected)
         ats.switches.ws_silent = True
         await feed.wait(Disconnected)
@@ -218,7 +221,7 @@ async def test_half_open_connection_is_noticed(ats):
 async def test_service_that_answers_no_application_ping_is_left(ats):
     """A service whose connection lives but which says nothing at all any more is given up."""
     ats.switches.pong = False
-    async with follow(ats) as feed:
+    async with follow(ats, timing=PINGS) as feed:
         await feed.wait(Connected)
         assert (await feed.wait(Disconnected)).reason == "no answer to a ping"
 
@@ -226,23 +229,25 @@ async def test_service_that_answers_no_application_ping_is_left(ats):
 async def test_service_that_never_answers_the_upgrade(ats):
     """W6: a TCP connection without an answer ends at the open timeout, and the feed tries again."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        feed = Feed(protocol.endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}"), ME, timing=FAST)
+        feed = Feed(
+            protocol.endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}"), ME, timing=replace(CALM, open_s=0.5)
+        )
         async with Follower(feed) as following:
             assert (await following.wait(Disconnected, 2)).reason == "the service did not answer in time"
 
 
 async def test_service_without_websocket(ats):
     """Another service at the address, or none, is one sentence in the reason."""
-    async with Follower(Feed(protocol.endpoint(f"http://127.0.0.1:{free_port()}"), ME, timing=FAST)) as following:
+    async with Follower(Feed(protocol.endpoint(f"http://127.0.0.1:{free_port()}"), ME, timing=CALM)) as following:
         assert (await following.wait(Disconnected)).reason == "connection refused"
-    async with Follower(Feed(protocol.endpoint(f"{ats.url}/elsewhere"), ME, timing=FAST)) as following:
+    async with Follower(Feed(protocol.endpoint(f"{ats.url}/elsewhere"), ME, timing=CALM)) as following:
         assert (await following.wait(Disconnected)).reason == "the service answered HTTP 404 instead of a WebSocket"
 
 
 async def test_refused_subscription_is_a_disconnect(ats):
     """A service that answers the subscription with an error does not count as connected."""
     ats.switches.confirm = False
-    async with follow(ats, timing=replace(FAST, open_s=5.0)) as feed:
+    async with follow(ats, timing=CALM) as feed:
 
         def refuse() -> None:
             eventually(lambda: ats.subscriptions)
@@ -258,7 +263,7 @@ async def test_refused_subscription_is_a_disconnect(ats):
 async def test_pause_grows_until_a_subscription_succeeds(ats):
     """A6: the pause is set back by a successful subscription, not by an event; failures before it count."""
     await on(ats.stop)
-    feed = Feed(protocol.endpoint(ats.url), ME, timing=FAST)
+    feed = Feed(protocol.endpoint(ats.url), ME, timing=CALM)
     async with Follower(feed) as following:
         await following.wait(Disconnected, 3)
         assert feed._failures >= 3
@@ -269,8 +274,7 @@ async def test_pause_grows_until_a_subscription_succeeds(ats):
 
 async def test_ten_thousand_events_are_all_delivered(ats):
     """W7: a burst is passed on whole and in order."""
-    # With the short pings of the other tests a busy machine would take the burst for a dead connection.
-    async with follow(ats, timing=FeedTiming()) as feed:
+    async with follow(ats) as feed:
         await feed.wait(Connected)
         frame = json.dumps(
             {"type": "task.created", "seq": 1, "task_id": 7, "channel": "c", "data": {"task": {"id": 7}}}
@@ -282,5 +286,5 @@ async def test_ten_thousand_events_are_all_delivered(ats):
                     await socket_.send_str(frame)
 
         await on(ats.run, burst())
-        await feed.wait(Event, 10_000, timeout_s=10)
+        await feed.wait(Event, 10_000)
         assert feed.of(Disconnected) == []

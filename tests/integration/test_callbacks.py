@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from dispatch.notify.webhook import WebhookRules, Webhooks
 from tests.support.fake_ats import FakeAts
 from tests.support.hasty import PAUSE_S
 from tests.support.processes import eventually
+from tests.support.promises import promised
 from tests.support.receiver import Listener, Receiver, Reply
 from tests.support.redis import RedisServer
 from tests.support.stack import Stack
@@ -125,7 +125,7 @@ def settled(stack: Stack, task: int, *states: str) -> dict[str, Any]:
         assert len(found) <= 1
         return found[0] if found and found[0]["state"] in wanted else None
 
-    return eventually(reached, 15, f"the delivery of task {task} ({deliveries(stack, task)}) becoming {wanted}")
+    return eventually(reached, f"the delivery of task {task} ({deliveries(stack, task)}) becoming {wanted}")
 
 
 def test_a_completed_task_is_told_signed_and_once(calling: Stack, receiver: Receiver) -> None:
@@ -207,9 +207,11 @@ def test_schedule_and_signature(calling: Stack, receiver: Receiver) -> None:
         assert len({request.body for request in tries}) == 1
         for request in tries:
             Webhook(SECRET).verify(request.body, request.headers)
-            assert abs(float(request.headers["webhook-timestamp"]) - request.at) < 2
+            assert abs(float(request.headers["webhook-timestamp"]) - request.at) < 60
         gaps = [later.at - earlier.at for earlier, later in zip(tries, tries[1:], strict=False)]
         assert min(gaps, default=9) >= (1.0 if path == "/busy" else PAUSE_S) - 0.005, (path, gaps)
+    first, second = (int(request.headers["webhook-timestamp"]) for request in receiver.at("/slow"))
+    assert second > first, "each try has the time of its own, and here they are two seconds apart"
     calling.call("POST", f"/deliveries/{ends['/gone']['id']}/resend")
     again = settled(calling, tasks["/gone"], "delivered")
     assert (again["id"], again["tries"]) == (ends["/gone"]["id"], 1)
@@ -228,7 +230,7 @@ def test_receivers_that_misbehave(calling: Stack, world: World) -> None:
         calling.call("POST", f"/tasks/{task}/cancel")
     assert settled(calling, good)["tries"] == 1
     for error, task in tasks.items():
-        eventually(lambda task=task, error=error: deliveries(calling, task)[0]["last_error"] == error, 10, error)
+        eventually(lambda task=task, error=error: deliveries(calling, task)[0]["last_error"] == error, error)
         assert calling.task(task)["status"] == "cancelled"
 
 
@@ -323,7 +325,9 @@ def test_hostile_urls_in_the_log(calling: Stack) -> None:
     assert settled(calling, task)["last_error"] == "url_malformed"
     ingress = calling.processes[1]
     assert len(ingress.find("ingress_ready")) == 1
-    (line,) = [line for line in ingress.output if "callback_failed" in line and f'"{task}"' in line]
+    (line,) = eventually(
+        lambda: [line for line in ingress.output if "callback_failed" in line and f'"{task}"' in line], "its line"
+    )
     assert len(line) < 1_000
     assert line.isascii()
     assert line.isprintable()
@@ -342,7 +346,7 @@ def test_killed_in_between(calling: Stack, receiver: Receiver) -> None:
     # It may stand still before it is ready.
     hang_env = {"HASTY_HANG": str(hang), "HASTY_LEASE_S": "1"}
     hanging = calling.run("ingress", ["tests.support.hasty", "ingress"], hang_env)
-    receiver.wait(1, timeout_s=30)
+    receiver.wait(1)
     assert deliveries(calling, task)[0]["state"] == "waiting"
     hanging.kill()
     hang.unlink()
@@ -368,11 +372,11 @@ def test_one_slow_receiver_does_not_hold_up_the_others(calling: Stack, receiver:
     for _ in range(40):
         task = asking(calling, f"http://127.0.0.1:{silent.port}/")
         calling.call("POST", f"/tasks/{task}/cancel")
-    eventually(lambda: silent.connections >= 2, 5, "the silent host being called")
+    eventually(lambda: silent.connections >= 2, "the silent host being called")
     task = asking(calling, f"{receiver.url}/hook")
-    ended_at = time.time()
-    calling.call("POST", f"/tasks/{task}/cancel")
-    assert receiver.wait(1)[0].at - ended_at < 1.5
+    with promised(1.5, "the call"):
+        calling.call("POST", f"/tasks/{task}/cancel")
+        receiver.wait(1)
 
 
 def test_a_foreign_ats_has_its_outbox_in_redis(make_stack: Callable[..., Stack], receiver: Receiver) -> None:
@@ -390,7 +394,7 @@ def test_a_foreign_ats_has_its_outbox_in_redis(make_stack: Callable[..., Stack],
         client = Client(protocol.endpoint(ats.url), Actor("human", "tester", "tester"))
         client.send(protocol.cancel(str(task), "enough"))
         receiver.wait(2)
-        eventually(lambda: first.find("callback_delivered") or second.find("callback_delivered"), 5, "its delivery")
+        eventually(lambda: first.find("callback_delivered") or second.find("callback_delivered"), "its delivery")
         assert receiver.requests[1].json["status"] == "cancelled"
         hang.touch()
         second.stop()

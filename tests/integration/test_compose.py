@@ -245,14 +245,14 @@ def test_the_parts_work_together_as_compose_starts_them(composed: Composed, tmp_
     composed.start("service").wait_event("service_ready", keys=True)
     composed.start("ingress").wait_event("ingress_ready")
     worker = composed.start("worker")
-    worker.wait_event("worker_ready", timeout_s=30, slots=4)
+    worker.wait_event("worker_ready", slots=4)
     flower = composed.start("flower")
     cli = Cli(tmp_path, {"DISPATCH_ATS_URL": stack.url, "DISPATCH_ATS_TOKEN": ann.stdout.strip()})
     ended = cli("create", "Say hello", "--wait")
     assert (ended.code, "Say hello" in ended.out) == (0, True), ended.err
     cli.close()
     assert [composed.health(name) for name in ("service", "ingress", "worker")] == [0, 0, 0]
-    eventually(lambda: "Visit me" in flower.tail(), 30, "Flower")
+    eventually(lambda: "Visit me" in flower.tail(), "Flower")
     for part in (flower, worker, stack.processes[0]):
         part.stop()
     assert [composed.health(name) for name in ("service", "worker")] == [1, 1]

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 from dispatch.broker import KEY_PREFIX, PRESENCE_CHANNEL, WORKER_KEY
 from dispatch.core.presence import PRESENCE_TTL_S, WorkerPresence, dump
 from tests.support.processes import children_of, eventually, is_running
+from tests.support.promises import promised
 from tests.support.redis import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tests.support.processes import LogProcess
     from tests.support.stack import Stack
 
@@ -32,14 +35,20 @@ AGAIN_S = 10.0
 """A task runs again this long after its worker died on a living host."""
 
 
-def running(stack: Stack, task_id: int, attempt: int = 1, timeout_s: float = AGAIN_S) -> dict[str, Any]:
+def running(stack: Stack, task_id: int, attempt: int = 1) -> dict[str, Any]:
     """Wait until an attempt's child has begun and return its first tick."""
 
     def begun() -> dict[str, Any] | None:
         lines = [t for t in stack.tick_lines(task_id) if t["attempt"] == attempt and t["role"] == "leader"]
         return lines[0] if lines else None
 
-    return eventually(begun, timeout_s, f"attempt {attempt} of task {task_id} running")
+    return eventually(begun, f"attempt {attempt} of task {task_id} running")
+
+
+def gone(pids: Iterable[int]) -> None:
+    """All processes of an old tree die within a second."""
+    with promised(GONE_S, "the end of the old tree"):
+        eventually(lambda: not any(map(is_running, pids)), "the end of the old tree")
 
 
 def pool_children(worker: LogProcess) -> list[int]:
@@ -82,7 +91,7 @@ def moves_of(stack: Stack, task_id: int) -> list[str]:
 
 def assert_ended_once(stack: Stack, task_id: int, status: str = "completed") -> dict[str, Any]:
     """The task reached one terminal state, once, and no two attempts were ever alive together."""
-    task = stack.wait_task(task_id, timeout_s=30)
+    task = stack.wait_task(task_id)
     assert status == task["status"], task["reason"]
     ends = [verb for verb in moves_of(stack, task_id) if verb in ("completed", "failed", "cancelled", "rejected")]
     assert [status] == ends
@@ -93,12 +102,13 @@ def assert_ended_once(stack: Stack, task_id: int, status: str = "completed") -> 
 def test_kill_pool_child(fleet):
     """F1: kill -9 of a pool child: tree gone within a second, daemon included, running again soon, counted once."""
     stack = fleet(slots=1)
-    task = stack.create(tick={"duration_s": [30, 0.3], "daemon_s": 60})
+    task = stack.create(tick={"duration_s": [300, 0.3], "daemon_s": 300})
     first = running(stack, task["id"])
-    os.kill(parent_of(first["pid"]), signal.SIGKILL)
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
-    eventually(lambda: not any(map(is_running, pids)), GONE_S, "the end of the old tree")
-    running(stack, task["id"], attempt=2)
+    with promised(AGAIN_S, "the next attempt"):
+        os.kill(parent_of(first["pid"]), signal.SIGKILL)
+        gone(pids)
+        running(stack, task["id"], attempt=2)
     assert assert_ended_once(stack, task["id"])["attempts"] == 2
 
 
@@ -106,16 +116,16 @@ def test_kill_warden(fleet):
     """F3: kill -9 of the warden: it is replaced, the attempt goes on, and the new one guards it."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": [30, 0.3]})
+    task = stack.create(tick={"duration_s": [300, 0.3]})
     first = running(stack, task["id"])
     (warden,) = set(children_of(worker.pid)) - set(pool_children(worker))
     os.kill(warden, signal.SIGKILL)
     started = worker.wait_event("warden_started")
     worker.wait_event("warden_ready")
     # The worker main and the pool child: from then on the new warden watches both.
-    eventually(lambda: pidfds_of(started["pid"]) >= 2, 5.0, "the new warden knowing the pool child")
+    eventually(lambda: pidfds_of(started["pid"]) >= 2, "the new warden knowing the pool child")
     os.kill(parent_of(first["pid"]), signal.SIGKILL)
-    eventually(lambda: not is_running(first["pid"]), 2 * GONE_S, "the end of the old tree")
+    gone([first["pid"]])
     assert assert_ended_once(stack, task["id"])["attempts"] == 2
 
 
@@ -127,7 +137,7 @@ def test_kill_service(fleet):
     first = running(stack, task["id"])
     service.kill()
     # The child ends while nobody can be told.
-    eventually(lambda: not is_running(first["pid"]), 5.0, "the end of the child")
+    eventually(lambda: not is_running(first["pid"]), "the end of the child")
     stack.start_service()
     ended = assert_ended_once(stack, task["id"])
     assert ended["attempts"] == 1
@@ -153,14 +163,12 @@ def test_kill_ingress(fleet):
 def test_cancel_kills_the_tree(fleet):
     """T10, B12: a cancel kills the running tree within a second, on whatever host, and completes nothing."""
     stack = fleet(slots=1)
-    task = stack.create(tick={"duration_s": 30, "daemon_s": 30})
+    task = stack.create(tick={"duration_s": 300, "daemon_s": 300})
     running(stack, task["id"])
-    asked_at = time.monotonic()
-    status, _ = stack.call("POST", f"/tasks/{task['id']}/cancel")
-    assert status == 200
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
-    eventually(lambda: not any(map(is_running, pids)), 1.0, "the end of the tree")
-    assert time.monotonic() - asked_at < 1.0
+    with promised(GONE_S, "the end of the tree"):
+        assert stack.call("POST", f"/tasks/{task['id']}/cancel")[0] == 200
+        eventually(lambda: not any(map(is_running, pids)), "the end of the tree")
     assert_ended_once(stack, task["id"], "cancelled")
     after = stack.create(tick={"duration_s": 0.1})
     assert_ended_once(stack, after["id"])
@@ -169,11 +177,13 @@ def test_cancel_kills_the_tree(fleet):
 def test_cancel_while_queued_never_starts(fleet):
     """T10: a task that is cancelled while it waits in the queue never starts."""
     stack = fleet(slots=1)
-    first = stack.create(tick={"duration_s": 1})
+    go = stack.directory / "go"
+    first = stack.create(tick={"duration_s": 300, "until": str(go)})
     running(stack, first["id"])
     queued = stack.create(tick={"duration_s": 0.1})
     stack.wait_task(queued["id"], "in_progress")
     stack.call("POST", f"/tasks/{queued['id']}/cancel")
+    go.touch()
     last = stack.create(tick={"duration_s": 0.1})
     assert_ended_once(stack, last["id"])
     assert stack.tick_lines(queued["id"]) == []
@@ -184,14 +194,13 @@ def test_kill_worker_main(fleet):
     """F2, B8: kill -9 of a worker: its tree is gone within a second and another worker runs the task soon."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": [30, 0.3]})
+    task = stack.create(tick={"duration_s": [300, 0.3]})
     first = running(stack, task["id"])
     stack.start_worker(1)
-    killed_at = time.monotonic()
-    worker.kill()
-    eventually(lambda: not is_running(first["pid"]), GONE_S, "the end of the old tree")
-    running(stack, task["id"], attempt=2)
-    assert time.monotonic() - killed_at < AGAIN_S
+    with promised(AGAIN_S, "the next attempt"):
+        worker.kill()
+        gone([first["pid"]])
+        running(stack, task["id"], attempt=2)
     assert_ended_once(stack, task["id"])
 
 
@@ -199,17 +208,16 @@ def test_drain(fleet):
     """F8, A3: SIGTERM to a worker with a long task: released in time, running elsewhere soon, attempt not counted."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": [30, 0.3]})
+    task = stack.create(tick={"duration_s": [300, 0.3]})
     first = running(stack, task["id"])
     stack.start_worker(1)
-    asked_at = time.monotonic()
-    worker.signal(signal.SIGTERM)
-    again = eventually(
-        lambda: [t for t in stack.tick_lines(task["id"]) if t["token"] > first["token"]], AGAIN_S, "running elsewhere"
-    )
+    with promised(AGAIN_S, "running elsewhere"):
+        worker.signal(signal.SIGTERM)
+        again = eventually(
+            lambda: [t for t in stack.tick_lines(task["id"]) if t["token"] > first["token"]], "running elsewhere"
+        )
     assert again[0]["attempt"] == 1
-    assert worker.wait(timeout_s=15) == 0
-    assert time.monotonic() - asked_at < 15
+    assert worker.wait() == 0
     assert assert_ended_once(stack, task["id"])["attempts"] == 1
 
 
@@ -217,12 +225,12 @@ def test_group_sigterm_loses_nothing(fleet):
     """SIGTERM to every process of a worker at once, as service managers do, releases the task uncounted."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": [30, 0.3]})
+    task = stack.create(tick={"duration_s": [300, 0.3]})
     running(stack, task["id"])
     stack.start_worker(1)
     for pid in (worker.pid, *pool_children(worker)):
         os.kill(pid, signal.SIGTERM)
-    worker.wait(timeout_s=15)
+    worker.wait()
     assert assert_ended_once(stack, task["id"])["attempts"] == 1
 
 
@@ -230,22 +238,23 @@ def test_frozen_worker_completes_nothing(fleet):
     """F5, B7: a worker stopped past its lease loses its tree before that, and completes nothing when resumed."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 30, "output": "too late"})
+    task = stack.create(tick={"duration_s": 300, "output": "too late"})
     first = running(stack, task["id"])
     frozen = [worker.pid, *pool_children(worker)]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     try:
-        eventually(lambda: not is_running(first["pid"]), 6.0, "the warden's kill before the lease of 6 s ends")
-        eventually(lambda: stack.task(task["id"])["fencing_token"] == 2, 10.0, "the next grant")
+        with promised(6.0, "the warden's kill before the lease of 6 s ends"):
+            eventually(lambda: not is_running(first["pid"]), "the warden's kill")
+        eventually(lambda: stack.task(task["id"])["fencing_token"] == 2, "the next grant")
         stack.call("PATCH", f"/tasks/{task['id']}", {"payload": {"tick": {"dir": str(stack.ticks), "output": "new"}}})
         stack.start_worker(1)
-        ended = stack.wait_task(task["id"], timeout_s=20)
+        ended = stack.wait_task(task["id"])
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
     assert ended["outputs"][0]["response"].strip() == "new"
-    worker.wait_event("attempt_ended", timeout_s=10, reason="lease_lost")
+    worker.wait_event("attempt_ended", reason="lease_lost")
     assert_ended_once(stack, task["id"])
     assert stack.task(task["id"])["outputs"] == ended["outputs"]
 
@@ -265,8 +274,12 @@ def test_drain_lets_short_work_finish(fleet):
     """A drain lets an attempt finish that needs less than drain_s."""
     stack = fleet(slots=1)
     worker = stack.processes[-1]
-    task = stack.create(tick={"duration_s": 0.5})
+    go = stack.directory / "go-on"
+    task = stack.create(tick={"duration_s": 300, "until": str(go)})
     running(stack, task["id"])
+    worker.ask()
+    worker.wait_event("worker_draining")
+    go.touch()
     assert worker.stop() == 0
     ended = assert_ended_once(stack, task["id"])
     assert ended["attempts"] == 1
@@ -278,16 +291,15 @@ def test_asking_twice_does_not_wait_for_the_drain(fleet):
     stack = fleet(slots=1)
     stack.processes[-1].stop()
     worker = stack.start_worker(1, {"DISPATCH_DRAIN_S": "60"})
-    task = stack.create(tick={"duration_s": 50})
+    task = stack.create(tick={"duration_s": 300})
     first = running(stack, task["id"])
     worker.signal(signal.SIGTERM)
     worker.wait_event("worker_draining")
     # The second wish counts as one only when it comes well after the first.
-    asked_at = time.monotonic()
-    eventually(lambda: time.monotonic() - asked_at > 1.5, 5, "a moment later")
+    time.sleep(1.5)
     assert is_running(first["pid"])
     worker.signal(signal.SIGQUIT)
-    worker.wait(timeout_s=15)
+    worker.wait()
     assert not is_running(first["pid"])
     back = stack.wait_task(task["id"], "pending")
     assert (back["attempts"], back["fencing_token"]) == (0, 1)
@@ -296,20 +308,20 @@ def test_asking_twice_does_not_wait_for_the_drain(fleet):
 def test_recovery_kills_what_runs_before_it_runs_again(fleet):
     """core_recover_task on a running task: its tree is dead within a second, and only then does the task run again."""
     stack = fleet(slots=2)
-    task = stack.create(tick={"duration_s": [30, 0, 0.3], "daemon_s": 30})
+    task = stack.create(tick={"duration_s": [300, 0, 0.3], "daemon_s": 300})
     running(stack, task["id"])
     pids = {line["pid"] for line in stack.tick_lines(task["id"])}
     note = {"task_id": task["uuid"], "to_status": "todo", "note": "it looks stuck"}
     status, found = stack.call("POST", "/tools/core_recover_task", note)
     assert (status, found["status"], found["lease_token"]) == (200, "todo", 2)
-    eventually(lambda: not any(map(is_running, pids)), GONE_S, "the end of the old tree")
+    gone(pids)
     assert assert_ended_once(stack, task["id"])["fencing_token"] == 3
 
 
 def test_poison_that_kills_its_worker(fleet):
     """F10: a child that kills its pool process each time is failed after exactly three starts; others are unharmed."""
     stack = fleet(slots=2)
-    poison = stack.create(tick={"kill_parent": True, "duration_s": 20})
+    poison = stack.create(tick={"kill_parent": True, "duration_s": 300})
     good = [stack.create(tick={"duration_s": 0.1}) for _ in range(4)]
     for task in good:
         assert_ended_once(stack, task["id"])
@@ -327,9 +339,8 @@ def test_kill_redis(fleet):
     stack.redis.kill()
     later = stack.create(tick={"duration_s": 0.1})
     stack.redis.start()
-    back_at = time.monotonic()
-    running(stack, later["id"])
-    assert time.monotonic() - back_at < AGAIN_S
+    with promised(AGAIN_S, "work after the return of Redis"):
+        running(stack, later["id"])
     for task in (first, later):
         assert assert_ended_once(stack, task["id"])["attempts"] == 1
 
@@ -342,7 +353,7 @@ def test_a_failover_of_redis_disturbs_nothing(fleet):
     running(stack, busy["id"])
     with closing(stack.redis.client()) as client:
         client.replicaof("127.0.0.1", free_port())
-        eventually(lambda: "read only replica" in worker.tail(), 10, "the worker meeting the replica")
+        eventually(lambda: "read only replica" in worker.tail(), "the worker meeting the replica")
         client.replicaof("NO", "ONE")
         client.config_set("maxmemory", "1")
         waiting = stack.create(tick={"duration_s": 0.1})
@@ -380,12 +391,12 @@ def test_message_popped_by_a_worker_that_died(make_stack):
         client.set(WORKER_KEY + "ghost", dump(ghost), ex=PRESENCE_TTL_S)
         client.publish(PRESENCE_CHANNEL, "ghost")
         task = stack.create(tick={"duration_s": 0.1})
-        message = eventually(lambda: client.rpop(KEY_PREFIX + "dispatch"), AGAIN_S, "the message")
+        message = eventually(lambda: client.rpop(KEY_PREFIX + "dispatch"), "the message")
         # As kombu.transport.redis does when it pops.
         client.zadd(KEY_PREFIX + "unacked_index", {"left-behind": time.time()})
         client.hset(KEY_PREFIX + "unacked", "left-behind", json.dumps([json.loads(message), "", "dispatch"]))
     stack.start_worker(1)
-    ended = stack.wait_task(task["id"], timeout_s=AGAIN_S)
+    ended = stack.wait_task(task["id"])
     assert ended["status"] == "completed"
     assert ended["attempts"] == 1
 
@@ -395,12 +406,11 @@ def test_service_back_after_a_while(make_stack):
     stack = make_stack(DISPATCH_RECONCILE_S="30").start(slots=1)
     service, ingress = stack.processes[0], stack.processes[1]
     service.kill()
-    ingress.wait_event("feed_disconnected", timeout_s=40, count=4)
+    ingress.wait_event("feed_disconnected", count=4)
     stack.start_service()
-    back_at = time.monotonic()
-    task = stack.create(tick={"duration_s": 0.1})
-    running(stack, task["id"])
-    assert time.monotonic() - back_at < AGAIN_S
+    with promised(AGAIN_S, "work after the return of the service"):
+        task = stack.create(tick={"duration_s": 0.1})
+        running(stack, task["id"])
     assert_ended_once(stack, task["id"])
     # The feed is up again, not only the timer: the next task comes by it.
     ingress.wait_event("feed_connected", count=2)

@@ -22,8 +22,8 @@ CHANNELS = ("alpha", "beta")
 
 
 ROOTS = (
-    Planned("alpha", duration_s=60),
-    Planned("beta", duration_s=60),
+    Planned("alpha", duration_s=300),
+    Planned("beta", duration_s=300),
     Planned("alpha", fails=True, duration_s=0.3),
     Planned("beta", fails=True, duration_s=0.9),
 )
@@ -68,7 +68,7 @@ def test_random_graphs_across_two_fleets(world: World, seed: int):
     for place in reversed(range(len(first))):
         orders = {"until": str(go)} if place < 2 else {}
         assert world.create_planned(first[place], ids, **orders) == ids[place]
-    eventually(lambda: world.began(ids[0]) and world.began(ids[1]), 20, "the first roots running")
+    eventually(lambda: world.began(ids[0]) and world.began(ids[1]), "the first roots running")
     for task in second:
         ids.append(world.create_planned(task, ids))
     go.touch()
@@ -97,7 +97,7 @@ def test_circles_across_two_fleets_fail(world: World):
     assert all("circle" in reason or "(failed)" in reason for reason in [*reasons, world.reason(behind)])
 
     go = world.stack.directory / "go"
-    root = world.create(duration_s=60, until=str(go), channel="beta")
+    root = world.create(duration_s=300, until=str(go), channel="beta")
     left = world.create(root, channel="alpha")
     right = world.create(left, channel="beta")
     payload = world.task(left)["payload"]

@@ -14,6 +14,7 @@ from dispatch.ats.model import Actor
 from tests.support.collector import Collector, Seen
 from tests.support.fake_ats import FakeAts
 from tests.support.processes import eventually, is_running
+from tests.support.promises import promised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,9 +60,7 @@ def add(ats: FakeAts, stack: Stack, **orders: Any) -> int:
 
 def ended(ats: FakeAts, ident: int, status: str) -> dict[str, Any]:
     """Wait until a task has a status and return it."""
-    return eventually(
-        lambda: ats.tasks[ident] if ats.tasks[ident]["status"] == status else None, 25, f"{status} {ident}"
-    )
+    return eventually(lambda: ats.tasks[ident] if ats.tasks[ident]["status"] == status else None, f"{status} {ident}")
 
 
 def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector: Collector):
@@ -77,17 +76,18 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector
     ended(ats, bad, "failed")
     assert len({line["token"] for line in fleet.tick_lines(bad)}) == 3
     assert [line["attempt"] for line in fleet.tick_lines(second) if line["kind"] == "begin"] == [1, 2]
-    long = add(ats, fleet, duration_s=30)
-    child = eventually(lambda: fleet.tick_lines(long), 15, "the long task running")[0]["pid"]
-    fleet_call(ats, long, "cancel")
-    eventually(lambda: not is_running(child), 3, "the end of the cancelled tree")
+    long = add(ats, fleet, duration_s=300)
+    child = eventually(lambda: fleet.tick_lines(long), "the long task running")[0]["pid"]
+    with promised(3.0, "the end of the cancelled tree"):
+        fleet_call(ats, long, "cancel")
+        eventually(lambda: not is_running(child), "the end of the cancelled tree")
     assert ats.tasks[long]["status"] == "cancelled"
     trace_id = uuid5(NAMESPACE_URL, f"{ats.url}/tasks/{second}").hex
 
     def seen() -> list[Seen]:
         return [span for span in collector.spans if span.trace_id == trace_id]
 
-    eventually(lambda: len(seen()) >= 12, 10, "the spans of two attempts")
+    eventually(lambda: len(seen()) >= 12, "the spans of two attempts")
     spans = seen()
     assert Counter(span.name.partition(" ")[0] for span in spans) == dict.fromkeys(
         ("claim", "enqueue", "attempt", "start", "run", "report"), 2
@@ -102,14 +102,16 @@ def test_the_main_job_on_a_foreign_service(ats: FakeAts, fleet: Stack, collector
 )
 def test_losing_redis_starts_nothing_twice(ats: FakeAts, fleet: Stack):
     """All that Redis knew is lost while an attempt runs: its message is sent again, and no second attempt begins."""
-    ident = add(ats, fleet, duration_s=3.0)
-    eventually(lambda: fleet.tick_lines(ident), 15, "the task running")
+    go = fleet.directory / "go"
+    ident = add(ats, fleet, duration_s=300, until=str(go))
+    eventually(lambda: fleet.tick_lines(ident), "the task running")
     fleet.redis.flush()
     fleet.redis.kill()
     fleet.redis.start()
     ingress, worker = fleet.processes
     ingress.wait_event("message_lost_enqueued_again", task=str(ident))
     worker.wait_event("attempt_dropped", task=str(ident))
+    go.touch()
     ended(ats, ident, "completed")
     assert len(worker.find("attempt_started")) == 1
     assert len({line["pid"] for line in fleet.tick_lines(ident)}) == 1

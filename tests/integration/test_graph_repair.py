@@ -56,9 +56,9 @@ class Broken:
 
     def armed(self, chains: int, chords: int) -> None:
         """Wait until so many tasks wait for one gate, of the chords the last one."""
-        eventually(lambda: len(self.keys("dispatch:graph:*:parked:*")) == chains + chords, 10, "tasks with gates")
+        eventually(lambda: len(self.keys("dispatch:graph:*:parked:*")) == chains + chords, "tasks with gates")
         counted = "dispatch:celery-taskset-meta-*.j"
-        eventually(lambda: len(self.keys(counted)) == chords, 10, "chords whose first gate was counted")
+        eventually(lambda: len(self.keys(counted)) == chords, "chords whose first gate was counted")
 
     def tries(self, ident: int) -> list[int]:
         """Return which tries the sweep made for a task."""
@@ -81,13 +81,15 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     world = broken.world
     done = world.create()
     world.wait([done], "completed")
-    root = world.create(duration_s=1.5)
+    go = world.stack.directory / "go"
+    root = world.create(duration_s=300, until=str(go))
     stuck = world.create(root, done)
-    (chord_of_stuck,) = eventually(broken.chords, 10, "its chord")
+    (chord_of_stuck,) = eventually(broken.chords, "its chord")
     chain, chord = world.create(root), world.create(root, done)
     broken.armed(chains=1, chords=2)
     broken.forget(chord_of_stuck)
     broken.lose()
+    go.touch()
     world.wait([root], "completed")
     broken.ingress.wait_event("gate_not_sent", count=3)
     broken.mend()
@@ -95,10 +97,12 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     assert (broken.tries(chain), broken.tries(chord), broken.tries(stuck)) == ([1], [1], [1, 2])
     assert {event["task"] for event in broken.ingress.find("task_released")} == {str(chain), str(chord)}
 
-    root, bad = world.create(duration_s=1.0), world.create(duration_s=0.5, exits=[1])
+    go = world.stack.directory / "go-on"
+    root, bad = (world.create(duration_s=300, until=str(go), exits=exits) for exits in ([0], [1]))
     chain, chord, failed = world.create(root), world.create(root, done), world.create(root, bad)
-    eventually(lambda: len(broken.keys("dispatch:graph:*:parked:*")) == 3, 10, "three tasks with gates")
+    eventually(lambda: len(broken.keys("dispatch:graph:*:parked:*")) == 3, "three tasks with gates")
     broken.lose()
+    go.touch()
     world.wait([chain, chord], "completed")
     world.wait([failed], "failed")
     assert broken.tries(chain) == broken.tries(chord) == broken.tries(failed) == [1, 2]
@@ -106,5 +110,5 @@ def test_lost_gates_are_sent_again_and_then_done_without(broken: Broken):
     assert f"#{bad} (failed)" in world.reason(failed)
     broken.mend()
     world.check_order()
-    eventually(lambda: all(key.endswith("epoch") for key in broken.keys("dispatch:graph:*")), 5, "an empty registry")
-    eventually(lambda: not broken.chords(), 8, "no parts of chords")
+    eventually(lambda: all(key.endswith("epoch") for key in broken.keys("dispatch:graph:*")), "an empty registry")
+    eventually(lambda: not broken.chords(), "no parts of chords")

@@ -65,7 +65,7 @@ def test_queues_and_classes(stack: Stack) -> None:
     both = [create(stack, gpu=True, two=True) for _ in range(2)]
     plain = [create(stack, gpu=False) for _ in range(3)]
     for task_id in (*gpu, *two, *both, *plain):
-        stack.wait_task(task_id, "completed", timeout_s=30)
+        stack.wait_task(task_id, "completed")
     assert most_at_once(stack, gpu + both) == 1
     assert most_at_once(stack, two + both) == 2
     first_plain = min(span[0] for task_id in plain for span in spans_of(stack, task_id))
@@ -73,6 +73,6 @@ def test_queues_and_classes(stack: Stack) -> None:
     assert {stack.task(task_id)["status"] for task_id in waiting} == {"pending"}
     big = stack.start_worker(2, {}, queues="big")
     for task_id in waiting:
-        stack.wait_task(task_id, "completed", timeout_s=30)
+        stack.wait_task(task_id, "completed")
     assert started_by(big) == set(waiting)
-    eventually(lambda: not holders(stack, "gpu") and not holders(stack, "two"), 5, "all places given back")
+    eventually(lambda: not holders(stack, "gpu") and not holders(stack, "two"), "all places given back")

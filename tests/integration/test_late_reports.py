@@ -24,7 +24,7 @@ def test_a_result_is_recorded_without_a_restart_of_its_worker() -> None:
         done = stack.directory / "done"
         kept, lost = (stack.create(tick={"until": str(done), "duration_s": 60})["id"] for _ in range(2))
         for ident in (kept, lost):
-            eventually(lambda ident=ident: stack.tick_lines(ident), 10, f"task {ident} running")
+            eventually(lambda ident=ident: stack.tick_lines(ident), f"task {ident} running")
         service.kill()
         done.touch()
         worker.wait_event("report_left_in_spool", count=2)

@@ -74,7 +74,7 @@ class Faces:
         }
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         parts = urlsplit(self.client.url)
-        line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+        line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         accepted = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         with contextlib.closing(line):
             line.request("POST", "/mcp", json.dumps(body), accepted)

@@ -22,8 +22,10 @@ CALLS = [
 ]
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("keys", [False, True], ids=["open", "keyed"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "keys", [pytest.param(False, id="open", marks=pytest.mark.slow), pytest.param(True, id="keyed")]
+)
 def test_an_independent_client_lists_and_calls(tmp_path: Path, keys: bool) -> None:
     """It reads the same tools, the same results and the same refusal as the official one."""
     with ToolService(tmp_path, keys=keys) as service:

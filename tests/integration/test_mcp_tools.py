@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from mcp import Client, StdioServerParameters
 from dispatch.service.mcp.server import INSTRUCTIONS
 from dispatch.service.tools.registry import PROFILES, TOOLS
 from tests.support.cli import Cli
+from tests.support.promises import promised
 from tests.support.service import ServiceProcess
 
 if TYPE_CHECKING:
@@ -111,13 +111,12 @@ async def test_a_call_that_waits_is_woken_by_a_new_task(connect: Connect, servic
     project = f"p-{uuid.uuid4().hex[:8]}"
     async with connect() as client, Client(f"{service.url}/mcp") as author:
         await created(author, project, needs=["other"])
-        waiting = asyncio.create_task(call(client, "claim_next", project_key=project, agent_id=WORKER, wait_s=20))
+        waiting = asyncio.create_task(call(client, "claim_next", project_key=project, agent_id=WORKER, wait_s=50))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(waiting), 0.5)
         task_id = await created(author, project)
-        began = time.monotonic()
-        assert (await waiting)["task_id"] == task_id
-        assert time.monotonic() - began < 10
+        with promised(10, "the wake-up"):
+            assert (await waiting)["task_id"] == task_id
 
 
 @WAITING
@@ -133,7 +132,7 @@ async def test_a_wait_that_was_cancelled_takes_no_task(connect: Connect, service
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(service.process.wait_event, "call_cancelled", 15.0, count=before + 1)
+        await asyncio.to_thread(service.process.wait_event, "call_cancelled", count=before + 1)
         task_id = await created(author, project)
         begun = await call(author, "claim_next", project_key=project, agent_id=OTHER, wait_s=5)
         assert (begun["claimed"], begun["task_id"]) == (True, task_id)

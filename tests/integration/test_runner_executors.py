@@ -17,7 +17,8 @@ from dispatch.ats.model import Task
 from dispatch.core.routing import Executor
 from dispatch.runner.executors import Assignment
 from dispatch.runner.unsealing import NotAcceptedError, Work
-from tests.support.runner_driver import Worker, eventually
+from tests.support.processes import eventually
+from tests.support.runner_driver import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +58,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.got.append((dict(self.headers), json.loads(body)))
-                outer.hold.wait(10)
+                outer.hold.wait(60)
                 status, headers, text = outer.answer
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(text)), **headers}.items():

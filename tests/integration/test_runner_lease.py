@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ import pytest
 
 from dispatch import log
 from dispatch.runner import spool
-from dispatch.runner.tree import boottime
 from tests.support.children import command
-from tests.support.runner_driver import Worker, dead_within, eventually
+from tests.support.processes import eventually
+from tests.support.promises import promised
+from tests.support.runner_driver import Worker, dead
 from tests.support.runner_host import ScriptedGateway
 
 if TYPE_CHECKING:
@@ -46,12 +48,13 @@ def files(worker: Worker, *parts: str) -> list[str]:
 
 def test_lease_is_renewed_at_a_quarter(start: Start) -> None:
     """Renewals come every quarter of the lease, and an attempt may outlive many leases."""
-    worker = start(["sleep", "1.3"], lease_s=0.8)
+    worker = start(["sleep", "2.8"], lease_s=2.0)
     assert worker.result()["reason"] == "success"
     times = [call["at"] for call in worker.calls("renew")]
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert len(times) >= 4
-    assert all(0.19 < gap < 0.45 for gap in gaps)
+    assert len(times) >= 3
+    # One of them may be late on a busy machine; a wrong period makes all of them so.
+    assert 0.45 < statistics.median(gaps) < 1.0
 
 
 def test_short_attempts_pay_for_no_keeper(start: Start) -> None:
@@ -70,11 +73,11 @@ def test_cancel_by_wake_up_kills_the_tree_within_a_second(start: Start, tmp_path
     eventually(lambda: worker.events("attempt_started"))
     worker.mood("renew.cancelled")
     fd = os.open(tmp_path / "wake", os.O_WRONLY)
-    asked_at = boottime()
-    os.write(fd, b"8\n")
-    os.write(fd, b"7\n")
+    with promised(1.0, "the end of the tree"):
+        os.write(fd, b"8\n")
+        os.write(fd, b"7\n")
+        eventually(lambda: dead(family), "the end of the tree")
     os.close(fd)
-    dead_within(family, 1.0 - (boottime() - asked_at))
     assert worker.result()["reason"] == "cancelled"
     assert worker.reports() == []
 
@@ -89,58 +92,60 @@ def test_wake_up_for_another_task_costs_nothing(start: Start, tmp_path: Path) ->
 
 def test_cancel_is_heard_with_the_renewal(start: Start, tmp_path: Path) -> None:
     """Without any wake-up the next renewal brings the news."""
-    worker = start(command("hang", tmp_path / "pid"), lease_s=1.0)
+    worker = start(command("hang", tmp_path / "pid"), lease_s=2.0)
     worker.noted("../pid", 1)
     worker.mood("renew.cancelled")
-    assert worker.result(2)["reason"] == "cancelled"
+    assert worker.result()["reason"] == "cancelled"
     assert worker.reports() == []
 
 
 def test_cancel_works_while_draining(start: Start, tmp_path: Path) -> None:
     """Renewals, and with them cancel, go on during a drain."""
-    worker = start(command("hang", tmp_path / "pid"), lease_s=1.0, execution={"drain_s": 60})
+    worker = start(command("hang", tmp_path / "pid"), lease_s=2.0, execution={"drain_s": 60})
     worker.noted("../pid", 1)
     worker.signal("child", 15)
     count = len(worker.calls("renew"))
     eventually(lambda: len(worker.calls("renew")) > count + 1)
     worker.mood("renew.cancelled")
-    assert worker.result(2)["reason"] == "cancelled"
+    assert worker.result()["reason"] == "cancelled"
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 30.0])
 def test_lost_lease_kills_at_once(start: Start, tmp_path: Path, grace_s: float) -> None:
     """T3: a stale token on renewal kills without grace, reports nothing, and loses no time."""
-    worker = start(command("family", tmp_path / "pids", "ignore"), lease_s=0.8, execution={"grace_s": grace_s})
+    worker = start(command("family", tmp_path / "pids", "ignore"), lease_s=2.0, execution={"grace_s": grace_s})
     family = worker.noted("../pids", 4)
     worker.mood("renew.stale")
-    assert worker.result(2)["reason"] == "lease_lost"
-    dead_within(family, 0.0)
+    with promised(2.0, "the end of the attempt"):
+        assert worker.result()["reason"] == "lease_lost"
+    assert dead(family)
     assert worker.reports() == []
 
 
 def test_silent_service_ends_the_attempt_before_the_lease(start: Start, tmp_path: Path) -> None:
     """T2: whatever keeps renewals from succeeding, they are tried again until three quarters, then the tree dies."""
-    worker = start(command("hang", tmp_path / "pid"), lease_s=1.2)
+    lease_s = 2.4
+    worker = start(command("hang", tmp_path / "pid"), lease_s=lease_s)
     (leader,) = worker.noted("../pid", 1)
     eventually(lambda: worker.calls("renew"))
+    worker.mood("renew.unavailable")
     worker.mood("renew.auth", 1)
     worker.mood("renew.unknown", 1)
-    worker.mood("renew.unavailable")
-    result = worker.result(3)
+    result = worker.result()
     assert result["reason"] == "lease_lost"
-    granted_at = [call["at"] for call in worker.calls("renew")][-20:]
+    granted_at = [call["at"] for call in worker.calls("renew")]
     failures = worker.events("lease_renewal_failed")
     assert len(failures) >= 3
     # The last success was the last call before the failures began.
     last_success = granted_at[-len(failures) - 1]
-    assert 0.75 * 1.2 - 0.05 < result["at"] - last_success < 1.2
-    dead_within([leader], 0.0)
+    assert 0.75 * lease_s - 0.05 < result["at"] - last_success < lease_s
+    assert dead([leader])
     assert worker.reports() == []
 
 
 def test_short_outage_kills_nothing(start: Start) -> None:
     """T1: a service that comes back before three quarters of the lease finds the attempt alive."""
-    worker = start(["sleep", "1.5"], lease_s=2.0)
+    worker = start(["sleep", "3"], lease_s=4.0)
     eventually(lambda: worker.calls("renew"))
     worker.mood("renew.unavailable", 5)
     assert worker.result()["reason"] == "success"
@@ -149,22 +154,21 @@ def test_short_outage_kills_nothing(start: Start) -> None:
 
 def test_hanging_renewal_does_not_hold_the_kill(start: Start, tmp_path: Path) -> None:
     """T7: a renewal that never returns does not keep the main thread from stopping the attempt in time."""
-    worker = start(command("hang", tmp_path / "pid"), lease_s=1.0)
+    worker = start(command("hang", tmp_path / "pid"), lease_s=2.0)
     worker.noted("../pid", 1)
     worker.mood("renew.hang")
-    began = boottime()
-    assert worker.result(3)["reason"] == "lease_lost"
-    assert boottime() - began < 1.5
+    with promised(2.5, "the end of the attempt"):
+        assert worker.result()["reason"] == "lease_lost"
 
 
 def test_report_survives_an_outage(start: Start) -> None:
     """T5: a result that cannot be delivered is on disk, private, while the lease is kept; then delivered once."""
-    worker = start(["echo", "precious"], lease_s=1.0, moods={"complete.unavailable": None})
+    worker = start(["echo", "precious"], lease_s=2.0, moods={"complete.unavailable": None})
     eventually(lambda: files(worker) == ["7-5-complete.json"])
     path = worker.directory / "data" / "spool" / "7-5-complete.json"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
-    eventually(lambda: len(worker.calls("renew")) >= 4, 5.0, "the lease is kept past its first length")
+    eventually(lambda: len(worker.calls("renew")) >= 4, "the lease is kept past its first length")
     worker.better("complete.unavailable")
     assert worker.result()["reason"] == "success"
     eventually(lambda: worker.events("report_delivered"))

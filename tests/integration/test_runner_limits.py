@@ -17,7 +17,8 @@ import pytest
 from dispatch.runner import tree
 from tests.support.children import command
 from tests.support.groups import BY_KERNEL, groups_of, is_in_group_of
-from tests.support.runner_driver import FakeService, Worker, dead_within, eventually
+from tests.support.processes import eventually
+from tests.support.runner_driver import FakeService, Worker, dead, dead_within
 
 Start = Callable[..., Worker]
 MIB = 1 << 20
@@ -36,7 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def make(argv: list[str], *, by_kernel: bool, execution: dict[str, Any], **config: Any) -> Worker:
         execution = {**execution, "attempt_limits": "auto" if by_kernel else "watched"}
-        config = {"main": True, "tasks_url": service.tasks_url, "linger_s": 10, "execution": execution, **config}
+        config = {"main": True, "tasks_url": service.tasks_url, "linger_s": 60, "execution": execution, **config}
         workers.append(Worker(tmp_path / f"worker{len(workers)}", argv, **config))
         return workers[-1]
 
@@ -91,7 +92,7 @@ def test_no_group_outlives_its_worker(start: Start, tmp_path: Path, victim: str)
     assert is_in_group_of([process.pid for process in family], child) is BY_KERNEL
     worker.signal(victim, signal.SIGKILL)
     dead_within(family, 1.0)
-    eventually(lambda: not groups_of(child), 2.0, f"groups {groups_of(child)}")
+    eventually(lambda: not groups_of(child), f"groups {groups_of(child)}")
 
 
 def test_a_drained_worker_leaves_no_group(start: Start, tmp_path: Path) -> None:
@@ -104,9 +105,9 @@ def test_a_drained_worker_leaves_no_group(start: Start, tmp_path: Path) -> None:
     family = worker.noted("../pids", 4)
     child = worker.pid("child")
     worker.signal("main", signal.SIGTERM)
-    dead_within(family, 2.0)
+    eventually(lambda: dead(family), "the end of the tree")
     assert worker.result()["reason"] == "shutdown"
-    eventually(lambda: not groups_of(child), 2.0)
+    eventually(lambda: not groups_of(child))
     assert worker.reports()[0]["counted"] is False
 
 
@@ -122,9 +123,9 @@ def test_what_dead_workers_left_is_removed_at_the_next_start(start: Start, tmp_p
     assert all(tree.alive(process) for process in family)
     assert bool(groups_of(child)) is BY_KERNEL
     second = start(["true"], by_kernel=BY_KERNEL, execution=PROCESSES)
-    dead_within(family, 5.0)
+    eventually(lambda: dead(family), "the end of the tree")
     assert second.result()["reason"] == "success"
-    eventually(lambda: not groups_of(child), 2.0)
+    eventually(lambda: not groups_of(child))
 
 
 def test_an_executor_may_have_limits_of_its_own(start: Start, tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.runner_driver import Worker, eventually
+from tests.support.processes import eventually
+from tests.support.promises import promised
+from tests.support.runner_driver import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,14 +30,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
         workers.append(Worker(tmp_path / f"worker{len(workers)}", ["sh", "-c", script], **config))
         return workers[-1]
 
-    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "fifo-2"):
+        os.mkfifo(tmp_path / name)
     yield make
     assert [process for worker in workers for process in worker.close()] == []
 
 
-def go_on(tmp_path: Path) -> None:
-    """Let the command end."""
-    (tmp_path / "fifo").write_text("\n")
+def go_on(tmp_path: Path, name: str = "fifo") -> None:
+    """Let the command go on. Each wait has a name of its own: who opens one again may still see the end of the last."""
+    (tmp_path / name).write_text("\n")
 
 
 def test_a_running_attempt_shows_what_it_writes(start: Start, tmp_path: Path) -> None:
@@ -55,18 +58,19 @@ def test_a_service_that_hangs_costs_log_lines_only(start: Start, tmp_path: Path)
     worker = start(SHELL, task={"title": "t"}, moods={"say.hang": None})
     eventually(lambda: worker.calls("say"))
     go_on(tmp_path)
-    assert worker.result(3.0)["reason"] == "success"
+    with promised(3.0, "the end of the attempt"):
+        assert worker.result()["reason"] == "success"
     assert worker.calls("complete")
 
 
 @pytest.mark.parametrize(("mood", "sent"), [("unavailable", 2), ("unanswered", 1)])
 def test_a_service_that_was_away_gets_every_line_once(start: Start, tmp_path: Path, mood: str, sent: int) -> None:
     """What it did not take comes again, what it took without saying so does not; then come the next lines."""
-    worker = start(SHELL + "; read x < fifo", task={"title": "t"}, moods={f"say.{mood}": 1})
+    worker = start(SHELL + "; read x < fifo-2", task={"title": "t"}, moods={f"say.{mood}": 1})
     eventually(lambda: worker.events("live_output_delayed"))
     go_on(tmp_path)
-    *first, last = eventually(lambda: len(said := worker.calls("say")) > sent and said, 8.0)
+    *first, last = eventually(lambda: len(said := worker.calls("say")) > sent and said)
     assert len({said["text"] for said in first}) == 1
     assert last["text"] == "three"
-    go_on(tmp_path)
+    go_on(tmp_path, "fifo-2")
     assert worker.result()["reason"] == "success"

@@ -65,7 +65,7 @@ class Confidence:
 
     def held(self) -> int:
         """Wait until the second attempt of the waiting task runs, and return the child's pid."""
-        eventually(self.hold.exists, 15, f"the child of version {self._version}")
+        eventually(self.hold.exists, f"the child of version {self._version}")
         return int(self.hold.read_text())
 
     def check(self) -> None:
@@ -89,7 +89,7 @@ class Confidence:
     def check_told(self) -> None:
         """Whom the sealed part names was called once for each end, and told that it ended and nothing else."""
         for ident, name, status in ((self.waiting, "waiting", "completed"), (self.failing, "failing", "failed")):
-            (called,) = eventually(lambda name=name: self._called(name), 15, f"a call about {name}")
+            (called,) = eventually(lambda name=name: self._called(name), f"a call about {name}")
             body = called.json
             assert (body["task_id"], body["status"], body["result"]) == (ident, status, None)
             assert body["encrypted"] is True
@@ -136,7 +136,7 @@ def receiver() -> Iterator[Receiver]:
         yield found
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(480)
 def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Stack], receiver: Receiver) -> None:
     """C2, C8: with dependency, retry, failure, callbacks and messages, while a child runs and afterwards."""
     stack = make_stack(
@@ -166,7 +166,7 @@ def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Sta
         hold = temporary / "plain.pid"
         orders = {"says": [open_ones.new("output")], "holds": [str(hold)]}
         plain = stack.create(open_ones.new("title"), payload=orders)["id"]
-        eventually(lambda: [one for one in thread_of(stack, plain) if one["kind"] == "log"], 15, "live output")
+        eventually(lambda: [one for one in thread_of(stack, plain) if one["kind"] == "log"], "live output")
         # Key files are open only while they are read, and never in a child.
         assert not [place for place, data in canaries.processes(children) if str(keys).encode() in data]
         assert hidden.found(everywhere(stack, keys, watch, receiver)) == set()
@@ -175,9 +175,7 @@ def test_nothing_of_a_sealed_task_is_left_anywhere(make_stack: Callable[..., Sta
             one.check()
         for one in told:
             one.check_told()
-        eventually(
-            lambda: [one for one in list(receiver.requests) if one.path.endswith("/sendMessage")], 15, "a message"
-        )
+        eventually(lambda: [one for one in list(receiver.requests) if one.path.endswith("/sendMessage")], "a message")
         assert stack.wait_task(plain)["status"] == "completed"
         assert hidden.found(everywhere(stack, keys, watch, receiver)) == set()
         # The search finds what is there: words in the open, and the key in its file.

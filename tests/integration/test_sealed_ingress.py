@@ -120,7 +120,8 @@ def test_chain_and_diamond_of_sealed_and_plain_tasks(sealed: SealedWorld):
     Redis never sees more of them than ids, also where only sealed tasks are accepted.
     """
     world = sealed.world
-    root = sealed.create(duration_s=0.8, version=1)
+    go = world.stack.directory / "go"
+    root = sealed.create(duration_s=300, until=str(go), version=1)
     chain = [sealed.create(root, version=1)]
     early = sealed.create(chain[0] + 2)  # it is created before what it needs
     chain += [sealed.create(chain[0])]
@@ -131,9 +132,10 @@ def test_chain_and_diamond_of_sealed_and_plain_tasks(sealed: SealedWorld):
     uuid = world.task(root).get("uuid")
     by_uuid = [sealed.create(root, written=[uuid])] if uuid else []
     waiting = [*chain, early, *diamond, last, *by_uuid]
-    eventually(lambda: world.began(root), 10, "the root running")
+    eventually(lambda: world.began(root), "the root running")
     seen = in_redis(world)
     assert sealed.held(*waiting)
+    go.touch()
     world.wait(world.needs, "completed")
     world.check_order()
     seen += in_redis(world)
@@ -198,7 +200,7 @@ def test_who_is_called_stands_inside_the_seal(sealed: SealedWorld):
     forged["payload"]["callback_url"] = outer
     refused = sealed.put(forged)
     sealed.world.wait([refused], "failed")
-    (told,) = eventually(lambda: sealed.receiver.at("/inner"), 10, "the callback")
+    (told,) = eventually(lambda: sealed.receiver.at("/inner"), "the callback")
     assert not sealed.receiver.at("/outer"), "that task had ended before"
     assert (told.path, told.json["task_id"], told.json["status"]) == ("/inner", ident, "completed")
     assert told.json["result"] is None
@@ -213,7 +215,7 @@ def test_what_a_sealed_task_waits_for_is_shown_without_a_key(
     cli = CliHere(monkeypatch, capfd, tmp_path)
     env = {**sealed.world.stack.env, "DISPATCH_DATA_DIR": str(tmp_path / "no-keys-here")}
     cli.env(**{name: value for name, value in env.items() if name.startswith("DISPATCH_")})
-    root = sealed.create(until=str(tmp_path / "go"), duration_s=60)
+    root = sealed.create(until=str(tmp_path / "go"), duration_s=300)
     waiting = sealed.create(root)
     missing = sealed.create(root, 987_654)
     sealed.world.wait([root], "in_progress")
@@ -221,11 +223,9 @@ def test_what_a_sealed_task_waits_for_is_shown_without_a_key(
     def codes(ident: int) -> dict[str, str]:
         return {one["code"]: one["text"] for one in cli("why", str(ident), "--json").json["reasons"]}
 
-    eventually(lambda: "WAITING_FOR_DEPENDENCIES" in codes(waiting), 5, "the reason")
+    eventually(lambda: "WAITING_FOR_DEPENDENCIES" in codes(waiting), "the reason")
     assert codes(waiting) == {"WAITING_FOR_DEPENDENCIES": f"It waits for #{root} (in_progress)."}
-    assert "DEPENDENCY_MISSING" in eventually(
-        lambda: "DEPENDENCY_MISSING" in codes(missing) and codes(missing), 5, "it"
-    )
+    assert "DEPENDENCY_MISSING" in eventually(lambda: "DEPENDENCY_MISSING" in codes(missing) and codes(missing), "it")
     tree = cli("deps", "--status", "pending").out
     assert f"waits for #{root} in_progress" in tree
     assert f"#{root} in_progress" in cli("deps", "--task", str(waiting)).out
@@ -248,19 +248,21 @@ def test_a_copy_of_a_sealed_message_calls_nobody(sealed: SealedWorld):
     # What is told later than the copies' ends would have been shows that these were passed over.
     last = sealed.put(sealed.fields(callback_url=f"{sealed.receiver.url}/last"))
     sealed.world.wait([last], "completed")
-    eventually(lambda: sealed.receiver.at("/last"), 10, "the callback of a later task")
+    eventually(lambda: sealed.receiver.at("/last"), "the callback of a later task")
     assert [told.json["task_id"] for told in sealed.receiver.at("/inner")] == [original]
 
 
 def test_edits_count_while_a_task_waits(sealed: SealedWorld):
     """A sealed task that is sealed anew goes by what it names now, whether that is less or more."""
     world = sealed.world
-    long, short = world.create(duration_s=30), world.create(duration_s=1.0)
+    go = world.stack.directory / "go-short"
+    long, short = world.create(duration_s=300), world.create(duration_s=300, until=str(go))
     freed, held = sealed.create(long), sealed.create(short)
-    eventually(lambda: world.began(long) and world.began(short), 10, "both running")
+    eventually(lambda: world.began(long) and world.began(short), "both running")
     world.do(freed, "patch", **sealed.fields())
     world.do(held, "patch", **sealed.fields(freed, long))
     world.needs |= {freed: [], held: [freed, long]}
+    go.touch()
     world.wait([freed, short], "completed")
     assert sealed.held(held)
     world.do(held, "patch", **sealed.fields(freed, version=1))
@@ -295,10 +297,10 @@ def test_circles_through_sealed_tasks_fail(sealed: SealedWorld):
 def test_lost_redis_and_a_new_ingress_strand_no_sealed_task(sealed: SealedWorld):
     """FLUSHALL and kill -9 of the ingress while sealed tasks wait: each still runs in order, or fails."""
     world = sealed.world
-    root, doomed = sealed.create(duration_s=1.5), sealed.create(duration_s=30)
+    root, doomed = sealed.create(duration_s=1.5), sealed.create(duration_s=300)
     good, bad = sealed.create(root), sealed.create(root, doomed)
     last, tail = world.create(good), sealed.create(bad)
-    eventually(lambda: world.began(root) and world.began(doomed), 10, "both roots running")
+    eventually(lambda: world.began(root) and world.began(doomed), "both roots running")
     world.stack.redis.flush()
     ingress = next(p for p in world.stack.processes if p.name == "ingress" and p.exit_code is None)
     ingress.kill()

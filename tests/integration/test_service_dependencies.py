@@ -55,13 +55,13 @@ def listening(service: ServiceProcess, **subscription: Any) -> Iterator[Callable
     """Subscribe; the value returns every frame until now, because a ping's answer comes after all of them."""
     with connect(service.url.replace("http", "ws", 1) + "/ws", compression=None, proxy=None) as socket:
         socket.send(json.dumps({"type": "subscribe", **subscription}))
-        while json.loads(socket.recv(timeout=5))["type"] != "subscribed":
+        while json.loads(socket.recv(timeout=60))["type"] != "subscribed":
             pass
 
         def drained() -> list[Any]:
             socket.send('{"type":"ping"}')
             found = []
-            while (frame := json.loads(socket.recv(timeout=5)))["type"] != "pong":
+            while (frame := json.loads(socket.recv(timeout=60)))["type"] != "pong":
                 found.append(frame)
             return found
 

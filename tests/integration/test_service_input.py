@@ -273,7 +273,7 @@ def test_oversized_bodies_are_413(service: ServiceProcess, task: Any, path: str,
 def test_a_chunked_body_is_capped_while_it_is_read(service: ServiceProcess) -> None:
     """Without Content-Length the cap still holds."""
     host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(b"POST /tasks/1/claim HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(20):
             raw.sendall(b"2000\r\n" + b" " * 8192 + b"\r\n")
@@ -283,7 +283,7 @@ def test_a_chunked_body_is_capped_while_it_is_read(service: ServiceProcess) -> N
 
 def _raw(service: ServiceProcess, request: bytes) -> bytes:
     host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(request)
         raw.shutdown(socket.SHUT_WR)
         answer = b""

@@ -15,7 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.promises import promised
 from tests.support.service import Client, ServiceProcess
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ class Listener:
         self.socket.send(json.dumps({"type": "subscribe", **subscription}))
         self.next()
 
-    def next(self, timeout_s: float = 5.0) -> Any:
+    def next(self) -> Any:
         """Return the next frame."""
-        return json.loads(self.socket.recv(timeout=timeout_s))
+        return json.loads(self.socket.recv(timeout=PATIENCE_S))
 
     def drained(self) -> list[Any]:
         """Return every frame until now."""
@@ -73,13 +74,12 @@ class Listener:
             found.append(frame)
         return found
 
-    def until_closed(self, timeout_s: float = 3.0) -> tuple[list[Any], int]:
+    def until_closed(self) -> tuple[list[Any], int]:
         """Return what still comes, and the code with which the service closes."""
         found = []
-        deadline = time.monotonic() + timeout_s
         while True:
             try:
-                found.append(self.next(max(0.0, deadline - time.monotonic())))
+                found.append(self.next())
             except ConnectionClosed as exc:
                 return found, exc.rcvd.code if exc.rcvd else 0
 
@@ -103,7 +103,7 @@ def listen() -> Iterator[Any]:
 
 
 def _whole_answer(service: ServiceProcess, path: str, token: str | None) -> tuple[int, dict[str, str], Any]:
-    connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(service.url.removeprefix("http://"), timeout=60)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
@@ -195,26 +195,25 @@ def test_a_revoked_key_is_out_at_once_under_load(keyed: ServiceProcess, listen: 
     keyed.revoke_key(key_id)
     revoked_at.append(time.monotonic())
     keyed.client(token=other).create(title="after the revocation")
+    with promised(3.0, "the end of the socket"):
+        frames, code = listener.until_closed()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert {status for _, status in late} <= {401}
-    frames, code = listener.until_closed()
     assert code == POLICY_VIOLATION
     assert "after the revocation" not in json.dumps(frames)
-    assert time.monotonic() - revoked_at[0] < 3
 
 
 def test_an_idle_socket_ends_with_its_key(keyed: ServiceProcess, listen: Any) -> None:
     """A key that expires or is revoked while nothing happens closes its socket within about a second."""
     key_id, text = keyed.make_key("revoked")
-    _, short = keyed.make_key("short", expires_s=1.5)
+    _, short = keyed.make_key("short", expires_s=3)
     listeners = [listen(keyed, text), listen(keyed, short)]
     keyed.revoke_key(key_id)
-    began = time.monotonic()
-    assert listeners[0].until_closed()[1] == POLICY_VIOLATION
-    assert time.monotonic() - began < 1.5
-    assert listeners[1].until_closed(5)[1] == POLICY_VIOLATION
+    with promised(1.5, "the end of the socket"):
+        assert listeners[0].until_closed()[1] == POLICY_VIOLATION
+    assert listeners[1].until_closed()[1] == POLICY_VIOLATION
     assert keyed.client(token=short).refused("GET", "/tasks")[0] == 401
 
 
@@ -508,7 +507,7 @@ def test_a_key_can_be_made_while_the_service_writes(service: ServiceProcess) -> 
     finally:
         stop.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     assert failed == []
 
 
@@ -532,7 +531,7 @@ def test_mcp_wants_the_same_key(keyed: ServiceProcess) -> None:
     def ask(method: str, token: str | None, **params: Any) -> tuple[int, str]:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         headers |= {"MCP-Protocol-Version": "2025-06-18", **({"Authorization": f"Bearer {token}"} if token else {})}
-        connection = http.client.HTTPConnection(keyed.url.removeprefix("http://"), timeout=10)
+        connection = http.client.HTTPConnection(keyed.url.removeprefix("http://"), timeout=60)
         try:
             body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
             connection.request("POST", "/mcp", body, headers)

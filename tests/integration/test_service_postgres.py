@@ -27,7 +27,8 @@ from dispatch.service.keys import KEPT_S
 from dispatch.service.postgres import PostgresStore
 from dispatch.service.server import open_store
 from tests.support.postgres import PostgresServer, shared_server
-from tests.support.processes import ROOT, eventually
+from tests.support.processes import PATIENCE_S, ROOT, eventually
+from tests.support.promises import FairClock, promised
 from tests.support.service import Client, ServiceProcess, Subscriber
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ class Load:
                 return None
         return None
 
-    def grown(self, count: int, timeout_s: float = 20) -> None:
+    def grown(self, count: int) -> None:
         """Wait until ``count`` more tasks were created."""
         goal = len(self.acknowledged) + count
-        eventually(lambda: len(self.acknowledged) >= goal, timeout_s, f"{count} tasks under load")
+        eventually(lambda: len(self.acknowledged) >= goal, f"{count} tasks under load")
 
     def end(self) -> None:
         """Stop the load."""
@@ -190,7 +191,7 @@ def test_services_tell_each_other_everything(
     expected = [seq for seq in logged_seqs(pair.database) if seq > before]
     assert len(expected) >= 500
     for subscriber in subscribers:
-        eventually(lambda subscriber=subscriber: len(subscriber.events) >= len(expected), 10, "all events")
+        eventually(lambda subscriber=subscriber: len(subscriber.events) >= len(expected), "all events")
         assert subscriber.seqs == expected
 
 
@@ -203,10 +204,10 @@ def test_a_quiet_service_hears_of_an_event_at_once(pair: Pair, subscribe: Callab
     eventually(lambda: len(subscriber.events) == 1)
     delays = []
     for count in range(2, 12):
-        began = time.monotonic()
-        client.create()
-        eventually(lambda count=count: len(subscriber.events) == count)
-        delays.append(time.monotonic() - began)
+        with FairClock() as clock:
+            client.create()
+            eventually(lambda count=count: len(subscriber.events) == count)
+        delays.append(clock.passed_s)
     assert sorted(delays)[5] < 0.5, delays
 
 
@@ -220,10 +221,12 @@ def test_every_service_knows_of_a_key_at_once(database: str, start: Callable[...
     assert statuses(None) == [200, 200]
     ident, text = services[0].make_key("agent-one")
     within_s = KEPT_S * 0.8
-    eventually(lambda: statuses(None) == [401, 401], within_s, "the end of calls without a key")
-    eventually(lambda: statuses(text) == [200, 200], within_s, "the key on both services")
+    with promised(within_s, "the key on both services"):
+        eventually(lambda: statuses(None) == [401, 401], "the end of calls without a key")
+        eventually(lambda: statuses(text) == [200, 200], "the key on both services")
     services[1].revoke_key(ident)
-    eventually(lambda: statuses(text) == [401, 401], within_s, "the end of the key on both services")
+    with promised(within_s, "the end of the key on both services"):
+        eventually(lambda: statuses(text) == [401, 401], "the end of the key on both services")
 
 
 def test_kill_9_of_one_service_leaves_the_other_in_charge(
@@ -241,7 +244,7 @@ def test_kill_9_of_one_service_leaves_the_other_in_charge(
     running.end()
     client = other.client()
     check_acknowledged(client, running.acknowledged)
-    eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", 10, "the expiry")
+    eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", "the expiry")
     assert not other.process.find("leases_extended")
     assert not other.process.find("store_unavailable")
 
@@ -279,11 +282,10 @@ def test_a_frozen_service_holds_up_the_others_for_seconds_only(pair: Pair, load:
     frozen, other = pair.services
     running = load(frozen, threads=4)
     running.grown(20)
-    eventually(lambda: _stopped_in_a_batch(pair.database, frozen), 20, "a stop in a batch")
+    eventually(lambda: _stopped_in_a_batch(pair.database, frozen), "a stop in a batch")
     client = other.client()
-    began = time.monotonic()
-    client.create()
-    assert time.monotonic() - began < 10
+    with promised(10, "a call beside the frozen service"):
+        client.create()
     client.create()
     frozen.process.signal(signal.SIGCONT)
     running.grown(20)
@@ -318,7 +320,7 @@ def test_a_restart_of_the_database_is_survived(
     check_acknowledged(client, running.acknowledged)
     expected = logged_seqs(database)
     for subscriber in subscribers:
-        eventually(lambda subscriber=subscriber: len(subscriber.events) >= len(expected), 10, "all events")
+        eventually(lambda subscriber=subscriber: len(subscriber.events) >= len(expected), "all events")
         assert subscriber.seqs == expected
     client.create()
     for service in services:
@@ -356,7 +358,7 @@ def _run(directory: Path, url: str, **env: str) -> subprocess.CompletedProcess[s
         **env,
     }
     return subprocess.run(
-        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -453,7 +455,7 @@ async def test_a_commit_without_an_answer_is_not_called_undone(database: str) ->
         with pytest.raises(OverloadedError, match="may or may not have been done"):
             await store.write(lambda tx: tasks.create(tx, None, ANN, tasks.NewTask("cut")))
         row = await store.write(lambda tx: tasks.create(tx, None, ANN, tasks.NewTask("next")))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(published) < 2:  # noqa: ASYNC110 - what is waited for is another task's doing
                 await asyncio.sleep(0.01)
         assert [event.task.title for event in published] == ["cut", "next"]

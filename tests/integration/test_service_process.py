@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import subprocess
@@ -18,8 +19,9 @@ from dispatch.ats.model import Actor
 from dispatch.errors import ConfigurationError, NoAddressError, OverloadedError
 from dispatch.service import tasks, tenants
 from dispatch.service.clock import Clock
-from dispatch.service.server import listen
+from dispatch.service.server import listen, run
 from dispatch.service.sqlite import SqliteStore
+from dispatch.settings import load
 from tests.support.processes import ROOT, eventually
 from tests.support.redis import free_port
 from tests.support.service import Client, ServiceProcess
@@ -103,15 +105,15 @@ def test_a_restart_extends_every_lease(tmp_path: Path) -> None:
     with ServiceProcess(tmp_path, DISPATCH_REGRANT_DELAY_S="0") as service:
         client = service.client()
         ref = client.create()["id"]
-        granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 1_500})
+        granted = client.post(f"/tasks/{ref}/claim", {"lease_duration": 2_500})
         service.kill()
-        time.sleep(1.6)  # longer than the lease: what is tested is what this time must not do
+        time.sleep(2.6)  # longer than the lease: what is tested is what this time must not do
         service.start()
         client = service.client()
         task = client.get(f"/tasks/{ref}")["task"]
         assert (task["status"], task["fencing_token"]) == ("in_progress", granted["lease"]["fencing_token"])
         client.post(f"/tasks/{ref}/start", {"fencing_token": 1, "runner": "r"})
-        eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending", 5)
+        eventually(lambda: client.get(f"/tasks/{ref}")["task"]["status"] == "pending")
         task = client.get(f"/tasks/{ref}")["task"]
         assert (task["attempts"], task["lease_losses"]) == (0, 1)
         assert client.post(f"/tasks/{ref}/claim", {})["lease"]["fencing_token"] == 2
@@ -121,25 +123,28 @@ def test_a_restart_extends_every_lease(tmp_path: Path) -> None:
 def _run(tmp_path: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DISPATCH_DATA_DIR": str(tmp_path), **settings}
     return subprocess.run(
-        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-m", "dispatch.service"], env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
 def test_what_cannot_start_says_why(service: ServiceProcess, tmp_path: Path) -> None:
     """A taken port, a taken database, a public address and a foreign database URL are one sentence and exit 78."""
-    taken = service.url.removeprefix("http://")
+    ended = _run(tmp_path, DISPATCH_BIND=service.url.removeprefix("http://"))
+    assert ended.returncode == 78, ended
+    assert "Address already in use" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    own = {"DISPATCH_CONFIG": "/dev/null", "DISPATCH_DATA_DIR": str(tmp_path)}
     for settings, word in (
-        ({"DISPATCH_BIND": taken}, "Address already in use"),
         ({"DISPATCH_BIND": "127.0.0.1:0"}, "Another task service"),
         ({"DISPATCH_BIND": "0.0.0.0:0"}, "loopback only"),
         ({"DISPATCH_BIND": "127.0.0.1"}, "host:port"),
         ({"DISPATCH_BIND": "127.0.0.1:0", "DISPATCH_DATABASE_URL": "mysql://x/y"}, "sqlite:///"),
         ({"DISPATCH_BIND": "127.0.0.1:0", "DISPATCH_DATABASE_URL": "sqlite:////proc/x/y.db"}, "cannot be opened"),
     ):
-        ended = _run(tmp_path, **settings)
-        assert ended.returncode == 78, ended
-        assert word in ended.stderr
-        assert len(ended.stderr.splitlines()) == 1
+        with pytest.raises(ConfigurationError, match=word) as caught:
+            asyncio.run(run(load(own | settings)))
+        assert caught.value.exit_code == 78
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_passes_by_itself_is_no_wrong_setting(tmp_path: Path) -> None:
@@ -234,4 +239,4 @@ def test_the_clock_ignores_steps_of_the_wall_clock(monkeypatch: pytest.MonkeyPat
     real = time.time_ns
     for hours in (-1, 1):
         monkeypatch.setattr(time, "time_ns", lambda hours=hours: real() + hours * 3_600_000_000_000)
-        assert 0 <= clock.now_ms() - before < 5_000
+        assert 0 <= clock.now_ms() - before < 60_000

@@ -70,7 +70,7 @@ def _frames(url: str, since: int) -> list[Any]:
         socket.send(json.dumps({"type": "subscribe", "extended": True, "thin": True, "since": since}))
         found = []
         while not found or found[-1].get("type") != "task.created" or len(found) < 4:
-            found.append(json.loads(socket.recv(5)))
+            found.append(json.loads(socket.recv(60)))
         return found
 
 
@@ -98,7 +98,7 @@ def test_a_subscriber_that_was_away_too_long_is_told(service: ServiceProcess) ->
                     return heard, feed.frames_ignored
         raise AssertionError
 
-    heard, ignored = asyncio.run(asyncio.wait_for(follow(), 10))
+    heard, ignored = asyncio.run(asyncio.wait_for(follow(), 60))
     assert isinstance(heard[0], Connected)
     assert [item.verb for item in heard[1:]] == ["cancelled", "created"]
     assert ignored == 0
@@ -109,7 +109,7 @@ def test_a_running_service_removes_by_itself(service: ServiceProcess) -> None:
     """Soon after its start it says how many of what it removed, without what is kept for ever; numbers go on."""
     service._settings |= {"DISPATCH_TASKS_KEEP_S": "86400", "DISPATCH_EVENTS_KEEP_S": "0"}
     service.start()
-    eventually(lambda: service.process.find("old_rows_removed"), 30, "the pruner")
+    eventually(lambda: service.process.find("old_rows_removed"), "the pruner")
     (line,) = service.process.find("old_rows_removed")
     assert line["removed"] == {"log_messages": 5, "tasks": 1}
     client = service.client()

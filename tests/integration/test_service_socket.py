@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE_S, eventually
 from tests.support.service import STORES, ServiceProcess, service_on
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Listener:
         """Close the connection."""
         self._stack.close()
 
-    def next(self, timeout_s: float = 5.0) -> Any:
+    def next(self) -> Any:
         """Return the next frame."""
-        return json.loads(self.socket.recv(timeout=timeout_s))
+        return json.loads(self.socket.recv(timeout=PATIENCE_S))
 
     def types(self, count: int) -> list[str]:
         """Return the types of the next frames."""
@@ -328,7 +328,7 @@ def test_a_client_that_does_not_read_is_dropped(service: ServiceProcess, client:
             client.create(channel="ws-slow", payload=payload)
         assert len(other.drained()) == 120
         assert _rss(service.process.pid) - before < 60_000_000
-        stuck.settimeout(20)
+        stuck.settimeout(PATIENCE_S)
         goodbye = _frame(0x88, struct.pack("!H", 1013), masked=False)
         received = b""
         while not received.endswith(goodbye):
@@ -370,9 +370,9 @@ def test_explain_knows_whether_an_executor_listens(service: ServiceProcess, clie
     reader, other = Listener(service, channels=["watched"]), Listener(service, thin=True, channels=["elsewhere"])
     executor = Listener(service, thin=True, extended=True, channels=["watched"])
     try:
-        eventually(lambda: code() == "OFFERED", 5, "the executor to be seen")
+        eventually(lambda: code() == "OFFERED", "the executor to be seen")
         executor.close()
-        eventually(lambda: code() == "NO_WORKER", 5, "the executor to be missed")
+        eventually(lambda: code() == "NO_WORKER", "the executor to be missed")
     finally:
         for listener in (reader, other, executor):
             listener.close()

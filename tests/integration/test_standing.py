@@ -81,7 +81,7 @@ def test_what_only_waits_is_not_stuck(fleet: Fleet, cli: CliHere) -> None:
     second = fleet.stack.create(depends_on=[first])["id"]
     third = fleet.stack.create(depends_on=[running, fleet.elsewhere()])["id"]
     fleet.stack.wait_task(running, "in_progress")
-    eventually(lambda: fleet.stack.task(running)["runner"], 10, "its start")
+    eventually(lambda: fleet.stack.task(running)["runner"], "its start")
     shown = cli("status", "--json").json
     held = {part: {ident for one in shown[part] for ident in one["tasks"]} for part in ("stuck", "waiting")}
     assert held["waiting"] == {str(first), str(second)}
@@ -101,7 +101,7 @@ def test_what_only_waits_is_not_stuck(fleet: Fleet, cli: CliHere) -> None:
 def paused(fleet: Fleet, cli: CliHere) -> Any:
     """An operator paused the channel."""
     assert cli("pause", "channel", "test", "--note", "disk full").code == 0
-    fleet.ingress.wait_event("steering_paused", timeout_s=2)
+    fleet.ingress.wait_event("steering_paused")
     return fleet.stack.create()["id"]
 
 
@@ -113,7 +113,7 @@ def depending(fleet: Fleet, cli: CliHere) -> Any:
 def backing_off(fleet: Fleet, cli: CliHere) -> Any:
     """Its executor said: not now."""
     task = fleet.stack.create(tick={"exits": [75], "duration_s": 0.1})["id"]
-    eventually(lambda: fleet.stack.task(task)["not_before"], 15, "the pause")
+    eventually(lambda: fleet.stack.task(task)["not_before"], "the pause")
     return task
 
 
@@ -154,8 +154,8 @@ def key_refused(fleet: Fleet, cli: CliHere) -> Any:
     """Somebody revoked the key of the fleet."""
     direct.transaction(fleet.database_url, lambda tx: keys.revoke(tx, fleet.fleet_key))
     task = fleet.stack.create()["id"]
-    fleet.ingress.wait_event("service_refuses_key", timeout_s=15)
-    eventually(lambda: "key_refused" in cli("status", "--json").out, 15, "the ingress showing it")
+    fleet.ingress.wait_event("service_refuses_key")
+    eventually(lambda: "key_refused" in cli("status", "--json").out, "the ingress showing it")
     return task
 
 
@@ -214,7 +214,6 @@ def test_why_and_status_say_what_it_is(
     task = set_up(fleet, cli)
     first = eventually(
         lambda: next((one for one in cli("why", str(task), "--json").json["reasons"] if one["code"] == code), None),
-        5,
         f"the reason {code}: {cli('why', str(task)).out}",
     )
     assert re.match(sentence, first["text"])

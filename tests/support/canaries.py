@@ -110,7 +110,7 @@ class RedisWatch:
 
     def __exit__(self, *_: object) -> None:
         self._monitor.connection.disconnect()
-        self._thread.join(5)
+        self._thread.join(60)
         self._client.close()
 
     def places(self) -> Iterator[tuple[str, bytes]]:

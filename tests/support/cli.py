@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from dispatch.cli.main import run
+from tests.support.processes import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ class Cli:
         """Run a command to its end, its output in pipes."""
         options = {} if stdin is None else {"stdin": subprocess.PIPE}
         process = self.start(*args, env=env, **options)
-        out, err = process.communicate(stdin, timeout=30)
+        out, err = process.communicate(stdin, timeout=PATIENCE_S)
         return Ended(process.returncode, out, err)
 
     def here(self, *args: str, env: Mapping[str, str] | None = None) -> Ended:
@@ -142,7 +143,7 @@ class Cli:
         *args: str,
         interrupt_at: str = "",
         steps: Sequence[tuple[str, bytes | tuple[int, int] | int]] = (),
-        timeout_s: float = 20.0,
+        timeout_s: float = PATIENCE_S,
     ) -> Ended:
         """Run a command on a terminal of its own, stderr included in ``out``; ``err`` tells of a terminal left raw.
 

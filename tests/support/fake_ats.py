@@ -117,13 +117,13 @@ class FakeAts:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
         self._thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
 
     def stop(self) -> None:
         """Close every connection and the port."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join(10)
+            self._thread.join(60)
             self._loop = None
 
     def _serve(self, ready: threading.Event) -> None:
@@ -165,7 +165,7 @@ class FakeAts:
     def run(self, coroutine: Any) -> Any:
         """Run something in the service's loop and wait for it."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def send_frame(self, frame: str | bytes) -> None:
         """Send a raw frame to every subscriber."""

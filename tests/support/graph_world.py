@@ -15,7 +15,7 @@ from dispatch.ats.client import Client
 from dispatch.ats.model import Actor
 from tests.support.fake_ats import FakeAts
 from tests.support.graph_plans import doomed_in
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE_S, eventually
 from tests.support.stack import FINISHED, Stack
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ class World:
         """Return a task as the service has it."""
         return self.ats.tasks[ident] if self.ats is not None else self.stack.task(ident)
 
-    def wait(self, idents: Iterable[int], *statuses: str, timeout_s: float = 20.0) -> None:
+    def wait(self, idents: Iterable[int], *statuses: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until all these tasks have one of these statuses, any in which a task ends if none is given."""
         wanted = statuses or FINISHED
         for ident in idents:
             what = f"task {ident} {' or '.join(wanted)}"
-            eventually(lambda i=ident: self.task(i)["status"] in wanted, timeout_s, what)
+            eventually(lambda i=ident: self.task(i)["status"] in wanted, what, timeout_s=timeout_s)
 
     def began(self, ident: int) -> float | None:
         """Return when the task's child began, by its own account."""

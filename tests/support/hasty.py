@@ -40,7 +40,7 @@ def hurry() -> None:
 
     deliveries.Deliveries._settle = settle_or_hang
     webhook.Webhooks.__init__ = lambda self, rules: make_webhooks(self, replace(rules, connect_s=1.5, total_s=2.0))
-    telegram.Telegram.__init__ = lambda self, *args: make_telegram(self, *args, timeout_s=1.0)
+    telegram.Telegram.__init__ = lambda self, *args: make_telegram(self, *args, timeout_s=2.0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dispatch.service import direct, keys
 from dispatch.service.access import Access
 from tests.support.database import put_database
 from tests.support.netns import HostProcess, Network
-from tests.support.processes import ROOT
+from tests.support.processes import PATIENCE_S, ROOT
 from tests.support.redis import ConfiguredRedis
 from tests.support.stack import Stack
 
@@ -38,7 +38,7 @@ class HostRedis(ConfiguredRedis):
     def _configuration(self) -> list[str]:
         return [*super()._configuration(), f"bind {self._address}"]
 
-    def start(self, timeout_s: float = 10.0) -> None:
+    def start(self, timeout_s: float = PATIENCE_S) -> None:
         """Start it there; the caller's thread is there only for this moment."""
         with self._network.inside(REDIS_HOST):
             super().start(timeout_s)
@@ -76,9 +76,9 @@ class HostStack(Stack):
         ingress = self.run_on(SERVICE_HOST, "ingress", ["dispatch", "ingress"], self.redis.settings("ingress"))
         for host in self._hosts:
             self.launch_worker(host, slots)
-        ingress.wait_event("ingress_ready", timeout_s=40)
+        ingress.wait_event("ingress_ready")
         for worker in self.workers.values():
-            worker.wait_event("worker_ready", timeout_s=40)
+            worker.wait_event("worker_ready")
         return self
 
     def launch_worker(self, host: str, slots: int = SLOTS) -> LogProcess:
@@ -97,7 +97,7 @@ class HostStack(Stack):
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection to the service from its own host; the caller must close it."""
-        connection = http.client.HTTPConnection(self.network.addresses[SERVICE_HOST], self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.network.addresses[SERVICE_HOST], self.port, timeout=60)
         with self.network.inside(SERVICE_HOST):
             connection.connect()
         return connection

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _CLONE_NEWNET: Final = 0x40000000
 _ROUTER: Final = "router"
-_GONE_S: Final = 10.0
 # "hostname" first, so that what follows already runs under its name; sh does nothing but become the program.
 _ENTER: Final = ("unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 _NAMED: Final = ("sh", "-c", 'hostname "$0" && exec "$@"')
@@ -142,7 +141,7 @@ class Network:
             self._signal(host, signal.SIGSTOP)
             return all(_state(pid) in "TZX" for pid in self.pids(host))
 
-        eventually(all_stopped, 5.0, f"everything on {host} being stopped")
+        eventually(all_stopped, f"everything on {host} being stopped")
 
     def thaw(self, host: str) -> None:
         """Let everything on a frozen host go on, the youngest first: children before those who would stop them."""
@@ -155,7 +154,7 @@ class Network:
             self._signal(host, signal.SIGKILL)
             return not self.pids(host)
 
-        eventually(all_gone, _GONE_S, f"the end of everything on {host}")
+        eventually(all_gone, f"the end of everything on {host}")
 
     def _signal(self, host: str, number: int) -> None:
         for pid in sorted(self.pids(host), reverse=True):

@@ -56,7 +56,7 @@ def run_node(script: str, *args: str, env: Mapping[str, str] | None = None, stdi
         input=stdin,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

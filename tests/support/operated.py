@@ -104,9 +104,9 @@ class Host:
         self.running[unit] = process
         for role, event in READY.items():
             if role in argv:
-                process.wait_event(event, timeout_s=30)
+                process.wait_event(event)
         if unit == "redis-server":
-            eventually(lambda: _listens(self.network.ports[6379]), 10, "Redis")
+            eventually(lambda: _listens(self.network.ports[6379]), "Redis")
 
     def _redis(self) -> tuple[list[str], dict[str, str]]:
         (drop_in,) = self.path("etc/systemd/system/redis-server.service.d").glob("*.conf")

@@ -121,7 +121,7 @@ class PostgresServer:
             stderr=subprocess.DEVNULL,
             process_group=0,
         )
-        eventually(self._answers, 20, "the start of PostgreSQL")
+        eventually(self._answers, "the start of PostgreSQL")
         return self
 
     def _answers(self) -> bool:

@@ -22,7 +22,15 @@ MARK = "ATS_TEST_RUN"
 T = TypeVar("T")
 
 
-def eventually(get: Callable[[], T], timeout_s: float = 10.0, what: str = "the condition") -> T:
+PATIENCE_S = 120.0
+"""How long tests wait for what comes at once on a machine with nothing else to do.
+
+It is no bound that anything has to hold (tests/support/promises.py is for those), and longer than whatever the
+product itself may try, so that a test fails by what happened and never by how busy the machine was.
+"""
+
+
+def eventually(get: Callable[[], T], what: str = "the condition", *, timeout_s: float = PATIENCE_S) -> T:
     """Call ``get`` until it returns something true, and return that. Fails the test after ``timeout_s``.
 
     The longer it takes the less often it looks, because looking costs the processes under test their time.
@@ -32,7 +40,7 @@ def eventually(get: Callable[[], T], timeout_s: float = 10.0, what: str = "the c
     while not (value := get()):
         assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
         time.sleep(pause_s)
-        pause_s = min(pause_s * 1.1, 0.05)
+        pause_s = min(pause_s * 1.1, 0.1)
     return value
 
 
@@ -50,6 +58,8 @@ class LogProcess:
         self.events: list[dict[str, Any]] = []
         self._news = threading.Condition()
         self._is_asked = False
+        # Then one that does not end says in its output where each of its threads stands.
+        self._tells_where = "PYTHONFAULTHANDLER" in env
         self._process = subprocess.Popen(
             argv,
             env=dict(env),
@@ -95,7 +105,7 @@ class LogProcess:
         """Return the events so far with this name and these facts."""
         return [e for e in list(self.events) if e["event"] == name and facts.items() <= e.items()]
 
-    def wait_event(self, name: str, timeout_s: float = 15.0, count: int = 1, **facts: Any) -> dict[str, Any]:
+    def wait_event(self, name: str, timeout_s: float = PATIENCE_S, count: int = 1, **facts: Any) -> dict[str, Any]:
         """Return the ``count``-th event with this name and these facts; fail if it does not come in time."""
         deadline = time.monotonic() + timeout_s
         with self._news:
@@ -118,13 +128,16 @@ class LogProcess:
         self.signal(signal.SIGKILL)
         self._process.wait()
 
-    def wait(self, timeout_s: float = 15.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end and for the end of its output, and return the exit code."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail()}") from None
-        self._reader.join(1.0)
+            if self._tells_where:
+                self.signal(signal.SIGABRT)
+                self._reader.join(5.0)
+            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail(80)}") from None
+        self._reader.join(10.0)
         return code
 
     def ask(self) -> None:
@@ -134,14 +147,14 @@ class LogProcess:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, wait, and kill what does not go. Returns the exit code. May be called again."""
         self.ask()
         try:
             return self.wait(timeout_s)
         finally:
             self.kill()
-            self._reader.join(1.0)
+            self._reader.join(10.0)
 
 
 def processes_with(*marks: str) -> dict[int, str]:
@@ -160,13 +173,12 @@ def processes_with(*marks: str) -> dict[int, str]:
 
 def children_of(pid: int) -> list[int]:
     """Return the pids of a process's children."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
-        return [
-            int(child)
-            for thread in Path(f"/proc/{pid}/task").iterdir()
-            for child in (thread / "children").read_text().split()
-        ]
-    return []
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # one thread may end while the others are looked at
+                found += map(int, (thread / "children").read_text().split())
+    return found
 
 
 def is_running(pid: int) -> bool:

@@ -63,7 +63,7 @@ class Prometheus:
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return what an expression is now: one entry for each set of labels. Fails when it is none."""
         query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/v1/query?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/v1/query?{query}", timeout=60) as answer:
             found = json.load(answer)
         assert found["status"] == "success", found
         assert not found.get("warnings"), found
@@ -78,7 +78,7 @@ class Prometheus:
 
     def wait_until_up(self) -> None:
         """Wait until every job was scraped."""
-        eventually(self._is_up, 20.0, f"a scrape of all of {sorted(self._jobs)}")
+        eventually(self._is_up, f"a scrape of all of {sorted(self._jobs)}")
 
     def wait_for(self, expression: str) -> list[dict[str, Any]]:
         """Return what an expression is as soon as it is something, and a number."""
@@ -87,4 +87,4 @@ class Prometheus:
             found = self.query(expression)
             return [] if any(one["value"][1] == "NaN" for one in found) else found
 
-        return eventually(numbers, 10.0, f"an answer to {expression}")
+        return eventually(numbers, f"an answer to {expression}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp import web
 
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,12 +72,12 @@ class Receiver:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -109,9 +109,9 @@ class Receiver:
         """Return the requests to a path."""
         return [request for request in list(self.requests) if request.path == path]
 
-    def wait(self, count: int, timeout_s: float = 15.0) -> list[Request]:
+    def wait(self, count: int) -> list[Request]:
         """Return the requests once there are ``count``."""
-        eventually(lambda: len(self.requests) >= count, timeout_s, f"{count} requests ({len(self.requests)} came)")
+        eventually(lambda: len(self.requests) >= count, f"{count} requests ({len(self.requests)} came)")
         return self.requests
 
 
@@ -140,7 +140,7 @@ class Listener:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        self._thread.join(5)
+        self._thread.join(60)
         for connection in self._open:
             connection.close()
 

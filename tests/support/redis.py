@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,17 +13,34 @@ from typing import TYPE_CHECKING
 import redis
 
 from dispatch.embedded import EmbeddedRedis
-from tests.support.processes import ROOT, eventually
+from tests.support.processes import PATIENCE_S, ROOT, eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+_RANGE = range(10_000, 32_768)
+"""Below the ports that Linux gives to whoever does not care which one it gets, connections among them."""
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on loopback that is free, and that no other test of this machine is given meanwhile.
+
+    An abstract socket with its number in the name is what reserves it, until this process ends.
+    """
+    while True:
+        port = random.choice(_RANGE)  # chance, so that the tests of several trees do not meet
+        mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            mark.bind(f"\0dispatch-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _reserved.append(mark)
+        return port
 
 
 class RedisServer(EmbeddedRedis):
@@ -38,6 +56,10 @@ class RedisServer(EmbeddedRedis):
             lines[0] = f"port {self.port}"
             lines.append("bind 127.0.0.1")
         return lines
+
+    def start(self, timeout_s: float = PATIENCE_S) -> None:
+        """Start it, with the patience of tests."""
+        super().start(timeout_s)
 
     @property
     def tcp_url(self) -> str:
@@ -87,7 +109,7 @@ class ConfiguredRedis(RedisServer):
                 return bool(client.ping())
             return False
 
-        eventually(answers, 10.0, "the start of Redis")
+        eventually(answers, "the start of Redis")
 
     def password_file(self, user: str) -> Path:
         """Return the file with a user's password."""

@@ -8,29 +8,16 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dispatch.runner import tree
 from dispatch.runner.owner import Owner
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.support.processes import PATIENCE_S, eventually
+from tests.support.promises import promised
 
 HOST = Path(__file__).resolve().parent / "runner_host.py"
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = 5.0, what: str = "") -> Any:
-    """Poll until a condition holds and return its value; fail after the timeout."""
-    end = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what or condition}"
-        time.sleep(0.005)
 
 
 class Worker:
@@ -73,7 +60,9 @@ class Worker:
 
     def mood(self, name: str, times: int | None = None) -> None:
         """Make the service refuse an operation: ``complete.unavailable``, once, some times or always."""
-        (self.directory / name).write_text("" if times is None else str(times))
+        partial = self.directory / f"{name}.part"
+        partial.write_text("" if times is None else str(times))
+        partial.rename(self.directory / name)
 
     def better(self, name: str) -> None:
         """End a mood."""
@@ -91,9 +80,13 @@ class Worker:
         """Return the log events of one name."""
         return [event for event in self.lines("log.jsonl") if event["event"] == name]
 
-    def result(self, timeout_s: float = 30.0) -> Any:
+    def result(self) -> Any:
         """Wait for the end of the first attempt."""
-        return eventually(lambda: self.lines("results.jsonl"), timeout_s, f"a result; log: {self.log()[-2000:]}")[0]
+        return self.results(1)[0]
+
+    def results(self, count: int) -> list[Any]:
+        """Wait for the ends of so many attempts."""
+        return eventually(lambda: len(found := self.lines("results.jsonl")) >= count and found, f"{count} results")
 
     def log(self) -> str:
         """Return the host's output."""
@@ -109,14 +102,14 @@ class Worker:
                     return [tree.Process(pid, tree.starttime(pid) or 0) for pid in pids]
             return []
 
-        return eventually(read, 5.0, f"{count} pids in {name}; log: {self.log()[-2000:]}")
+        return eventually(read, f"{count} pids in {name}")
 
     # Processes
 
     def pid(self, which: str) -> int:
         """Wait for the pid of ``main``, ``child`` or ``warden``."""
         path = self.directory / f"{which}.pid"
-        number = int(eventually(lambda: path.exists() and path.read_text(), 5.0, f"{which}: {self.log()[-2000:]}"))
+        number = int(eventually(lambda: path.exists() and path.read_text(), f"the pid of {which}"))
         if which == "child":
             with contextlib.suppress(ProcessLookupError):
                 self._owners.append(Owner.of(number))
@@ -126,9 +119,21 @@ class Worker:
         """Send a signal to one process of the host."""
         os.kill(self.pid(which), number)
 
-    def wait(self, timeout_s: float = 10.0) -> int:
+    def signal_heard(self, which: str, number: int) -> None:
+        """Send a signal, and wait until it was taken and the process sleeps again; two at once would be one."""
+        pid = self.pid(which)
+        os.kill(pid, number)
+
+        def is_heard() -> bool:
+            text = Path(f"/proc/{pid}/status").read_text("ascii")
+            facts = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+            return facts["State"].startswith("S") and not int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
+
+        eventually(is_heard, f"signal {number} being heard")
+
+    def wait(self) -> int:
         """Wait for the host to exit by itself."""
-        return self._popen.wait(timeout_s)
+        return self._popen.wait(PATIENCE_S)
 
     def strays(self) -> list[tree.Process]:
         """Return the processes that attempts of the pool child have left."""
@@ -140,11 +145,12 @@ class Worker:
             self._popen.kill()
         self._popen.wait()
         self._log.close()
+        print(self.log()[-4000:])
         if self.is_main:
             # The wardens have seen it die, and clear away what it left.
             pids = [event["pid"] for event in self.events("warden_started")]
             wardens = [tree.Process(pid, tree.starttime(pid) or 0) for pid in pids]
-            dead_within(wardens, 5.0)
+            eventually(lambda: not any(map(tree.alive, wardens)), "the end of the wardens")
         left: list[tree.Process] = []
         for owner in self._owners:
             left += [process for process in owner.everything() if self.is_main]
@@ -190,6 +196,12 @@ class FakeService:
         self._thread.join()
 
 
-def dead_within(processes: list[tree.Process], timeout_s: float) -> None:
-    """Assert that all of these processes end in time."""
-    eventually(lambda: not any(tree.alive(process) for process in processes), timeout_s, f"{processes} dead")
+def dead(processes: list[tree.Process]) -> bool:
+    """Say whether all of these processes have ended."""
+    return not any(tree.alive(process) for process in processes)
+
+
+def dead_within(processes: list[tree.Process], bound_s: float) -> None:
+    """Assert that all of these processes end in the time that is promised."""
+    with promised(bound_s, f"the end of {processes}"):
+        eventually(lambda: dead(processes), f"the end of {processes}")

@@ -39,7 +39,7 @@ from dispatch.errors import (
     LeaseLostError,
     UnknownTaskError,
 )
-from dispatch.runner import executors
+from dispatch.runner import execution, executors
 from dispatch.runner.context import RunnerContext
 from dispatch.runner.execution import execute
 from dispatch.runner.limits import Holder, set_up
@@ -70,7 +70,7 @@ class ScriptedGateway:
 
     def _call(self, op: str, **fields: Any) -> None:
         append(self._directory / "calls.jsonl", {"op": op, "at": boottime(), **fields})
-        for mood in ("unavailable", "stale", "cancelled", "auth", "unknown", "too_large", "invalid", "hang"):
+        for mood in ("auth", "unknown", "unavailable", "stale", "cancelled", "too_large", "invalid", "hang"):
             if self._takes(f"{op}.{mood}"):
                 self._raise(mood)
 
@@ -188,10 +188,10 @@ def words(argv: list[str]) -> tuple[str, ...]:
 def make_context(config: dict[str, Any], *, stop_fd: int | None, address: bytes | None) -> RunnerContext:
     """Build the context of the process under test."""
     directory = Path(config["directory"])
-    execution = {"command": words(config["command"]), "lease_s": config.get("lease_s", 120.0), "retry_backoff_s": 0.0}
+    own = {"command": words(config["command"]), "lease_s": config.get("lease_s", 120.0), "retry_backoff_s": 0.0}
     return RunnerContext(
         gateway=ScriptedGateway(directory, config),
-        execution=Execution(**(execution | config.get("execution", {}))),
+        execution=Execution(**(own | config.get("execution", {}))),
         data_dir=directory / "data",
         ats_url="http://service.test",
         runner="host",
@@ -233,9 +233,9 @@ def starved(*, apply: bool) -> Iterator[None]:
 
 def holder_of(config: dict[str, Any]) -> Holder:
     """Find what holds the limits of a config, as a worker main does."""
-    execution = Execution(**config.get("execution", {}))
-    needed = executors.controllers_of(executors.routing_of(routing_of(config), execution), execution)
-    return set_up(needed, execution.attempt_limits, log.get_logger("worker"))
+    own = Execution(**config.get("execution", {}))
+    needed = executors.controllers_of(executors.routing_of(routing_of(config), own), own)
+    return set_up(needed, own.attempt_limits, log.get_logger("worker"))
 
 
 def run_attempts(config: dict[str, Any], holder: Holder, *, stop_fd: int | None, address: bytes | None) -> None:
@@ -310,6 +310,7 @@ def run_main(config: dict[str, Any]) -> None:
 def main() -> None:
     """Run as the one argument says."""
     config = json.loads(sys.argv[1])
+    execution.START_PATIENCE_S = config.get("start_patience_s", execution.START_PATIENCE_S)
     log.configure()
     # As in Celery's pool children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

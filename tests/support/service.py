@@ -51,7 +51,7 @@ class Client:
         if token is not None:
             self.headers["Authorization"] = f"Bearer {token}"
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
 
     def call(
         self,
@@ -126,7 +126,7 @@ class ServiceProcess:
         env |= {"DISPATCH_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT), **self._settings}
         self.process = LogProcess("service", self.argv, env)
         eventually(
-            lambda: self.process.find("service_ready") or self.process.exit_code is not None, 20, "the service's start"
+            lambda: self.process.find("service_ready") or self.process.exit_code is not None, "the service's start"
         )
         ready = self.process.find("service_ready")
         assert ready, self.process.tail()
@@ -201,7 +201,7 @@ class Subscriber:
         self._socket = self._stack.enter_context(connect(where, compression=None, proxy=None, max_size=None))
         self._socket.send(json.dumps({"type": "subscribe", "extended": True, "thin": True, **subscription}))
         self.events: list[Any] = []
-        assert [json.loads(self._socket.recv(5))["type"] for _ in range(2)] == ["connected", "subscribed"]
+        assert [json.loads(self._socket.recv(60))["type"] for _ in range(2)] == ["connected", "subscribed"]
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.database import put_database
-from tests.support.processes import MARK, ROOT, LogProcess, eventually, listening_ports, processes_with
+from tests.support.processes import MARK, PATIENCE_S, ROOT, LogProcess, eventually, listening_ports, processes_with
 from tests.support.redis import RedisServer, free_port
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Stack:
             "HOME": str(self.directory),
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             MARK: self.mark,
             "DISPATCH_ATS_URL": self.url,
             "DISPATCH_BIND": f"127.0.0.1:{self.port}",
@@ -98,7 +99,7 @@ class Stack:
     def start_worker(self, slots: int = 2, env: Mapping[str, str] | None = None, *, queues: str = "") -> LogProcess:
         """Start a Celery worker with ``slots`` pool children, on these queues only, and wait until it consumes."""
         process = self._run_worker(slots, env, queues)
-        process.wait_event("worker_ready", timeout_s=20)
+        process.wait_event("worker_ready")
         return process
 
     def _run_worker(self, slots: int, env: Mapping[str, str] | None = None, queues: str = "") -> LogProcess:
@@ -112,12 +113,12 @@ class Stack:
         self.start_service()
         ingress, worker = self.run("ingress", ["dispatch", "ingress"]), self._run_worker(slots)
         ingress.wait_event("ingress_ready")
-        worker.wait_event("worker_ready", timeout_s=20)
+        worker.wait_event("worker_ready")
         return self
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection to the service; the caller must close it."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def call(self, method: str, path: str, body: Any = None, actor: str = "human:tester") -> tuple[int, Any]:
         """Make one REST call and return (status, JSON answer)."""
@@ -153,7 +154,7 @@ class Stack:
         assert status == 200, answer
         return answer.get("task", answer)
 
-    def wait_task(self, ident: Any, *words: str, timeout_s: float = 15.0) -> dict[str, Any]:
+    def wait_task(self, ident: Any, *words: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait until a task has one of the statuses (default: a finished one) and return it."""
         wanted = words or FINISHED
 
@@ -161,7 +162,7 @@ class Stack:
             task = self.task(ident)
             return task if task["status"] in wanted else None
 
-        return eventually(reached, timeout_s, f"task {ident} becoming {' or '.join(wanted)}")
+        return eventually(reached, f"task {ident} becoming {' or '.join(wanted)}", timeout_s=timeout_s)
 
     def tick_lines(self, ident: Any) -> list[dict[str, Any]]:
         """Return what the children of a task wrote down so far."""
@@ -182,7 +183,7 @@ class Stack:
                     process.ask()
             codes = {process.name: process.stop() for process in running}
             self.redis.stop()
-            eventually(lambda: not self.leftovers(), 3.0, f"the end of {self.leftovers()} (exits {codes})")
+            eventually(lambda: not self.leftovers(), f"the end of {self.leftovers()} (exits {codes})")
             assert not listening_ports([self.port]), f"somebody still listens on port {self.port}"
         finally:
             self.abort()

@@ -46,12 +46,12 @@ class Standing:
         """Let the next test have it: what still runs is cancelled, and must be gone soon."""
         if self._stack is None:
             return
-        with closing(sqlite3.connect(self._stack.directory / "data" / "tasks.db", timeout=10)) as database:
+        with closing(sqlite3.connect(self._stack.directory / "data" / "tasks.db", timeout=60)) as database:
             unfinished = [ident for (ident,) in database.execute(UNFINISHED)]
         for ident in unfinished:
             self._stack.call("POST", f"/tasks/{ident}/cancel")
         mark = f"ATS_URL={self._stack.url}"
-        eventually(lambda: not processes_with(mark), 5.0, f"the end of {processes_with(mark)}")
+        eventually(lambda: not processes_with(mark), f"the end of {processes_with(mark)}")
 
     def discard(self) -> None:
         """Show the logs and kill everything: the next test gets a new one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -80,8 +81,14 @@ def test_a_setting_with_a_unit_says_it(name: str) -> None:
             assert re.search(rf"\b{unit}\b", meaning), meaning
 
 
-def logged_events() -> Iterator[tuple[str, str]]:
+@functools.cache
+def logged_events() -> list[tuple[str, str]]:
     """Every event that the code logs, with its place."""
+    return list(events_in_code())
+
+
+def events_in_code() -> Iterator[tuple[str, str]]:
+    """Look for them."""
     for path in [*ROOT.glob("dispatch/**/*.py"), *ROOT.glob("workers/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.Call):

@@ -101,7 +101,7 @@ def test_dies_with_its_parent(short_dir: Path) -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         os.kill(parent.pid, signal.SIGKILL)
-    eventually(lambda: not is_running(pid), 3.0, "the end of redis-server")
+    eventually(lambda: not is_running(pid), "the end of redis-server")
     with EmbeddedRedis(short_dir) as again:
         assert again.pid is not None
 

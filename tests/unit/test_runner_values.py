@@ -230,7 +230,7 @@ def test_keeper_tells_the_warden_and_goes_on_after_failures() -> None:
     keeper, told, renewed = keep(service, Lease(began, 1.6))
     while len(renewed) < 2:
         assert not told.wait(0.01)
-        assert tree.boottime() - began < 5
+        assert tree.boottime() - began < 60
     keeper.close()
     assert renewed == sorted(renewed)
     assert renewed[0] > began + 0.4 + 0.35
@@ -242,7 +242,7 @@ def test_refused_renewal_is_told_at_once(status: str, cancelled: bool) -> None:
     service = Service(LeaseLostError("gone", status=409, facts={"status": status}))
     lease = Lease(tree.boottime(), 0.4)
     keeper, told, _ = keep(service, lease)
-    assert told.wait(5)
+    assert told.wait(60)
     keeper.close()
     assert (lease.cancelled, bool(lease.lost), lease.refused) == (cancelled, not cancelled, True)
     assert len(service.messages) == 1

@@ -81,7 +81,7 @@ def test_leftovers_are_found_by_their_mark() -> None:
     assert process.exit_code == -signal.SIGKILL
     try:
         # In the middle of its exec a process has no environment yet.
-        eventually(lambda: set(processes_with(f"{MARK}={mark}")) == {child}, 5.0, "the grandchild being found")
+        eventually(lambda: set(processes_with(f"{MARK}={mark}")) == {child}, "the grandchild being found")
     finally:
         os.kill(child, signal.SIGKILL)
     eventually(lambda: not is_running(child))
@@ -90,7 +90,7 @@ def test_leftovers_are_found_by_their_mark() -> None:
 
 def test_tick_writes_its_life_down(tmp_path: Path) -> None:
     """begin, ticks about every 50 ms, end; the exit code goes by the attempt."""
-    first = run_tick(tmp_path, {"duration_s": 0.2, "exits": [4, 0]}, attempt=1)
+    first = run_tick(tmp_path, {"duration_s": 0.6, "exits": [4, 0]}, attempt=1)
     second = run_tick(tmp_path, {"duration_s": 0.0, "exits": [4, 0], "output": "hello"}, attempt=2)
     assert (first.returncode, second.returncode, second.stdout) == (4, 0, "hello\n")
     lines = lines_in(tmp_path)

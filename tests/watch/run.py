@@ -28,7 +28,7 @@ DELAY_S_MAX: Final = 2.0
 CAUGHT_UP_S_MAX: Final = 12.0
 """How long after the return of the service all that was written meanwhile may take: pauses of worker and reader."""
 RESTARTS: Final = ("ingress", "redis", "service")
-_LATE_S: Final = 15.0
+_LATE_S: Final = 60.0
 _CHILD: Final = """
 import json, time
 began = time.monotonic()
@@ -92,13 +92,13 @@ class WatchReport:
         """The delays of the others, sorted."""
         return sorted(line.delay_s for line in self.lines if self._is_late(line))
 
-    def wrong(self) -> list[str]:
-        """Return what was not as promised, as sentences."""
+    def wrong(self, slowness: float = 1.0) -> list[str]:
+        """Return what was not as promised, as sentences; ``slowness`` is that of a machine with other work to do."""
         numbers = [line.number for line in self.lines]
         missing = sorted(set(range(self.expected)) - set(numbers))
-        late = [round(delay, 3) for delay in self.undisturbed_s if delay > DELAY_S_MAX]
+        late = [round(delay, 3) for delay in self.undisturbed_s if delay > DELAY_S_MAX * slowness]
         away_s = max((until - since for since, until in self.away), default=0.0)
-        very_late = [round(delay, 3) for delay in self.disturbed_s if delay > away_s + CAUGHT_UP_S_MAX]
+        very_late = [round(delay, 3) for delay in self.disturbed_s if delay > away_s + CAUGHT_UP_S_MAX * slowness]
         return [
             sentence
             for sentence, broken in {
@@ -166,7 +166,7 @@ class _Scene:
         code = _CHILD.format(lines=self._lines, every_s=self._every_s)
         ident = str(stack.create("an agent", tick={"code": code})["id"])
         reader = self._watch(ident)
-        eventually(lambda: self._seen(reader), 20.0, "the first line")
+        eventually(lambda: self._seen(reader), "the first line")
         began_at = time.monotonic()
         before = self._memory(reader)
         for place, name in enumerate(restarts, 1):
@@ -210,7 +210,7 @@ class _Scene:
         old = self._process("ingress")
         old.stop()
         new = self.stack.run_on(SERVICE_HOST, "ingress", ["dispatch", "ingress"], self.stack.redis.settings("ingress"))
-        new.wait_event("ingress_ready", timeout_s=40)
+        new.wait_event("ingress_ready")
 
     def _restart_redis(self) -> None:
         self.stack.redis.stop()
@@ -232,7 +232,8 @@ class _Scene:
         inner = {
             "service": self._process("service").inner,
             "ingress": self._process("ingress").inner,
-            "reader": reader.inner,
+            # On a busy machine the restarts may take longer than the rest of the task, and the reader has ended.
+            "reader": next(iter(children_of(reader.pid)), 0),
             "pool child": next(self._pool_children(), 0),
         }
         return {name: _rss_kb(pid) for name, pid in inner.items() if pid}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.netns import why_not
+from tests.support.promises import FairClock
 from tests.watch.run import RESTARTS, run
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -26,5 +27,6 @@ def test_somebody_elsewhere_sees_each_line_within_two_seconds(
     Restarts of ingress and Redis leave no trace (in the long version). After
     one of the service comes all that was written meanwhile.
     """
-    report = run(seconds, every_s=every_s, restarts=restarts, away_s=away_s)
-    assert report.wrong() == [], report.text()
+    with FairClock() as clock:
+        report = run(seconds, every_s=every_s, restarts=restarts, away_s=away_s)
+    assert report.wrong(clock.slowness) == [], report.text()
