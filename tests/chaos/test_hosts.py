@@ -8,13 +8,13 @@ from tests.chaos.hosts import run
 from tests.support.netns import why_not
 from tests.support.promises import FairClock
 
-TASKS = 150
+TASKS = 300
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.timeout(600)
 def test_tasks_survive_the_loss_of_whole_hosts() -> None:
-    """150 tasks over three hosts, all of which are lost once: each ends once, in time, and never lives twice.
+    """300 tasks over three hosts, all of which are lost once: each ends once, in time, and never lives twice.
 
     The host that is cut off by black-hole routes, without a closed connection
     to tell it, kills its own children before their tasks run elsewhere. On the
