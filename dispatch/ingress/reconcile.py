@@ -88,15 +88,21 @@ class Reconciler:
         self._log = log
         self._popped_at: dict[str, float] = {}
         """When each message that is popped and not accepted was first seen so, by delivery."""
+        self._reads_on = False
+
+    def read_on(self) -> None:
+        """Have the next listing go beyond pages of known tasks: those at its head cannot be claimed, others could."""
+        self._reads_on = True
 
     async def with_service(self) -> None:
         """List what is pending and what is ours. Raises the GatewayError family."""
         began_at = time.monotonic()
+        to_the_end, self._reads_on = self._reads_on, False
         self._backlog.truncated = False
         paused = {channel for channel in self._channels if self._is_paused(channel)}
         for channel in self._channels:
             if channel not in paused:  # nobody would claim what a long list of these would bring
-                await self._list_pending(channel)
+                await self._list_pending(channel, to_the_end=to_the_end)
             if self._knows_waiting:
                 await self._list_waiting(channel)
         await self._list_own()
@@ -121,10 +127,11 @@ class Reconciler:
             take, most=GRAPH_MAX, status=PENDING, channel=channel, waiting="true", fields=self._fields
         )
 
-    async def _list_pending(self, channel: str) -> None:
+    async def _list_pending(self, channel: str, *, to_the_end: bool) -> None:
         """Read pending tasks, best first, until a page brings nothing new or the backlog is full.
 
-        What lies deeper is read when the backlog has run low (``Backlog.truncated``).
+        What lies deeper is read when nothing is left that may be claimed (``Backlog.truncated``): ``to_the_end``,
+        because what is known may stay where it is, in a lane without room.
         What is claimed meanwhile makes the walk step back; a service may page smaller than it was asked to.
         """
         walk = OffsetWalk()
@@ -141,7 +148,7 @@ class Reconciler:
             is_news = any(task.id not in self._backlog and task.id not in self._ledger for task in tasks)
             for task in tasks:
                 self._intake.on_task(task, claimable=self._knows_waiting)
-            is_known = not is_news and len(tasks) >= PAGE
+            is_known = not to_the_end and not is_news and len(tasks) >= PAGE
             if tasks and (is_known or self._backlog.is_full()):
                 self._backlog.truncated = True
                 return

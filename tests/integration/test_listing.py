@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
+
+import redis.asyncio
 
 from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
 from dispatch.ats.model import Actor
-from dispatch.ingress import listing
+from dispatch.core.lanes import Lanes
+from dispatch.core.routing import Route, Routing, TaskTraits, choose
+from dispatch.ingress import listing, reconcile
+from dispatch.ingress.claims import FencedClaims
+from dispatch.ingress.enqueuer import Enqueuer
+from dispatch.ingress.intake import Errands, Intake
+from dispatch.ingress.ledger import Ledger
 from dispatch.ingress.listing import Listing
+from dispatch.ingress.reconcile import Parts, Reconciler
+from dispatch.ingress.redis_view import RedisView
+from dispatch.log import get_logger
+from dispatch.settings import load
 from tests.support.fake_ats import FakeAts
 from tests.support.service import service_on
 
@@ -84,6 +97,52 @@ async def test_our_service_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == all_ids
     assert len(paths) == 20 // 3 + 2
     assert not any("offset" in path for path in paths)
+
+
+async def test_tasks_that_cannot_be_claimed_hide_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a whole page of known tasks stands one that was not heard of: it is found once nothing else can run."""
+    monkeypatch.setattr(listing, "PAGE", 3)
+    monkeypatch.setattr(reconcile, "PAGE", 3)
+    routing = Routing(routes=(Route(type="stuck", queue="nobody"),))
+    with service_on("sqlite") as service:
+        for _ in range(4):
+            service.client().create(title="known", type="stuck")
+        async with AsyncClient(protocol.endpoint(service.url), ME) as client:
+            backlog, reconciler = reconciler_of(client, routing)
+            await reconciler.with_service()
+            assert (len(backlog), backlog.truncated) == (4, False)
+            unheard = str(service.client().create(title="unheard")["id"])
+            await reconciler.with_service()
+            assert unheard not in backlog
+            assert backlog.truncated
+            assert backlog.pop(time.monotonic(), lambda lane: lane.queue != "nobody") is None
+            reconciler.read_on()
+            await reconciler.with_service()
+            assert backlog.pop(time.monotonic(), lambda lane: lane.queue != "nobody") == (unheard, 5)
+            assert not backlog.truncated
+
+
+def reconciler_of(client: AsyncClient, routing: Routing) -> tuple[Lanes, Reconciler]:
+    """Return a backlog and who fills it; nothing here comes to Redis."""
+    backlog, ledger = Lanes(choose(routing, TaskTraits(""))), Ledger()
+    intake = Intake(
+        channels=("default",),
+        backlog=backlog,
+        routing=routing,
+        ledger=ledger,
+        clock_offset_s=client.clock_offset_s,
+        errands=Errands(wake=str, look=str),
+    )
+    parts = Parts(
+        Listing(client, frozenset({"after"})),
+        FencedClaims(client, ME, 60.0),
+        Enqueuer(load({})),
+        RedisView(redis.asyncio.Redis(), routing.queues()),
+        backlog,
+        ledger,
+        intake,
+    )
+    return backlog, Reconciler(parts, actor_id=ME.id, channels=("default",), lease_s=60.0, log=get_logger("test"))
 
 
 def _noting(real: Callable[..., protocol.Request], paths: list[str]) -> Callable[..., protocol.Request]:
