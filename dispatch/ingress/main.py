@@ -271,8 +271,8 @@ class Ingress:
             self._looks.add(task_id)
 
     def _refill(self) -> None:
-        self._reconciler.read_on()
-        self._reconcile_now.set()
+        if self._reconciler.read_on():
+            self._reconcile_now.set()
 
     def _kick(self) -> None:
         self._claimer.kick()

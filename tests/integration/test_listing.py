@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 import redis.asyncio
 
 from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
 from dispatch.ats.model import Actor
-from dispatch.core.lanes import Lanes
+from dispatch.core.lanes import Lane, Lanes
 from dispatch.core.routing import Route, Routing, TaskTraits, choose
 from dispatch.ingress import listing, reconcile
 from dispatch.ingress.claims import FencedClaims
@@ -28,8 +29,6 @@ from tests.support.service import service_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import pytest
 
     from dispatch.ats.model import Task
 
@@ -99,32 +98,40 @@ async def test_our_service_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not any("offset" in path for path in paths)
 
 
-async def test_tasks_that_cannot_be_claimed_hide_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a whole page of known tasks stands one that was not heard of: it is found once nothing else can run."""
+@pytest.mark.parametrize("stuck", [4, 20], ids=["page", "backlog"])
+async def test_tasks_that_cannot_be_claimed_hide_no_other(monkeypatch: pytest.MonkeyPatch, stuck: int) -> None:
+    """Behind a page of known tasks, or a full backlog, stands one not heard of: it is found once nothing else runs."""
     monkeypatch.setattr(listing, "PAGE", 3)
     monkeypatch.setattr(reconcile, "PAGE", 3)
-    routing = Routing(routes=(Route(type="stuck", queue="nobody"),))
+    routing = Routing(routes=(Route(type="urgent", queue="free"),))
     with service_on("sqlite") as service:
-        for _ in range(4):
-            service.client().create(title="known", type="stuck")
+        people = service.client()
+        for _ in range(stuck):
+            people.create(title="known")
         async with AsyncClient(protocol.endpoint(service.url), ME) as client:
-            backlog, reconciler = reconciler_of(client, routing)
+            backlog, reconciler = reconciler_of(client, routing, capacity=10)
             await reconciler.with_service()
-            assert (len(backlog), backlog.truncated) == (4, False)
-            unheard = str(service.client().create(title="unheard")["id"])
+            unheard = str(people.create(title="unheard", type="urgent")["id"])
             await reconciler.with_service()
             assert unheard not in backlog
-            assert backlog.truncated
-            assert backlog.pop(time.monotonic(), lambda lane: lane.queue != "nobody") is None
-            reconciler.read_on()
+            assert backlog.pop(time.monotonic(), is_free) is None
+            assert backlog.may_lack(is_free)
+            assert reconciler.read_on()
             await reconciler.with_service()
-            assert backlog.pop(time.monotonic(), lambda lane: lane.queue != "nobody") == (unheard, 5)
-            assert not backlog.truncated
+            assert backlog.pop(time.monotonic(), is_free) == (unheard, 5)
+            assert not backlog.may_lack(is_free)
+            assert backlog.truncated is (stuck > 10)
+            assert reconciler.read_on() is (stuck < 10)
 
 
-def reconciler_of(client: AsyncClient, routing: Routing) -> tuple[Lanes, Reconciler]:
+def is_free(lane: Lane) -> bool:
+    """Say whether tasks of a lane can run: those that are urgent."""
+    return lane.queue == "free"
+
+
+def reconciler_of(client: AsyncClient, routing: Routing, capacity: int) -> tuple[Lanes, Reconciler]:
     """Return a backlog and who fills it; nothing here comes to Redis."""
-    backlog, ledger = Lanes(choose(routing, TaskTraits(""))), Ledger()
+    backlog, ledger = Lanes(choose(routing, TaskTraits("")), capacity), Ledger()
     intake = Intake(
         channels=("default",),
         backlog=backlog,
