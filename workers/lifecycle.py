@@ -73,6 +73,8 @@ class Main:
     """Its name; "" when no attempt has any."""
     presence: PresenceThread | None = None
     draining: bool = False
+    over: bool = False
+    """All pool children are gone."""
 
 
 class Slot:
@@ -277,7 +279,7 @@ def _deliver_late(main: Main) -> None:
     store, lease_s = spool.Spool(main.settings.local.data_dir), main.settings.execution.lease_s
     store.clear_partial()
     gateway = _gateway(main.settings, fenced=main.fenced)
-    deliver_late(gateway, store, lease_s=lease_s, is_over=lambda: main.draining, log=log)
+    deliver_late(gateway, store, lease_s=lease_s, is_over=lambda: main.over, log=log)
 
 
 def _tidy(main: Main) -> None:
@@ -310,6 +312,7 @@ def _end(**_: Any) -> None:
     """When all pool children are gone."""
     if _main is None:
         return
+    _main.over = True
     if _main.presence is not None:
         _main.presence.leave()
     _main.warden.stop()

@@ -45,6 +45,7 @@ class Lanes:
     capacity: int = BACKLOG_MAX
     _choices: dict[str, Choice] = field(default_factory=dict)
     _lanes: dict[Lane, Backlog] = field(default_factory=dict)
+    _is_unread: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -54,13 +55,19 @@ class Lanes:
 
     @property
     def truncated(self) -> bool:
-        """Whether something was forgotten in any lane; the owner refills from the service and resets it."""
-        return any(backlog.truncated for backlog in self._lanes.values())
+        """Whether the service knows more: something was forgotten in a lane, or not read (then the owner sets it)."""
+        return self.may_lack(lambda _lane: True)
 
     @truncated.setter
     def truncated(self, value: bool) -> None:
-        for backlog in self._lanes.values() if not value else [self._backlog(lane_of(self.usual))]:
-            backlog.truncated = value
+        self._is_unread = value
+        if not value:
+            for backlog in self._lanes.values():
+                backlog.truncated = False
+
+    def may_lack(self, is_open: Callable[[Lane], bool]) -> bool:
+        """Say whether the service may know more tasks of lanes that are open."""
+        return self._is_unread or any(backlog.truncated and is_open(lane) for lane, backlog in self._lanes.items())
 
     def route(self, task_id: str, choice: Choice) -> None:
         """Note what was decided about a task; if it is in another lane now, it leaves that."""

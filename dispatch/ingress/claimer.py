@@ -64,7 +64,7 @@ class Hooks:
     """Whom the claimer asks and tells."""
 
     refill: Callable[[], None]
-    """Called when there is room but nothing left in a truncated backlog."""
+    """Called when there is room but nothing left that may be claimed, and the service may know more of that."""
     may_run: Callable[[Task], bool] = lambda _: True
     """Has the last word on a task as the claim shows it."""
     must_wait: Callable[[str], None] = lambda _: None
@@ -175,7 +175,7 @@ class Claimer:
         while len(batch) < CLAIMS_A_CALL_MAX:
             candidate = self._backlog.pop(now, is_open)
             if candidate is None:
-                if self._backlog.truncated:
+                if any(rooms.values()) and self._backlog.may_lack(is_open):
                     self._hooks.refill()
                 break
             task_id, priority = candidate

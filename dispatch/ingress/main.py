@@ -189,7 +189,7 @@ class Ingress:
             self._class_loop.classes,
             limits=Limits(settings.ingress.credit, settings.execution.max_lease_losses),
             log=self._log,
-            hooks=Hooks(self._reconcile_now.set, self._may_run, self._must_wait),
+            hooks=Hooks(self._refill, self._may_run, self._must_wait),
         )
 
     async def run(self) -> None:
@@ -269,6 +269,10 @@ class Ingress:
         if self._waiting is not None:
             self._waiting.refused(task_id)
             self._looks.add(task_id)
+
+    def _refill(self) -> None:
+        if self._reconciler.read_on():
+            self._reconcile_now.set()
 
     def _kick(self) -> None:
         self._claimer.kick()

@@ -44,6 +44,8 @@ POPPED_AGE_MAX_S: Final = 2.0
 """A worker accepts what it popped in a moment. A message that stays popped was left behind by one that died
 or lost Redis in between: Celery brings it back after minutes, and until then its lease must not be renewed."""
 _REFRESH_AT_ONCE: Final = 200
+_READ_ON_PAUSE: Final = 20
+"""So many times as long as a whole list took to read it is not read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +90,32 @@ class Reconciler:
         self._log = log
         self._popped_at: dict[str, float] = {}
         """When each message that is popped and not accepted was first seen so, by delivery."""
+        self._reads_on = False
+        self._reads_on_from = 0.0
+
+    def read_on(self) -> bool:
+        """Have a listing soon go beyond what is known and what is full: that cannot be claimed, others could.
+
+        Return whether a listing at once is of use.
+        """
+        self._reads_on = True
+        return not self._backlog.is_full() or time.monotonic() >= self._reads_on_from
 
     async def with_service(self) -> None:
         """List what is pending and what is ours. Raises the GatewayError family."""
         began_at = time.monotonic()
+        reads_on = self._reads_on and began_at >= self._reads_on_from
+        was_full = self._backlog.is_full()
         self._backlog.truncated = False
         paused = {channel for channel in self._channels if self._is_paused(channel)}
         for channel in self._channels:
             if channel not in paused:  # nobody would claim what a long list of these would bring
-                await self._list_pending(channel)
+                await self._list_pending(channel, beyond_known=reads_on, beyond_full=reads_on and was_full)
             if self._knows_waiting:
                 await self._list_waiting(channel)
+        if reads_on:
+            self._reads_on = False
+            self._reads_on_from = time.monotonic() + _READ_ON_PAUSE * (time.monotonic() - began_at)
         await self._list_own()
         is_all = not self._backlog.truncated and not paused
         if self._waiting is not None:
@@ -121,10 +138,11 @@ class Reconciler:
             take, most=GRAPH_MAX, status=PENDING, channel=channel, waiting="true", fields=self._fields
         )
 
-    async def _list_pending(self, channel: str) -> None:
+    async def _list_pending(self, channel: str, *, beyond_known: bool, beyond_full: bool) -> None:
         """Read pending tasks, best first, until a page brings nothing new or the backlog is full.
 
-        What lies deeper is read when the backlog has run low (``Backlog.truncated``).
+        What lies deeper is read when nothing is left that may be claimed (``Lanes.may_lack``), and then ``beyond``
+        these two: what is known may stay where it is, and what fills the backlog too, in a lane without room.
         What is claimed meanwhile makes the walk step back; a service may page smaller than it was asked to.
         """
         walk = OffsetWalk()
@@ -141,12 +159,14 @@ class Reconciler:
             is_news = any(task.id not in self._backlog and task.id not in self._ledger for task in tasks)
             for task in tasks:
                 self._intake.on_task(task, claimable=self._knows_waiting)
-            is_known = not is_news and len(tasks) >= PAGE
-            if tasks and (is_known or self._backlog.is_full()):
+            is_known = not beyond_known and not is_news and len(tasks) >= PAGE
+            is_full = not beyond_full and self._backlog.is_full()
+            if tasks and (is_known or is_full):
                 self._backlog.truncated = True
                 return
             walk.take([task.id for task in tasks])
-        self._backlog.truncated |= not walk.is_whole
+        if not walk.is_whole:
+            self._backlog.truncated = True
 
     async def _list_own(self) -> None:
         """Find our own claims: adopt those of an earlier life, forget those that have ended unheard."""

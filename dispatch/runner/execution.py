@@ -70,6 +70,7 @@ class _Execution:
         self._spool = spool.Spool(ctx.data_dir)
         self._lease: Lease | None = None
         self._kept = False
+        self._warded_until = 0.0
         self._opened: Opened | None = None
         self._routing = executors.routing_of(ctx.routing, ctx.execution)
         self._choice: Choice | None = None
@@ -87,7 +88,7 @@ class _Execution:
             self._ctx.log.info("attempt_returned", **self._ids)
             self._deliver(spool.Kind.RELEASE, reason="the worker is shutting down")
             return None
-        self._begin_ward()
+        self._begin_ward(Lease(tree.boottime(), self._ctx.execution.lease_s))
         grant = self._start()
         if grant is None:
             self._end_ward()
@@ -127,8 +128,9 @@ class _Execution:
             return None
         self._trace.started(grant.task, asked_ns)
         self._lease = Lease(sent_at, grant.ttl_s)
-        if ctx.warden is not None and abs(grant.ttl_s - ctx.execution.lease_s) > 0.05 * grant.ttl_s:
-            ctx.warden.extend(self._lease.warden_deadline)
+        if abs(self._lease.warden_deadline - self._warded_until) > 0.05 * grant.ttl_s:
+            # Not extended: the warden has forgotten what it was told if that is over.
+            self._begin_ward(self._lease)
         return grant
 
     def _insist(self, call: Callable[[], T]) -> T:
@@ -151,8 +153,9 @@ class _Execution:
 
     # The warden
 
-    def _begin_ward(self) -> None:
+    def _begin_ward(self, lease: Lease) -> None:
         ctx, ref = self._ctx, self._ref
+        self._warded_until = lease.warden_deadline
         if ctx.warden is None:
             return
         owner = self._child.owner
@@ -160,7 +163,7 @@ class _Execution:
             ref,
             tag=owner.tag(ref.task_id, ref.token),
             mark=owner.mark,
-            deadline=Lease(tree.boottime(), ctx.execution.lease_s).warden_deadline,
+            deadline=lease.warden_deadline,
             actor=Actor("agent", ref.actor_id, ctx.actor_name),
         )
         if not warded:

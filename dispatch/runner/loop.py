@@ -58,7 +58,7 @@ class AttemptLoop:
         self._keeper_at = self._started_at + KEEPER_AFTER_S
         self._housekeeping_at = self._started_at + HOUSEKEEPING_S
         self._look_at = self._started_at + wiring.bounds.every_s
-        self._idle_at = wiring.idle.begin(self._started_at)
+        self._idle_at = wiring.idle.begin(self._started_at, tree.reaped_s())
         self._written_bytes = 0
         self._flags: set[str] = set()
         self._poll = select.poll()
@@ -241,7 +241,9 @@ class AttemptLoop:
         """Say whether the attempt does nothing any more."""
         idle = self._wiring.idle
         self._idle_at = now + idle.every_s
-        return idle.hangs(now, self._written_bytes, self._descendants)
+        self._reap()
+        # One that is found to have ended here does not hang.
+        return self._returncode is None and idle.hangs(now, self._written_bytes, self._descendants, tree.reaped_s())
 
     def _note_terms(self) -> None:
         terms = self._wiring.inbox.terms

@@ -209,6 +209,12 @@ def kill_all(
             pause_s = min(pause_s * 2, _PAUSE_MAX_S)
 
 
+def reaped_s() -> float:
+    """Return the processor time of all children that this process has reaped, and of what these had reaped."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def reap(pids: Iterable[int]) -> int:
     """Collect those of the pids that are dead children of this process; return how many there were."""
     count = 0

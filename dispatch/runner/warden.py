@@ -282,9 +282,8 @@ class Warden:
         if ward.connection is not None:
             # Said before the kill, so that the child never takes the death of its leader for a failure.
             try:
-                ward.connection.send(
-                    json.dumps({"killed": "lease", "task": begun["task"], "token": begun["token"]}).encode()
-                )
+                named = {name: begun.get(name) for name in ("task", "token", "number")}
+                ward.connection.send(json.dumps({"killed": "lease", **named}).encode())
             except OSError:
                 self._log("warning", "warden_child_unreachable", pid=ward.owner.pid)
         self._kill(ward.owner, "lease", begun)

@@ -29,20 +29,23 @@ class WardenClient:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._begun: dict[str, Any] | None = None
+        self._count = 0
 
     def fileno(self) -> int:
         """Return what to poll for messages of the warden, -1 while there is no connection."""
         return self._socket.fileno() if self._socket is not None else -1
 
     def begin(self, ref: AttemptRef, *, tag: str, mark: int, deadline: float, actor: Actor) -> bool:
-        """Say that an attempt is about to start; call it before anything is spawned.
+        """Say that an attempt is about to start; call it before anything is spawned, or again with a later deadline.
 
         ``deadline`` is a reading of the boot clock. Returns False when no warden
         could be reached; the attempt may run all the same.
         """
         with self._lock:
+            self._count += 1
             self._begun = {
                 "op": "begin",
+                "number": self._count,
                 "task": ref.task_id,
                 "attempt": ref.attempt,
                 "token": ref.token,
@@ -84,7 +87,7 @@ class WardenClient:
                     break
                 with contextlib.suppress(ValueError):
                     message = json.loads(data)
-                    # A word about an attempt that is over must not hit the next one.
+                    # A word about what is over must not hit the next, which may be the same attempt, begun again.
                     if self._begun is not None and _names(message) == _names(self._begun):
                         messages.append(message)
         return messages
@@ -125,8 +128,8 @@ class WardenClient:
             self._socket = None
 
 
-def _names(message: Any) -> tuple[Any, Any] | None:
-    return (message.get("task"), message.get("token")) if isinstance(message, dict) else None
+def _names(message: Any) -> tuple[Any, ...] | None:
+    return tuple(map(message.get, ("task", "token", "number"))) if isinstance(message, dict) else None
 
 
 def _packed(message: dict[str, Any]) -> bytes:

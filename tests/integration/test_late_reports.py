@@ -50,3 +50,29 @@ def test_a_result_is_recorded_without_a_restart_of_its_worker() -> None:
         assert stack.wait_task(after)["status"] == "completed"
         cleanup.pop_all()
     stack.close()
+
+
+@pytest.mark.slow
+def test_a_result_is_recorded_while_its_worker_drains() -> None:
+    """A worker that finishes a long attempt before it stops goes on delivering what lies in the spool."""
+    stack = Stack({"DISPATCH_REPORT_PATIENCE_S": "0.2", "DISPATCH_DRAIN_S": "60"})
+    with ExitStack() as cleanup:
+        cleanup.callback(stack.abort)
+        service, _, worker = stack.start(2).processes
+        done, over = stack.directory / "done", stack.directory / "over"
+        early, late = (stack.create(tick={"until": str(path), "duration_s": 60})["id"] for path in (done, over))
+        for ident in (early, late):
+            eventually(lambda ident=ident: stack.tick_lines(ident), 10, f"task {ident} running")
+        service.kill()
+        done.touch()
+        worker.wait_event("report_left_in_spool")
+        worker.ask()
+        worker.wait_event("worker_draining")
+        stack.start_service()
+
+        assert stack.wait_task(early, timeout_s=10)["status"] == "completed"
+        over.touch()
+        assert stack.wait_task(late)["status"] == "completed"
+        assert worker.wait() == 0
+        cleanup.pop_all()
+    stack.close()

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
+
+import pytest
+import redis.asyncio
 
 from dispatch.ats import protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
 from dispatch.ats.model import Actor
-from dispatch.ingress import listing
+from dispatch.core.lanes import Lane, Lanes
+from dispatch.core.routing import Route, Routing, TaskTraits, choose
+from dispatch.ingress import listing, reconcile
+from dispatch.ingress.claims import FencedClaims
+from dispatch.ingress.enqueuer import Enqueuer
+from dispatch.ingress.intake import Errands, Intake
+from dispatch.ingress.ledger import Ledger
 from dispatch.ingress.listing import Listing
+from dispatch.ingress.reconcile import Parts, Reconciler
+from dispatch.ingress.redis_view import RedisView
+from dispatch.log import get_logger
+from dispatch.settings import load
 from tests.support.fake_ats import FakeAts
 from tests.support.service import service_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import pytest
 
     from dispatch.ats.model import Task
 
@@ -84,6 +96,60 @@ async def test_our_service_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == all_ids
     assert len(paths) == 20 // 3 + 2
     assert not any("offset" in path for path in paths)
+
+
+@pytest.mark.parametrize("stuck", [4, 20], ids=["page", "backlog"])
+async def test_tasks_that_cannot_be_claimed_hide_no_other(monkeypatch: pytest.MonkeyPatch, stuck: int) -> None:
+    """Behind a page of known tasks, or a full backlog, stands one not heard of: it is found once nothing else runs."""
+    monkeypatch.setattr(listing, "PAGE", 3)
+    monkeypatch.setattr(reconcile, "PAGE", 3)
+    routing = Routing(routes=(Route(type="urgent", queue="free"),))
+    with service_on("sqlite") as service:
+        people = service.client()
+        for _ in range(stuck):
+            people.create(title="known")
+        async with AsyncClient(protocol.endpoint(service.url), ME) as client:
+            backlog, reconciler = reconciler_of(client, routing, capacity=10)
+            await reconciler.with_service()
+            unheard = str(people.create(title="unheard", type="urgent")["id"])
+            await reconciler.with_service()
+            assert unheard not in backlog
+            assert backlog.pop(time.monotonic(), is_free) is None
+            assert backlog.may_lack(is_free)
+            assert reconciler.read_on()
+            await reconciler.with_service()
+            assert backlog.pop(time.monotonic(), is_free) == (unheard, 5)
+            assert not backlog.may_lack(is_free)
+            assert backlog.truncated is (stuck > 10)
+            assert reconciler.read_on() is (stuck < 10)
+
+
+def is_free(lane: Lane) -> bool:
+    """Say whether tasks of a lane can run: those that are urgent."""
+    return lane.queue == "free"
+
+
+def reconciler_of(client: AsyncClient, routing: Routing, capacity: int) -> tuple[Lanes, Reconciler]:
+    """Return a backlog and who fills it; nothing here comes to Redis."""
+    backlog, ledger = Lanes(choose(routing, TaskTraits("")), capacity), Ledger()
+    intake = Intake(
+        channels=("default",),
+        backlog=backlog,
+        routing=routing,
+        ledger=ledger,
+        clock_offset_s=client.clock_offset_s,
+        errands=Errands(wake=str, look=str),
+    )
+    parts = Parts(
+        Listing(client, frozenset({"after"})),
+        FencedClaims(client, ME, 60.0),
+        Enqueuer(load({})),
+        RedisView(redis.asyncio.Redis(), routing.queues()),
+        backlog,
+        ledger,
+        intake,
+    )
+    return backlog, Reconciler(parts, actor_id=ME.id, channels=("default",), lease_s=60.0, log=get_logger("test"))
 
 
 def _noting(real: Callable[..., protocol.Request], paths: list[str]) -> Callable[..., protocol.Request]:

@@ -100,6 +100,15 @@ def test_what_hangs_is_ended_and_what_works_or_is_stopped_is_not(start: Start, t
     assert "killed" in result["flags"]
 
 
+@pytest.mark.slow
+def test_orphans_that_work_in_between_are_no_hang(start: Start) -> None:
+    """What an attempt leaves to run by itself counts, also if it lives for less than from look to look."""
+    work = " ".join(command("burst", 0.04))
+    script = f"for n in 1 2 3 4 5 6 7 8 9 10 11 12; do ( {work} >/dev/null 2>&1 & ); sleep 0.5; done"
+    result = start(["sh", "-c", script], execution={"idle_s": 3.0}).result()
+    assert result["reason"] == "success"
+
+
 def test_results_of_dependencies_reach_the_child(start: Start) -> None:
     """Each stands in a block of its own after the task's text, and all of them in ATS_DEPENDENCIES."""
     handed = [

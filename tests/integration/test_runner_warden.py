@@ -167,6 +167,19 @@ def test_success_that_the_frost_hid_is_not_reported(start: Start, tmp_path: Path
     assert worker.reports() == []
 
 
+def test_a_start_that_was_granted_late_is_guarded_anew(start: Start, service: FakeService, tmp_path: Path) -> None:
+    """The first deadline passed while the service did not answer: that ends no later attempt, nor its guard."""
+    worker = start(command("family", tmp_path / "pids", "ignore"), lease_s=1.2, moods={"start.unavailable": 4})
+    family = family_of(worker)
+    begun_at, granted_at = (worker.calls("start")[place]["at"] for place in (0, -1))
+    assert granted_at - begun_at > 1.2
+    eventually(lambda: len(worker.calls("renew")) >= 4, 5.0, "renewals beyond the first deadline")
+    assert worker.lines("results.jsonl") == []
+    worker.signal("child", signal.SIGKILL)
+    dead_within(family, 1.0)
+    eventually(lambda: service.requests, 2.0)
+
+
 def test_frozen_worker_main_changes_nothing(start: Start, tmp_path: Path) -> None:
     """A frozen worker main does not stop renewals of its pool child's attempt."""
     os.mkfifo(tmp_path / "go")

@@ -124,6 +124,12 @@ def toil(share: str, seconds: str, path: str = "") -> None:
     os._exit(0)
 
 
+def burst(seconds: str) -> None:
+    """Use so much of a processor, at once."""
+    while time.process_time() < float(seconds):
+        pass
+
+
 def polite(path: str, code: str) -> None:
     """Exit with a code at SIGTERM, after noting it."""
 

@@ -73,12 +73,12 @@ def test_only_time_that_was_looked_at_counts(steps: list[tuple[float, bool, floa
 
 
 def test_processor_time_is_what_grows() -> None:
-    """A process that ends takes nothing back, a new one and a reaped one add; a stopped one stops the count."""
+    """A process that ends takes nothing back, a new one and reaped ones add; a stopped one stops the count."""
     watch = IdleWatch(IdleLimit(20.0))
-    watch.begin(0.0)
+    watch.begin(0.0, 7.0)
 
-    def seen(at: float, *ticks: int, state: str = "S") -> float:
-        watch.hangs(at, 0, lambda: [Stat(pid, state, 1, 1, pid, used) for pid, used in enumerate(ticks)])
+    def seen(at: float, *ticks: int, state: str = "S", reaped_s: float = 7.0) -> float:
+        watch.hangs(at, 0, lambda: [Stat(pid, state, 1, 1, pid, used) for pid, used in enumerate(ticks)], reaped_s)
         assert watch._quiet is not None
         return watch._quiet.processor_s * TICKS_PER_S
 
@@ -89,7 +89,8 @@ def test_processor_time_is_what_grows() -> None:
     assert watch._quiet.for_s == 3.0
     assert seen(4.0, 2, state="t") == 3
     assert watch._quiet.for_s == 3.0
-    assert seen(5.0, 900) == 0
+    assert seen(4.5, 2, reaped_s=7.02) == pytest.approx(5)
+    assert seen(5.0, 900, reaped_s=7.02) == 0
     assert watch._quiet.for_s == 0.0
 
 
