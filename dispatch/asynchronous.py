@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
 _AGAIN_S: Final = 0.2
 
@@ -17,13 +17,48 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
     Once is not enough: until Python 3.12 a ``wait_for`` whose time is up at that
     very moment swallows the cancellation, and a process that counts on one would
-    wait for ever at its end.
+    wait for ever at its end. A caller that is itself cancelled meanwhile hears of
+    it when they have ended.
     """
-    pending = {task for task in tasks if not task.done()}
+    told = set(tasks)
+    pending = {task for task in told if not task.done()}
+    interrupted: asyncio.CancelledError | None = None
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+        try:
+            await asyncio.wait(pending, timeout=_AGAIN_S)
+        except asyncio.CancelledError as exc:
+            interrupted = exc
+        pending = {task for task in pending if not task.done()}
+    for task in told:
+        if not task.cancelled():
+            task.exception()  # asked for, so that nobody complains that it was not
+    if interrupted is not None:
+        raise interrupted
+
+
+async def side_by_side(loops: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run what never ends, until one of them fails or the caller is cancelled; then all of them have ended.
+
+    One that swallows a cancellation is left running by ``asyncio.gather``, and a
+    ``TaskGroup`` waits for it for ever.
+    """
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        await cancel_all(tasks)
+
+
+async def end_the_rest() -> None:
+    """Cancel every other task of the running loop until it has ended: the last thing that a process does in its loop.
+
+    What ``asyncio.run`` does afterwards cancels once, and then waits for ever for whoever swallowed it.
+    """
+    await cancel_all(asyncio.all_tasks() - {asyncio.current_task()})
 
 
 def on_stop(stop: Callable[[], None], hang_up: Callable[[], None] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
+from dispatch.asynchronous import side_by_side
 from dispatch.ats import protocol
 from dispatch.ats.model import parse_task
 from dispatch.errors import AuthenticationError, GatewayError, GatewayUnavailableError
@@ -74,9 +75,7 @@ class Looks:
 
     async def run(self) -> None:
         """Read until cancelled."""
-        async with asyncio.TaskGroup() as readers:
-            for _ in range(READS_AT_ONCE):
-                readers.create_task(self._read_all())
+        await side_by_side(self._read_all() for _ in range(READS_AT_ONCE))
 
     async def _read_all(self) -> None:
         while True:

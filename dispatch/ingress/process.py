@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from dispatch import metrics
-from dispatch.asynchronous import on_stop
+from dispatch.asynchronous import end_the_rest, on_stop
 from dispatch.ats import answers, protocol
 from dispatch.ats.aclient import AsyncClient
 from dispatch.ats.choose import extensions_of_health
@@ -43,7 +43,10 @@ async def _serve(settings: Settings, actor: Actor) -> None:
     recorder.begin(recorder.INGRESS, settings, get_logger("ingress"), ats_url=ats_url)
     ingress = Ingress(settings, actor, extensions=extensions)
     on_stop(ingress.stop)
-    await ingress.run()
+    try:
+        await ingress.run()
+    finally:
+        await end_the_rest()
 
 
 def run(settings: Settings) -> None:

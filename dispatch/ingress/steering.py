@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError
 
 from dispatch import metrics
+from dispatch.asynchronous import side_by_side
 from dispatch.ats import orders
 from dispatch.broker import DRAIN_KEY, PRESENCE_CHANNEL, STEER_CHANNEL
 from dispatch.core.steering import EXTENSION, KINDS, Steering, steering_of
@@ -95,7 +96,7 @@ class Orders:
 
     async def run(self) -> None:
         """Hear of changes until cancelled."""
-        await asyncio.gather(self._listen(), self._end_in_time())
+        await side_by_side([self._listen(), self._end_in_time()])
 
     async def _rows(self) -> list[Any]:
         if self._in_service:

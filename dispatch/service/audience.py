@@ -7,6 +7,7 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from dispatch.asynchronous import cancel_all
 from dispatch.errors import OverloadedError
 from dispatch.service import listeners
 
@@ -36,8 +37,7 @@ class Audience:
     async def close(self) -> None:
         """Stop, and say that nobody listens here any more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
         if self._told:
             with contextlib.suppress(OverloadedError):
                 await self._store.write(lambda tx: listeners.report(tx, self._process, {}))

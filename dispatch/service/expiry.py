@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from dispatch.asynchronous import cancel_all
 from dispatch.errors import OverloadedError
 from dispatch.log import get_logger
 from dispatch.service import lapse
@@ -46,8 +47,7 @@ class Expiry:
     async def close(self) -> None:
         """Stop watching."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
 
     def _notice(self, expires_ms: int) -> None:
         """Wake up when a lease that was just granted or renewed is the first to run out."""

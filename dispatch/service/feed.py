@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
+from dispatch.asynchronous import cancel_all
 from dispatch.errors import InvalidInputError, OverloadedError, TaskError
 from dispatch.log import get_logger
 from dispatch.service import history, listeners, pruning, strict, wire
@@ -188,9 +189,7 @@ class _Connection:
             self._live = None
             if self._replay is not None:
                 tasks.append(self._replay)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
             if self._stop.is_set():
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(_LINGER_S):
@@ -287,8 +286,7 @@ class _Connection:
         self._changed.set()
         self._live = None
         if self._replay is not None:
-            self._replay.cancel()
-            await asyncio.gather(self._replay, return_exceptions=True)
+            await cancel_all([self._replay])
         newest = self._store.bus.last_seq
         self._push(json.dumps({"type": "subscribed", "id": ident, "seq": newest}))
         self._cursor = newest if since is None else min(since, newest)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from dispatch.asynchronous import cancel_all
 from dispatch.errors import OverloadedError
 from dispatch.log import get_logger
 from dispatch.service import history
@@ -73,9 +74,7 @@ class Follower:
 
     async def close(self) -> None:
         """Stop following."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         if self._connection is not None:
             await self._connection.close()
 

@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from dispatch import metrics
+from dispatch.asynchronous import cancel_all
 from dispatch.core.retention import pause_s
 from dispatch.errors import OverloadedError
 from dispatch.log import get_logger
@@ -52,8 +53,7 @@ class Pruner:
     async def close(self) -> None:
         """Stop. A step that is under way is finished by the store."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
 
     async def _run(self) -> None:
         wait_s = self._first_s

@@ -76,6 +76,24 @@ class Pages:
         return done.stdout
 
 
+def a_task_that_is_seen(stack: Stack, pages: Pages) -> str:
+    """Run tasks until Flower shows the end of one; return its id."""
+    made: list[str] = []
+
+    def seen() -> str:
+        made.append(str(stack.create(TITLE, tick={"duration_s": 0.05})["id"]))
+        stack.wait_task(made[-1])
+
+        def shown() -> str:
+            return next((one for one in made if '"SUCCESS"' in pages.get(f"/api/task/info/{one}.1")[1]), "")
+
+        with suppress(AssertionError):
+            return eventually(shown, "a task in Flower", timeout_s=1)
+        return ""
+
+    return eventually(seen, "Flower seeing a task")
+
+
 def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Callable[..., Stack], tmp_path: Path):
     """With a key that may only read: id, title and node on the page; in Redis no title; without a login nothing.
 
@@ -106,20 +124,7 @@ def test_operators_see_workers_queues_and_tasks_by_id_and_title(make_stack: Call
     # Workers send events from the moment on that Flower asks them to; a task of before is not seen, or not whole.
     eventually(lambda: worker["node"] in pages.get("/api/workers?refresh=1")[1], "Flower seeing the worker")
 
-    made: list[str] = []
-
-    def seen() -> str:
-        made.append(str(stack.create(TITLE, tick={"duration_s": 0.05})["id"]))
-        stack.wait_task(made[-1])
-
-        def shown() -> str:
-            return next((one for one in made if '"SUCCESS"' in pages.get(f"/api/task/info/{one}.1")[1]), "")
-
-        with suppress(AssertionError):
-            return eventually(shown, "a task in Flower", timeout_s=1)
-        return ""
-
-    ident = eventually(seen, "Flower seeing a task")
+    ident = a_task_that_is_seen(stack, pages)
     task = pages.json(f"/api/task/info/{ident}.1")
     assert (task["name"], task["worker"], task["state"]) == ("dispatch.execute", worker["node"], "SUCCESS")
     assert [queue["name"] for queue in pages.json("/api/queues/length")["active_queues"]] == ["dispatch", "gpu"]
