@@ -84,8 +84,7 @@ class Graph:
         raw = task.raw or {}
         created, begun, ended = (parse_time(raw.get(f"{what}_at")) for what in ("created", "started", "completed"))
         if task.status in FINISHED_ATS_WORDS:
-            since = begun or created
-            took = f"took {duration((ended - since).total_seconds())}" if ended and since else ""
+            took = f"took {duration((ended - begun).total_seconds())}" if ended and begun else ""
             why = clean_line(task.reason)[:200] if task.status != "completed" else ""
             return ", ".join(part for part in (why, took) if part)
         if task.status == "in_progress":

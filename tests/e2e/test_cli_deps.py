@@ -46,6 +46,16 @@ def new(cli: Cli, title: str, *options: str) -> str:
     return ended.out.strip()
 
 
+@pytest.mark.parametrize("given", ["", " ", "7,", ",7", "7,,8"])
+def test_an_empty_id_is_refused(ours: Cli, given: str) -> None:
+    """A script whose variable is empty gets wrong usage, not a task that runs at once."""
+    before = ours("list").out
+    ended = ours.here("create", "After nothing", "--depends-on", given)
+    assert (ended.code, ended.out) == (2, "")
+    assert "leaves an id empty" in ended.err
+    assert ours("list").out == before
+
+
 def test_a_graph_on_our_service(ours: Cli) -> None:
     """Created with --depends-on, seen with deps in every form, explained by why."""
     one = new(ours, "One", "--channel", "g")

@@ -78,6 +78,7 @@ def test_states_say_since_when_and_why() -> None:
         ({"status": "in_progress"}, "claimed"),
         ({"status": "completed", **ended, "reason": "old"}, "took 30 s"),
         ({"status": "failed", **ended, "reason": "exit\ncode 1"}, "exit code 1, took 30 s"),
+        ({"status": "failed", **ended, "started_at": None, "reason": "Blocked: ..."}, "Blocked: ..."),
         ({"not_before": "2026-01-01T12:00:20Z"}, "pauses for 20 s"),
         ({"status": "backlog"}, ""),
     ]
