@@ -132,6 +132,7 @@ def why(state: State, task_id: str) -> int:
       dispatch why 7
     """  # noqa: D301 - click's mark
     from dispatch.cli.advice import named
+    from dispatch.cli.first_failures import advice, ends_in, first_failures
     from dispatch.cli.fleet_view import look
     from dispatch.cli.stuck import explained
 
@@ -146,7 +147,11 @@ def why(state: State, task_id: str) -> int:
     except UnknownTaskError as exc:
         raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
     found = explained(state, seen, task)
-    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in found["reasons"]], found)
+    told = found["reasons"]
+    if ends_in(task.reason) and told and told[0]["code"] == "FINISHED":
+        # Done again alone it would fail for the same reason.
+        told = [{**told[0], "next": advice(*first_failures(state, task))}]
+    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in told], found)
     return 0
 
 

@@ -56,6 +56,29 @@ def test_an_empty_id_is_refused(ours: Cli, given: str) -> None:
     assert ours("list").out == before
 
 
+def test_why_names_where_a_cascade_began(ours: Cli) -> None:
+    """Of a task at the end of a cascade the advice reopens the first that failed, by itself; following it works."""
+    first = new(ours, "First", "--channel", "cascade")
+    ids = [first]
+    for title in ("Second", "Third"):
+        ids.append(new(ours, title, "--channel", "cascade", "--depends-on", ids[-1]))
+    ours("reject", first)
+    for needed, word, ident in ((first, "rejected", ids[1]), (ids[1], "failed", ids[2])):
+        ours("fail", ident, "--reason", f"Blocked: dependency #{needed} ({word})")
+    ended = ours("why", ids[2])
+    assert ended.out == f"It is failed: Blocked: dependency #{ids[1]} (failed)\n"
+    assert f"'dispatch reopen {first} --dependents'" in ended.err
+    ours("reopen", first, "--dependents")
+    assert [line.split("\t")[1] for line in ours("list", "--channel", "cascade").out.splitlines()] == ["pending"] * 3
+
+
+def test_why_does_not_advise_what_fails_again(ours: Cli) -> None:
+    """What depended on a name that no task has is not advised to be reopened."""
+    lost = new(ours, "Lost", "--channel", "cascade", "--payload", '{"depends_on": ["never"]}')
+    ours("fail", lost, "--reason", "Blocked: dependency #never (does not exist)")
+    assert "Reopened it fails again, because #never does not exist" in ours("why", lost).err
+
+
 def test_a_graph_on_our_service(ours: Cli) -> None:
     """Created with --depends-on, seen with deps in every form, explained by why."""
     one = new(ours, "One", "--channel", "g")
