@@ -6,6 +6,7 @@ import pytest
 
 from dispatch.cli.advice import for_people
 from dispatch.cli.first_failures import advice, ends_in
+from dispatch.cli.stuck import alike
 from dispatch.core.presence import IngressPresence, WorkerPresence
 from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, stand_of
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
@@ -78,6 +79,15 @@ def test_how_a_task_stands(facts: Facts, fleet: Fleet, needed: list[Stand], stan
     """Only what needs somebody is stuck: not what runs, has its turn soon, or waits for such."""
     told = merged(reasons(facts), fleet, Way("test", "dispatch", ("gpu",)), 0.0)
     assert stand_of(told, needed) is stand
+
+
+def test_pauses_for_one_reason_are_told_once() -> None:
+    """Status names tasks that pause for the same reason in one line, however long each still pauses."""
+    first, second, other = (
+        reasons(Facts(Status.TODO, pause_s=pause_s, reason=reason))[0]
+        for pause_s, reason in ((40, "exit code 75"), (55, "exit code 75"), (40, "no keys"))
+    )
+    assert alike(first) == alike(second) != alike(other)
 
 
 def test_a_worker_is_asked_for_by_its_queue() -> None:
