@@ -147,11 +147,11 @@ def why(state: State, task_id: str) -> int:
     except UnknownTaskError as exc:
         raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
     found = explained(state, seen, task)
-    told = found["reasons"]
-    if ends_in(task.reason) and told and told[0]["code"] == "FINISHED":
+    reasons = found["reasons"]
+    if ends_in(task.reason) and reasons and reasons[0]["code"] == "FINISHED":
         # Done again alone it would fail for the same reason.
-        told = [{**told[0], "next": advice(*first_failures(state, task))}]
-    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in told], found)
+        reasons = [{**reasons[0], "next": advice(*first_failures(state, task))}]
+    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in reasons], found)
     return 0
 
 
