@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatch.ats import protocol
 from dispatch.ats.model import parse_task
-from dispatch.core.graph import MISSING, is_settled, opens
+from dispatch.core.graph import ELSEWHERE, MISSING, is_settled, opens
 from dispatch.errors import UnknownTaskError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 READ_MAX: Final = 64
 """How many tasks are read on the way."""
 _BLOCKED: Final = "Blocked: dependency "
-_END: Final = re.compile(rf"#(\S+) \((failed|cancelled|rejected|{re.escape(MISSING)})\)")
+_END: Final = re.compile(rf"#(\S+) \((failed|cancelled|rejected|{MISSING}|{ELSEWHERE})\)")
 
 
 def ends_in(reason: str | None) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def first_failures(state: State, task: Task) -> tuple[list[str], list[str]]:
         if name in looked_at:
             continue
         looked_at.add(name)
-        if status == MISSING:
+        if status in (MISSING, ELSEWHERE):
             missing.append(name)
             continue
         if len(looked_at) > READ_MAX:
@@ -62,7 +62,7 @@ def advice(ended: list[str], missing: list[str]) -> str:
     """Say what to do about a task that failed because of these, with ID for the task's id."""
     if missing:
         names = ", ".join(f"#{name}" for name in missing[:10])
-        return f"Reopened it fails again, because {names} does not exist; create it anew without that."
+        return f"Reopened it fails again, because {names} does not exist in its project; create it anew without that."
     if ended:
         return f"'dispatch reopen {' '.join(ended)} --dependents' has all of them done again."
     return "'dispatch reopen ID' has it done again."

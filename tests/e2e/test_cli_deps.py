@@ -76,7 +76,7 @@ def test_why_does_not_advise_what_fails_again(ours: Cli) -> None:
     """What depended on a name that no task has is not advised to be reopened."""
     lost = new(ours, "Lost", "--channel", "cascade", "--payload", '{"depends_on": ["never"]}')
     ours("fail", lost, "--reason", "Blocked: dependency #never (does not exist)")
-    assert "Reopened it fails again, because #never does not exist" in ours("why", lost).err
+    assert "Reopened it fails again, because #never does not exist in its project" in ours("why", lost).err
 
 
 def test_a_graph_on_our_service(ours: Cli) -> None:

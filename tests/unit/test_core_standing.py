@@ -7,6 +7,7 @@ import pytest
 from dispatch.cli.advice import for_people
 from dispatch.cli.first_failures import advice, ends_in
 from dispatch.cli.stuck import alike
+from dispatch.core.graph import ELSEWHERE, MISSING
 from dispatch.core.presence import IngressPresence, WorkerPresence
 from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, stand_of
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
@@ -99,10 +100,10 @@ def test_a_worker_is_asked_for_by_its_queue() -> None:
 
 def test_what_failed_because_of_others_is_done_again_together_with_them() -> None:
     """Reopened alone it fails at once for the same reason; one that depends on nothing real does so in any case."""
-    text = "Blocked: dependency #7 (failed), #8 (completed), #9 (cancelled), #never (does not exist)"
-    assert ends_in(text) == [("7", "failed"), ("9", "cancelled"), ("never", "does not exist")]
+    text = f"Blocked: dependency #7 (failed), #8 (completed), #9 (cancelled), #never ({MISSING}), #8 ({ELSEWHERE})"
+    assert ends_in(text) == [("7", "failed"), ("9", "cancelled"), ("never", MISSING), ("8", ELSEWHERE)]
     assert ends_in("Exceeded max retry attempts (3): #7 (failed)") == ends_in(None) == []
     assert advice(["7", "9"], []) == "'dispatch reopen 7 9 --dependents' has all of them done again."
-    assert advice(["7"], ["never"]).startswith("Reopened it fails again, because #never does not exist")
+    assert advice(["7"], ["never"]).startswith("Reopened it fails again, because #never does not exist in its project;")
     (other,) = reasons(Facts(Status.FAILED, reason="exit code 1"))
     assert for_people(other).advice == "'dispatch reopen ID' has it done again."
