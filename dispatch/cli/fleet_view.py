@@ -170,7 +170,8 @@ def runs_at(task: Task) -> str:
     """Return the host whose worker runs a task, or the name of the agent that does; "" when nobody does."""
     host = host_of(task)
     name = (task.raw or {}).get("assignee_name")
-    return name if isinstance(name, str) and UUID.fullmatch(host) else host
+    # The runner of an agent is its UUID, and stays when the agent lets the lock go.
+    return (name if isinstance(name, str) else "") if UUID.fullmatch(host) else host
 
 
 def way_of(settings: Settings, task: Task) -> Way:

@@ -18,7 +18,7 @@ from dispatch.cli.options import State, common_options, duration_s
 from dispatch.cli.output import ago
 from dispatch.core.steering import CHANNEL, EXTENSION, HOST, QUEUE, Order, steering_of
 from dispatch.errors import BrokerUnavailableError, DispatchError, UsageError
-from dispatch.preflight.broker import cause_of, open_redis
+from dispatch.preflight.broker import cause_of, open_redis, workers_seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +96,10 @@ def drain(state: State, host: str, note: str, undo: bool) -> None:  # noqa: FBT0
         _tell(state, {"removed": was}, f"Host {host} {'takes tasks again' if was else 'was not drained'}.")
         return
     _tell(state, _give(state, HOST, host, note, None), f"Host {host} takes nothing new.")
+    hosts = _hosts_seen(state)
+    if hosts is not None and host not in hosts:
+        others = f"; there are some on {', '.join(hosts)}" if hosts else ""
+        state.output.note(f"No worker is seen on {host}{others}. The order holds for those that start there.")
 
 
 @click.command()
@@ -173,6 +177,15 @@ def _give(state: State, kind: str, name: str, note: str, for_s: float | None) ->
             order = orders.rows_of([text], now_s)[0]
     _wake(state)
     return order
+
+
+def _hosts_seen(state: State) -> list[str] | None:
+    """Return the hosts that have workers; None when Redis does not tell."""
+    try:
+        with contextlib.closing(open_redis(state.seen_settings.broker)) as client:
+            return sorted({worker.host for worker in workers_seen(client)})
+    except (redis.RedisError, DispatchError):
+        return None
 
 
 def _take_back(state: State, kind: str, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,17 @@ def test_an_empty_id_is_refused(ours: Cli, given: str) -> None:
     assert (ended.code, ended.out) == (2, "")
     assert "leaves an id empty" in ended.err
     assert ours("list").out == before
+
+
+@pytest.mark.parametrize(("command", "rejected"), [("cancel", (0, 2)), ("reopen", (1,))])
+def test_each_refusal_of_several_names_its_task(ours: Cli, command: str, rejected: tuple[int, ...]) -> None:
+    """Of several tasks every sentence on stderr says of which it is; the others are done all the same."""
+    ids = [new(ours, "t", "--channel", "several") for _ in range(3)]
+    ours("reject", *(ids[at] for at in rejected))
+    ended = ours(command, *ids)
+    assert (ended.code, f"Task {ids[1]} " in ended.out) == (1, True)
+    refused = [line for line in ended.err.splitlines() if line.startswith("dispatch: ")]
+    assert [re.findall(rf"\b({'|'.join(ids)})\b", line)[:1] for line in refused] == [[ids[0]], [ids[2]]]
 
 
 def test_why_names_where_a_cascade_began(ours: Cli) -> None:

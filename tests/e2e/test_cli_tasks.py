@@ -194,7 +194,7 @@ def test_refused_move_is_one_sentence_and_exit_1(ats, cli):
     ended = cli("cancel", "100", "101", "999")
     assert ended.code == 1
     assert ended.out == "Task 101 cancelled.\n"
-    assert ended.err == "dispatch: The task is in completed status.\ndispatch: There is no task 999.\n"
+    assert ended.err == "dispatch: Task 100: The task is in completed status.\ndispatch: There is no task 999.\n"
 
 
 # --- list, show, logs -----------------------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ def test_a_paused_channel_rests_and_a_drained_host_finishes(fleet: Callable[...,
     assert cli("drain", HOST, "--undo").out == f"Host {HOST} takes tasks again.\n"
     assert stack.wait_task(waiting)["status"] == "completed"
     assert cli("drain", HOST, "--undo").out == f"Host {HOST} was not drained.\n"
+    assert f"No worker is seen on mistyped; there are some on {HOST}." in cli("drain", "mistyped").err
+    cli("drain", "mistyped", "--undo")
 
 
 def test_a_paused_queue_on_a_foreign_service(make_stack: Callable[..., Stack], cli: CliHere) -> None:
