@@ -12,6 +12,8 @@ from dispatch.core.graph import ELSEWHERE, MISSING, is_settled, opens
 from dispatch.errors import UnknownTaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dispatch.ats.model import Task
     from dispatch.cli.options import State
 
@@ -26,14 +28,21 @@ def ends_in(reason: str | None) -> list[tuple[str, str]]:
     return _END.findall(reason) if reason is not None and reason.startswith(_BLOCKED) else []
 
 
-def first_failures(state: State, task: Task) -> tuple[list[str], list[str]]:
-    """Return the tasks that ended badly by themselves, because of which this one failed, and names that no task has.
+def ends_that(reason: dict[str, str], task: Task) -> list[tuple[str, str]]:
+    """Return the dependencies that ended badly because of which a task failed or will; ``reason`` is told of it."""
+    if reason["code"] == "DEPENDENCY_FAILED":
+        return _END.findall(reason["text"])
+    return ends_in(task.reason) if reason["code"] == "FINISHED" and task.status == "failed" else []
+
+
+def first_failures(state: State, ends: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Return the tasks that ended badly by themselves, because of which these ended so, and names that no task has.
 
     What is done again meanwhile, or completed, is left out. Raises the GatewayError family.
     """
     ended: list[str] = []
     missing: list[str] = []
-    to_look_at = deque(ends_in(task.reason))
+    to_look_at = deque(ends)
     looked_at: set[str] = set()
     while to_look_at:
         name, status = to_look_at.popleft()

@@ -80,6 +80,10 @@ def test_why_names_where_a_cascade_began(ours: Cli) -> None:
     ended = ours("why", ids[2])
     assert ended.out == f"It is failed: Blocked: dependency #{ids[1]} (failed)\n"
     assert f"'dispatch reopen {first} --dependents'" in ended.err
+    fourth = new(ours, "Fourth", "--channel", "beside", "--depends-on", ids[2])
+    waits = ours("why", fourth)
+    assert waits.out == f"It depends on what did not succeed: #{ids[2]} (failed).\n"
+    assert f"'dispatch reopen {first} --dependents'" in waits.err
     ours("reopen", first, "--dependents")
     assert [line.split("\t")[1] for line in ours("list", "--channel", "cascade").out.splitlines()] == ["pending"] * 3
 
