@@ -176,10 +176,11 @@ class IllegalMoveError(TaskError):
     why = "The lifecycle allows 28 moves between its nine states, and this is none of them."
     advice = "Make one of the allowed moves, or read the task again if its state surprises you."
 
-    def __init__(self, *, current: str, target: str, allowed: list[str]) -> None:
+    def __init__(self, *, current: str, target: str, allowed: list[str], next_step: str | None = None) -> None:
         options = ", ".join(allowed) or "nothing"
         super().__init__(
             f"A task in {current} status does not allow {target}; it allows: {options}.",
+            next_step=next_step,
             status=current,
             allowed=allowed,
         )

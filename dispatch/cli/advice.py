@@ -25,7 +25,6 @@ _ADVICE: Final = {
     "FINISHED": "'dispatch reopen ID' has it done again.",
 }
 _UUID: Final = re.compile(r" \([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\)")
-_BAD_END: Final = re.compile(r"#(\d+) \((?:failed|cancelled|rejected)\)")
 _WORDS: Final = {"(todo)": "(pending)", "(skipped)": "(rejected)"}
 """States in texts, as lists of tasks show them."""
 
@@ -35,11 +34,6 @@ def for_people(reason: Reason) -> Reason:
     text = _UUID.sub("", reason.text)
     for word, shown in _WORDS.items():
         text = text.replace(word, shown)
-    if reason.code == "FINISHED" and "Blocked: dependency" in text:
-        # By itself it would fail for the same reason again.
-        bad = " ".join(_BAD_END.findall(text))
-        if bad:
-            return Reason(reason.code, text, f"'dispatch reopen {bad} --dependents' has all of them done again.")
     return Reason(reason.code, text, _ADVICE.get(reason.code, reason.advice))
 
 

@@ -36,7 +36,11 @@ def with_dependencies(state: State, fields: dict[str, Any], given: Sequence[str]
 
 def read_names(given: Sequence[str]) -> tuple[int | str, ...]:
     """Return the ids that --depends-on names, without repetition. Raises UsageError."""
-    words = [word.strip() for item in given for word in item.split(",") if word.strip()]
+    words = [word.strip() for item in given for word in item.split(",")]
+    if "" in words:
+        # Of a script, most likely, in which a create before this one failed: without it the task would run at once.
+        shown = ",".join(given)
+        raise UsageError(f"--depends-on {shown!r} leaves an id empty; is a variable not set? Nothing was created.")
     found = []
     for word in words:
         ident = ident_of(word)

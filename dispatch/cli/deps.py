@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 EXTENSION: Final = "depends_on"
 """What a service announces that knows dependencies itself."""
-_FIELDS: Final = "id,title,status,channel,depends_on,sealed,reason,not_before,created_at,started_at,completed_at"
+_FIELDS: Final = (
+    "id,title,status,channel,project_id,depends_on,sealed,reason,not_before,created_at,started_at,completed_at"
+)
 _PAGE: Final = 500
 _PLAIN_PAGE: Final = 100
 _PLAIN_LISTED_MAX: Final = 10_000

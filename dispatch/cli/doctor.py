@@ -23,7 +23,7 @@ _SIGNS = {"ok": "ok", "warning": "warning", "error": "error"}
 def doctor(state: State) -> int:
     """Check that everything is there and set up safely.
 
-    Looks at settings, task service, Redis, executor, data directory and
+    Looks at settings, task service, Redis, executor, data directory, key files and
     workers. Exits 0 unless something is wrong; warnings are no failure.
 
     \b

@@ -13,6 +13,7 @@ import redis
 
 from dispatch.ats import answers, orders, protocol
 from dispatch.broker import CLASS_KEY, KEY_PREFIX, shown_url
+from dispatch.core.dependencies import UUID
 from dispatch.core.lifecycle import ATS_WORD, Status
 from dispatch.core.routing import TaskTraits, choose, traits_of
 from dispatch.core.standing import ClassUse, Fleet, Way
@@ -159,6 +160,19 @@ def host_of(task: Task) -> str:
     return (task.runner or "").partition("/")[0]
 
 
+def is_orphaned(task: Task) -> bool:
+    """Say whether nobody holds a task in progress: its lock was released, or it was created so."""
+    return task.assignee_id is None and task.lease_expires_at is None
+
+
+def runs_at(task: Task) -> str:
+    """Return the host whose worker runs a task, or the name of the agent that does; "" when nobody does."""
+    host = host_of(task)
+    name = (task.raw or {}).get("assignee_name")
+    # The runner of an agent is its UUID, and stays when the agent lets the lock go.
+    return (name if isinstance(name, str) else "") if UUID.fullmatch(host) else host
+
+
 def way_of(settings: Settings, task: Task) -> Way:
     """Return the way that a task takes, by our settings; of a sealed one only its channel and type are seen."""
     traits: Mapping[str, Any] = {} if task.sealed else traits_of(task.payload)
@@ -171,7 +185,7 @@ def leases_of(running: Sequence[Task], now_at: datetime, near_s: float) -> dict[
     found = {"live": 0, "near_expiry": 0, "overdue": 0, "endless": 0}
     for task in running:
         if task.lease_expires_at is None:
-            found["endless"] += 1
+            found["endless"] += not is_orphaned(task)
             continue
         left_s = (task.lease_expires_at - now_at).total_seconds()
         found["live" if left_s > 0 else "overdue"] += 1

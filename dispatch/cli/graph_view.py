@@ -62,9 +62,19 @@ class Graph:
         """Return what a task depends on, in order."""
         return tuple(sorted(self.tasks[ident].depends_on, key=_order)) if ident in self.tasks else ()
 
+    def needed_status(self, ident: str, name: str) -> str:
+        """Return the status of what a task depends on as the task has it: tasks of other projects are none for it."""
+        return MISSING if self._is_elsewhere(ident, name) else self.status(name)
+
+    def _is_elsewhere(self, ident: str, name: str) -> bool:
+        one, other = (
+            (self.tasks[key].raw or {}).get("project_id") if key in self.tasks else None for key in (ident, name)
+        )
+        return one is not None and other is not None and one != other
+
     def waits_for(self, ident: str) -> list[str]:
         """Return what of it is not completed."""
-        return [name for name in self.needs(ident) if self.status(name) != "completed"]
+        return [name for name in self.needs(ident) if self.needed_status(ident, name) != "completed"]
 
     def roots(self) -> list[str]:
         """Return the tasks on which none of the others depends."""
@@ -84,8 +94,7 @@ class Graph:
         raw = task.raw or {}
         created, begun, ended = (parse_time(raw.get(f"{what}_at")) for what in ("created", "started", "completed"))
         if task.status in FINISHED_ATS_WORDS:
-            since = begun or created
-            took = f"took {duration((ended - since).total_seconds())}" if ended and since else ""
+            took = f"took {duration((ended - begun).total_seconds())}" if ended and begun else ""
             why = clean_line(task.reason)[:200] if task.status != "completed" else ""
             return ", ".join(part for part in (why, took) if part)
         if task.status == "in_progress":
@@ -96,10 +105,14 @@ class Graph:
         if not open_ones:
             paused = task.not_before_at and task.not_before_at > self.now
             return f"pauses for {self._since(task.not_before_at)}" if paused else "ready"
-        names = ", ".join(f"#{name} {self.status(name)}" for name in open_ones[:_NAMED_MAX])
+        names = ", ".join(self._called(ident, name) for name in open_ones[:_NAMED_MAX])
         more = f" and {len(open_ones) - _NAMED_MAX} others" if len(open_ones) > _NAMED_MAX else ""
         waited = f", created {self._since(created)} ago" if created else ""
         return f"waits for {names}{more}{waited}"
+
+    def _called(self, ident: str, name: str) -> str:
+        where = " (it is in another project)" if self._is_elsewhere(ident, name) else ""
+        return f"#{name} {self.needed_status(ident, name)}{where}"
 
     def _since(self, at: datetime | None) -> str:
         return duration((self.now - at).total_seconds()) if at else "?"

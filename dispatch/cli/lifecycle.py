@@ -132,6 +132,7 @@ def why(state: State, task_id: str) -> int:
       dispatch why 7
     """  # noqa: D301 - click's mark
     from dispatch.cli.advice import named
+    from dispatch.cli.first_failures import advice, ends_that, first_failures
     from dispatch.cli.fleet_view import look
     from dispatch.cli.stuck import explained
 
@@ -146,7 +147,11 @@ def why(state: State, task_id: str) -> int:
     except UnknownTaskError as exc:
         raise GatewayRejectedError(f"There is no task {task_id}.", status=404) from exc
     found = explained(state, seen, task)
-    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in found["reasons"]], found)
+    reasons = found["reasons"]
+    if reasons and (ends := ends_that(reasons[0], task)):
+        # Done again alone it would fail for the same reason.
+        reasons = [{**reasons[0], "next": advice(*first_failures(state, ends))}, *reasons[1:]]
+    _tell_why(state, [{**one, "next": named(one["next"], task_id)} for one in reasons], found)
     return 0
 
 

@@ -10,7 +10,8 @@ import click
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.options import State, TaskId, common_options, refuse_constant
-from dispatch.errors import DispatchError, GatewayRejectedError, GatewayUnavailableError, UsageError
+from dispatch.cli.refusals import Refusals
+from dispatch.errors import GatewayRejectedError, GatewayUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,22 +122,19 @@ def reopen(state: State, task_ids: Sequence[str], reason: str | None, dependents
         return
     if "depends_on" not in answers.extensions_of(state.client.send(protocol.health())):
         raise UsageError("The task service at this URL cannot reopen dependents; reopen them one by one.")
-    last: DispatchError | None = None
+    refusals = Refusals(task_ids)
     results = []
     for task_id in task_ids:
         try:
             answer = _reopen_all(state, task_id, reason)
         except GatewayRejectedError as exc:
-            if last is not None:
-                click.echo(f"dispatch: {last}", err=True)
-            last = exc if len(task_ids) == 1 else _about(task_id, exc)
+            refusals.add(task_id, exc)
             continue
         results.append(answer)
         _tell_reopened(state, answer)
     if state.output.is_json and results:
         state.output.json(results[0] if len(task_ids) == 1 else results)
-    if last is not None:
-        raise last
+    refusals.raise_last()
 
 
 @click.command()
@@ -187,30 +185,20 @@ def _tell_reopened(state: State, answer: Any) -> None:
 
 def _each(state: State, task_ids: Sequence[str], done: str, request: Callable[[str], protocol.Request]) -> None:
     """Make the call for each task; a refusal for one does not keep the others from being tried."""
-    last: DispatchError | None = None
+    refusals = Refusals(task_ids)
     results = []
     for task_id in task_ids:
         try:
             answer = state.client.send(request(task_id))
         except GatewayRejectedError as exc:
-            if last is not None:
-                click.echo(f"dispatch: {last}", err=True)
-            last = exc if len(task_ids) == 1 else _about(task_id, exc)
+            refusals.add(task_id, exc)
             continue
         results.append(_result(task_id, answer))
         if not state.output.is_json:
             state.output.line(f"Task {task_id} {done}.")
     if state.output.is_json and results:
         state.output.json(results[0] if len(task_ids) == 1 else results)
-    if last is not None:
-        raise last
-
-
-def _about(task_id: str, exc: GatewayRejectedError) -> GatewayRejectedError:
-    """Return a refusal that says which of several tasks it is about."""
-    if f"task {task_id}" in str(exc):
-        return exc
-    return GatewayRejectedError(f"Task {task_id}: {exc}", status=exc.status, code=exc.code, facts=exc.facts)
+    refusals.raise_last()
 
 
 def _result(task_id: str, answer: Any) -> Any:

@@ -12,7 +12,8 @@ import redis
 from dispatch.ats import answers, fences, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.options import State, TaskId, common_options
-from dispatch.errors import DispatchError, GatewayRejectedError, UnknownTaskError, UsageError
+from dispatch.cli.refusals import Refusals
+from dispatch.errors import GatewayRejectedError, UnknownTaskError, UsageError
 from dispatch.preflight.broker import open_redis
 
 if TYPE_CHECKING:
@@ -58,31 +59,28 @@ def retry(state: State, /, task_ids: Sequence[str], failed: bool, reason: str | 
             return
         if not yes and sys.stdin.isatty() and state.output.is_terminal:
             click.confirm(f"Offer {len(task_ids)} failed tasks of {', '.join(state.channels or ())} again?", abort=True)
-    done, last = _each(state, task_ids, reason)
+    done, refusals = _each(state, task_ids, reason)
     if failed:
         state.output.note(f"{len(done)} of {len(task_ids)} failed tasks are offered again.")
     if state.output.is_json and done:
         state.output.json(done[0] if len(task_ids) == 1 and not failed else done)
-    if last is not None:
-        raise last
+    refusals.raise_last()
 
 
-def _each(state: State, task_ids: Sequence[str], reason: str | None) -> tuple[list[Any], DispatchError | None]:
-    """Try each task; return those that are offered again, and the last refusal. The others are on stderr."""
+def _each(state: State, task_ids: Sequence[str], reason: str | None) -> tuple[list[Any], Refusals]:
+    """Try each task; return those that are offered again, and what was refused."""
     extensions = answers.extensions_of(state.client.send(protocol.health()))
-    last: DispatchError | None = None
+    refusals = Refusals(task_ids)
     done = []
     for task_id in task_ids:
         try:
             done.append(_again(state, extensions, task_id, reason))
         except GatewayRejectedError as exc:
-            if last is not None:
-                click.echo(f"dispatch: {last}", err=True)
-            last = exc
+            refusals.add(task_id, exc)
             continue
         if not state.output.is_json:
             state.output.line(f"Task {task_id} is offered again.")
-    return done, last
+    return done, refusals
 
 
 def _failed(state: State) -> list[str]:

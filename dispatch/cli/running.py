@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats import answers, protocol
+from dispatch.cli.fleet_view import runs_at
 from dispatch.cli.thread import shown_progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ COLUMNS: Final = ("ID", "PROGRESS", "RUNNER", "TITLE")
 
 
 def progress_of(state: State, tasks: Iterable[Task]) -> list[dict[str, Any]]:
-    """Return id, title, runner, progress (percent) and its text of the first few tasks.
+    """Return id, title, runner, where or by whom (``at``), progress (percent) and its text of the first few tasks.
 
     Raises the GatewayError family.
     """
@@ -29,11 +30,12 @@ def progress_of(state: State, tasks: Iterable[Task]) -> list[dict[str, Any]]:
     for task in list(tasks)[:RUNNING_MAX]:
         messages = answers.messages_of(state.client.send(protocol.list_messages(task.id, limit=LOOKED_AT)))
         percent, text = answers.progress_of(messages, task) or (None, None)
-        found.append({"id": task.id, "title": task.title, "runner": task.runner, "progress": percent, "text": text})
+        said = {"progress": percent, "text": text}
+        found.append({"id": task.id, "title": task.title, "runner": task.runner, "at": runs_at(task), **said})
     return found
 
 
 def row(one: dict[str, Any]) -> tuple[Any, ...]:
     """Return what ``progress_of`` found of one task as a row of COLUMNS."""
     progress = None if one["progress"] is None else (one["progress"], one["text"] or "")
-    return one["id"], shown_progress(progress) or "-", (one["runner"] or "-").partition("/")[0], one["title"]
+    return one["id"], shown_progress(progress) or "-", one["at"] or "-", one["title"]

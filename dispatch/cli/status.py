@@ -11,7 +11,7 @@ import click
 from dispatch.ats.answers import FENCING_EXTENSIONS
 from dispatch.ats.model import parse_time
 from dispatch.cli import running as running_tasks
-from dispatch.cli.fleet_view import host_of, leases_of, look
+from dispatch.cli.fleet_view import is_orphaned, leases_of, look, runs_at
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import ago, duration
 from dispatch.cli.stuck import look_for_stuck, shown
@@ -49,7 +49,8 @@ def status(state: State) -> int:
     """  # noqa: D301 - click's mark
     seen = look(state)
     held = look_for_stuck(state, seen)
-    running = [] if seen.fleet.service_error else running_tasks.progress_of(state, seen.running)
+    held_tasks = [task for task in seen.running if not is_orphaned(task)]
+    running = [] if seen.fleet.service_error else running_tasks.progress_of(state, held_tasks)
     if state.output.is_json:
         document = as_json(state, seen, held)
         if document["tasks"] is not None:
@@ -175,7 +176,7 @@ def _task_lines(state: State, seen: Seen, counts: dict[str, Any]) -> Iterator[tu
     if seen.oldest is not None:
         yield "oldest pending", f"#{seen.oldest.id}, created {ago(seen.oldest.created_at, seen.now_at)}"
     if (first := oldest_running(seen)) is not None:
-        where = f" on {host_of(first)}" if first.runner else ""
+        where = f" on {runs_at(first)}" if first.runner else ""
         yield "oldest running", f"#{first.id}, for {duration((seen.now_at - started_at(first)).total_seconds())}{where}"
     leases = leases_of(seen.running, seen.now_at, _near_s(state))
     shown_leases = [f"{count} {name.replace('_', ' ')}" for name, count in leases.items() if count]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.ats import answers, protocol
 from dispatch.ats.model import parse_task
 from dispatch.cli.advice import for_people, named
-from dispatch.cli.fleet_view import way_of
+from dispatch.cli.fleet_view import is_orphaned, way_of
 from dispatch.cli.sealed_needs import states_of, with_inner_needs
 from dispatch.core.lifecycle import ATS_WORD, STATUS_OF_ATS_WORD, Status
 from dispatch.core.standing import Stand, fleet_troubles, merged, stand_of, waits_for_others
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 LOOKED_AT: Final = {Status.TODO: 12, Status.IN_REVIEW: 4, Status.BLOCKED: 4}
 """How many of the oldest tasks in each state are asked for their reason, not counting those that only wait."""
+ORPHANED_MAX: Final = 4
+"""How many tasks in progress that nobody holds are asked."""
 LISTED_MAX: Final = 30
 """How many pending tasks are listed for that."""
 ASKED_MAX: Final = 60
 """How many tasks are asked at most, with those that others wait for."""
+_PAUSE: Final = re.compile(r"another \d+ s")
 _NEEDED_MAX: Final = 32
 """How many dependencies are read one by one from a service without the Task Tools."""
 
@@ -127,6 +131,11 @@ def look_for_stuck(state: State, seen: Seen) -> HeldUp:
     return look.found()
 
 
+def alike(reason: Reason) -> tuple[str, str]:
+    """Return what reasons have in common that are told once: of pauses, all but how long each still lasts."""
+    return reason.code, _PAUSE.sub("", reason.text) if reason.code == "BACKING_OFF" else reason.text
+
+
 class _Look:
     """One look at the oldest tasks, and at what they wait for; each task is asked for its reasons once."""
 
@@ -153,6 +162,9 @@ class _Look:
                 first = next(iter(self._told[task.id]), None)
                 if first is not None and stand is not Stand.MOVES:
                     self.add(stand, first, task.id)
+        for task in [task for task in self._seen.running if is_orphaned(task)][:ORPHANED_MAX]:
+            for reason in self._reasons(task)[:1]:
+                self.add(Stand.STUCK, reason, task.id)
 
     def _oldest(self, status: Status) -> list[Task]:
         request = protocol.list_tasks(
@@ -201,7 +213,7 @@ class _Look:
     def add(self, stand: Stand, reason: Reason, task_id: str | None = None) -> None:
         """Keep a reason, and whom it holds up."""
         held = self._held[stand]
-        one = held.setdefault((reason.code, reason.text), Stuck(reason.code, reason.text, reason.advice))
+        one = held.setdefault(alike(reason), Stuck(reason.code, reason.text, reason.advice))
         if task_id is not None:
             one.tasks.append(task_id)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from dispatch.ats import answers, protocol
-from dispatch.cli.fleet_view import host_of, look
+from dispatch.cli.fleet_view import look, runs_at
 from dispatch.cli.options import State, common_options
 from dispatch.cli.output import STYLES, clean_line, duration
 from dispatch.cli.status import lines, started_at
@@ -125,7 +125,7 @@ def _row(seen: Seen, task: Task, progress: Progress) -> tuple[Any, ...]:
     elapsed = duration((seen.now_at - began).total_seconds()) if began is not None else "queued"
     title = "(sealed)" if task.sealed else clean_line(task.title)
     attempt = task.attempts if task.runner else task.attempts + 1
-    return task.id, host_of(task), attempt, elapsed, task.channel, title, progress.of(task)
+    return task.id, runs_at(task), attempt, elapsed, task.channel, title, progress.of(task)
 
 
 def _live(state: State, progress: Progress) -> None:

@@ -21,6 +21,8 @@ GRAPH_MAX: Final = 100_000
 """Most tasks that one cascade names."""
 MISSING: Final = "does not exist"
 """Stands for the status of a dependency that the service does not know."""
+ELSEWHERE: Final = "does not exist in its project"
+"""Stands for the status of a dependency that is a task of another project: its end opens nothing."""
 COMPLETED: Final = ATS_WORD[Status.COMPLETED]
 
 _REASON_CHARS_MAX: Final = 2_000
@@ -41,7 +43,7 @@ def opens(status: str) -> bool:
 
 def is_settled(status: str) -> bool:
     """Say whether a dependency in this state decides something: it has ended, or never was."""
-    return status in FINISHED_ATS_WORDS or status == MISSING
+    return status in FINISHED_ATS_WORDS or status in (MISSING, ELSEWHERE)
 
 
 def verdict(statuses: Iterable[str]) -> Verdict:

@@ -127,7 +127,10 @@ def reasons(facts: Facts) -> list[Reason]:
 
 def _finished(facts: Facts) -> Reason:
     why = f": {facts.reason}" if facts.reason else "."
-    return Reason("FINISHED", f"It is {facts.status}{why}", f"{_MOVE} to todo to have it done again.")
+    again = f"{_MOVE} to todo to have it done again."
+    if facts.status is Status.FAILED and (facts.missing or any(one.status in FINISHED for one in facts.waits_for)):
+        again = "Have what it depends on done first, from the first that failed; moved to todo alone it fails again."
+    return Reason("FINISHED", f"It is {facts.status}{why}", again)
 
 
 def _in_progress(facts: Facts) -> list[Reason]:

@@ -114,7 +114,7 @@ class KeyFiles:
             return self._write_ring(Ring(), 0, now_s)
 
     def rotate_key(self, *, overlap_s: float, now_s: float) -> KeyPair:
-        """Make a new current pair; the present one opens messages for ``overlap_s`` more."""
+        """Make a new current pair; the present one opens messages for ``overlap_s`` more, older ones no longer."""
         with self._files.locked():
             return self._write_ring(self.trust().ring, overlap_s, now_s)
 
@@ -143,7 +143,13 @@ class KeyFiles:
                 f"{sender.name[:80]!r} is no name for a sender: 1 to 64 letters, digits and . _ @ -, the first a letter"
                 " or digit."
             )
-        known = self.trust().senders
+        trust = self.trust()
+        if any(key.pair.public == sender.public for key in trust.ring.keys):
+            raise ConflictError(
+                "This is the dispatcher's own key, which no sender has. Nothing was changed; ask the sender for the"
+                " public key that 'dispatch sender keygen' printed."
+            )
+        known = trust.senders
         same_key = next((one for one in known.values() if one.public == sender.public), None)
         if same_key is not None and same_key.revoked_at is not None:
             raise ConflictError(

@@ -77,8 +77,11 @@ def read_node_ring(value: Any) -> Ring:
 
 
 def rotated(ring: Ring, pair: KeyPair, *, overlap_s: float, now_s: float) -> Ring:
-    """Return the ring with a new current pair; the present one opens for ``overlap_s`` more, expired ones go."""
-    current = (replace(key, opens_until_s=now_s + overlap_s) for key in ring.keys if key.opens_until_s is None)
-    old = (key for key in ring.keys if key.opens_until_s is not None)
-    opening = (key for key in (*current, *old) if key.opens_until_s is not None and key.opens_until_s > now_s)
+    """Return the ring with a new current pair; the present one opens for ``overlap_s`` more, expired ones go.
+
+    No older one opens for longer than that: all lie in one file, so whoever stole one has them all.
+    """
+    end_s = now_s + overlap_s
+    bounded = (replace(key, opens_until_s=min(key.opens_until_s or end_s, end_s)) for key in ring.keys)
+    opening = (key for key in bounded if key.opens_until_s is not None and key.opens_until_s > now_s)
     return Ring((OwnKey(pair, iso(now_s)), *opening))

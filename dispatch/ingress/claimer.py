@@ -67,7 +67,7 @@ class Hooks:
     """Called when there is room but nothing left that may be claimed, and the service may know more of that."""
     may_run: Callable[[Task], bool] = lambda _: True
     """Has the last word on a task as the claim shows it."""
-    must_wait: Callable[[str], None] = lambda _: None
+    must_wait: Callable[[str, frozenset[str]], None] = lambda *_: None
     """Hears the id of a task whose claim the service refused because it waits for others."""
     may_claim: Callable[[Lane], bool] = lambda _: True
     """Says whether tasks of a lane may be claimed now, room or not."""
@@ -306,7 +306,7 @@ class Claimer:
             wait_s = _seconds(exc.facts["retry_after_ms"])
             self._backlog.add(task_id, priority, due=time.monotonic() + wait_s)
         elif exc.code == "NOT_READY":
-            self._hooks.must_wait(task_id)
+            self._hooks.must_wait(task_id, _missing(exc.facts.get("waits_for")))
         self._log.debug("claim_refused", task=task_id, code=exc.code, status=exc.status, reason=str(exc))
 
     def _pause(self, exc: GatewayError) -> None:
@@ -320,6 +320,12 @@ class Claimer:
         if isinstance(exc, AuthenticationError) and self._pauses > 1:
             return  # said once; until somebody mends it there is nothing new
         self._log.warning("claiming_paused", pause_s=round(self._paused_until - now, 3), reason=str(exc))
+
+
+def _missing(waits_for: Any) -> frozenset[str]:
+    """Return the names that no task of the project has, of what a refusal says that a task waits for."""
+    items = [item for item in waits_for if isinstance(item, dict)] if isinstance(waits_for, list) else []
+    return frozenset(str(item.get("name")) for item in items if item.get("status") == "missing")
 
 
 def _seconds(millis: Any) -> float:

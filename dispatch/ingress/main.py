@@ -265,9 +265,9 @@ class Ingress:
             return True
         return self._waiting.may_run(seen.task)
 
-    def _must_wait(self, task_id: str) -> None:
+    def _must_wait(self, task_id: str, missing: frozenset[str]) -> None:
         if self._waiting is not None:
-            self._waiting.refused(task_id)
+            self._waiting.refused(task_id, missing)
             self._looks.add(task_id)
 
     def _refill(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dispatch.core.dependencies import DEPENDENCIES_MAX
 from dispatch.core.graph import (
     COMPLETED,
+    ELSEWHERE,
     GRAPH_MAX,
     Verdict,
     blocked_reason,
@@ -137,9 +138,15 @@ class WaitingTasks:
             for name in task.needs:
                 self.settle(name, COMPLETED)
 
-    def refused(self, task_id: str) -> None:
-        """Take the service's word that a task we thought ready must wait."""
-        self._ready.pop(task_id, None)
+    def refused(self, task_id: str, missing: Container[str] = ()) -> None:
+        """Take the service's word that a task we thought ready must wait.
+
+        ``missing`` are names that no task of its project has. One that we saw completed is a task of another project,
+        for which it would wait, be released and be refused for ever.
+        """
+        elsewhere = {name: ELSEWHERE for name in self._ready.pop(task_id, ()) if name in missing}
+        if elsewhere:
+            self._fail(task_id, blocked_reason(elsewhere))
 
     def left(self, task: Task) -> None:
         """Take news of a task that is not pending."""

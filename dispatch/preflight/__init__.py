@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from dispatch.preflight.broker import check_redis, check_workers
 from dispatch.preflight.host import check_data_dir, check_executor, check_idle, check_limits, check_routes, check_user
+from dispatch.preflight.sealing import check_sealing
 from dispatch.preflight.service import check_keys, check_service
 from dispatch.preflight.telling import check_callbacks, check_traces
 
@@ -52,4 +53,8 @@ def preflight(settings: Settings, need: Iterable[Need]) -> list[Check]:
 
 def check_all(settings: Settings) -> list[Check]:
     """Make every check."""
-    return [check for look in (*_LOOKS.values(), check_routes, check_keys, check_workers) for check in look(settings)]
+    return [
+        check
+        for look in (*_LOOKS.values(), check_routes, check_sealing, check_keys, check_workers)
+        for check in look(settings)
+    ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.lifecycle import FINISHED, Status, check_move
+from dispatch.core.lifecycle import FINISHED, MOVES, Status, check_move
 from dispatch.errors import IllegalMoveError
 from dispatch.service import leases
 from dispatch.service.access import agent_uuid
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dispatch.service.store import Tx
 
 _NOT_BEGUN: Final = frozenset({Status.BACKLOG, Status.TODO, Status.BLOCKED})
-_LOCKABLE: Final = sorted(state.value for state in Status if state not in FINISHED)
 
 RECOVERABLE: Final = (Status.TODO, Status.FAILED, Status.IN_REVIEW)
 """Where a stuck task may be put."""
@@ -70,10 +69,17 @@ def _check_lockable(tx: Tx, ref: Ref, row: Any, actor: Actor) -> None:
         raise leases.held_by_another(tx, ref, row)
     if Status(row.status) in FINISHED:
         raise IllegalMoveError(
-            current=ref.words[row.status], target="claim", allowed=[ref.words[state] for state in _LOCKABLE]
+            current=ref.words[row.status],
+            target="claim",
+            allowed=_moves_of(ref, row),
+            next_step=f"Choose another task, or move it to {ref.words[Status.TODO]} to have it done again.",
         )
     if Status(row.status) in _NOT_BEGUN:
         leases.check_ready(tx, ref, row, actor)
+
+
+def _moves_of(ref: Ref, row: Any) -> list[str]:
+    return sorted(ref.words[state] for state in MOVES[Status(row.status)])
 
 
 def take(tx: Tx, ref: Ref, actor: Actor, *, lease_ms: int | None, note: str | None = None) -> tuple[Granted, bool]:
@@ -112,6 +118,14 @@ def take_and_start(
         return leases.granted(tx, settle(tx, row, **kept(tx, row) | leases.lasting(tx, lease_ms))), True
     if row.held and not ours and not row.yields:
         raise leases.held_by_another(tx, ref, row)
+    if row.status == Status.IN_PROGRESS:
+        word = ref.words[Status.IN_PROGRESS]
+        raise IllegalMoveError(
+            current=word,
+            target=word,
+            allowed=_moves_of(ref, row),
+            next_step="It was begun and nobody holds it: core_claim_task takes its lock, to go on with it.",
+        )
     check_move(Status(row.status), Status.IN_PROGRESS, ref.words)
     leases.check_ready(tx, ref, row, actor)
     grant = kept(tx, row) | leases.lasting(tx, lease_ms) if ours else _grant(tx, row, actor, lease_ms)

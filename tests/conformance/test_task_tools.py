@@ -59,7 +59,9 @@ async def test_a_finished_task_cannot_be_claimed(bench: ToolBench, tool: str, st
     async with bench.untouched(task_id):
         lost = await bench.call(tool, task_id=task_id)
     assert (lost["claimed"], lost["reason"], lost["status"]) == (False, "ILLEGAL_MOVE", status)
-    assert (lost["task_id"], bool(lost["error"]), bool(lost["next"])) == (task_id, True, True)
+    assert (lost["task_id"], bool(lost["error"])) == (task_id, True)
+    assert lost["allowed"] == sorted(MOVES[Status(status)])
+    assert tool == "core_claim_and_start_task" or "move it to todo" in lost["next"]
 
 
 @pytest.mark.parametrize("status", [status for status in UNFINISHED if status != "todo"])
@@ -69,6 +71,7 @@ async def test_claim_and_start_begins_from_todo_only(bench: ToolBench, status: s
     async with bench.untouched(task_id):
         lost = await bench.call("core_claim_and_start_task", task_id=task_id)
     assert (lost["claimed"], lost["reason"], lost["status"]) == (False, "ILLEGAL_MOVE", status)
+    assert ("core_claim_task takes its lock" in lost["next"]) == (status == "in_progress")
 
 
 @pytest.mark.parametrize("tool", ["core_claim_task", "core_claim_and_start_task"])
@@ -574,6 +577,9 @@ async def test_unknown_tasks_and_tools_are_not_found(bench: ToolBench) -> None:
         ("task_history", {}),
     ):
         await bench.refused("NOT_FOUND", name, task_id=NOBODY, **arguments)
+    for number in (7, "7", "#7"):
+        told = await bench.refused("INVALID", "core_get_task", task_id=number)
+        assert "is a task's number, its id: core_list_tasks" in told["error"]
     with pytest.raises(Exception, match="Did you mean core_get_task"):
         await bench.box.call("core_get_tsk", {}, bench.caller)
 

@@ -235,7 +235,8 @@ async def test_a_project_comes_into_being_with_its_first_task(bench: ToolBench) 
         ("post_task_message", {"task_id": await bench.create(project_key="elsewhere"), "body": "x"}),
         ("list_task_messages", {"task_id": await bench.create(project_key="elsewhere")}),
     ):
-        await bench.refused("NOT_FOUND", name, **{"project_key": fresh, **arguments})
+        body = await bench.refused("NOT_FOUND", name, **{"project_key": fresh, **arguments})
+        assert "begins with its first task (core_create_task)" in body["next"]
     await bench.refused("INVALID", "core_create_task", project_key=fresh, depends_on=[NOBODY])
     await bench.refused("NOT_FOUND", "core_list_tasks", project_key=fresh)
     made = await bench.call("core_create_task", project_key=fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,6 +45,54 @@ def new(cli: Cli, title: str, *options: str) -> str:
     ended = cli.here("create", title, *options)
     assert ended.code == 0, ended.err
     return ended.out.strip()
+
+
+@pytest.mark.parametrize("given", ["", " ", "7,", ",7", "7,,8"])
+def test_an_empty_id_is_refused(ours: Cli, given: str) -> None:
+    """A script whose variable is empty gets wrong usage, not a task that runs at once."""
+    before = ours("list").out
+    ended = ours.here("create", "After nothing", "--depends-on", given)
+    assert (ended.code, ended.out) == (2, "")
+    assert "leaves an id empty" in ended.err
+    assert ours("list").out == before
+
+
+@pytest.mark.parametrize(("command", "rejected"), [("cancel", (0, 2)), ("reopen", (1,))])
+def test_each_refusal_of_several_names_its_task(ours: Cli, command: str, rejected: tuple[int, ...]) -> None:
+    """Of several tasks every sentence on stderr says of which it is; the others are done all the same."""
+    ids = [new(ours, "t", "--channel", "several") for _ in range(3)]
+    ours("reject", *(ids[at] for at in rejected))
+    ended = ours(command, *ids)
+    assert (ended.code, f"Task {ids[1]} " in ended.out) == (1, True)
+    refused = [line for line in ended.err.splitlines() if line.startswith("dispatch: ")]
+    assert [re.findall(rf"\b({'|'.join(ids)})\b", line)[:1] for line in refused] == [[ids[0]], [ids[2]]]
+
+
+def test_why_names_where_a_cascade_began(ours: Cli) -> None:
+    """Of a task at the end of a cascade the advice reopens the first that failed, by itself; following it works."""
+    first = new(ours, "First", "--channel", "cascade")
+    ids = [first]
+    for title in ("Second", "Third"):
+        ids.append(new(ours, title, "--channel", "cascade", "--depends-on", ids[-1]))
+    ours("reject", first)
+    for needed, word, ident in ((first, "rejected", ids[1]), (ids[1], "failed", ids[2])):
+        ours("fail", ident, "--reason", f"Blocked: dependency #{needed} ({word})")
+    ended = ours("why", ids[2])
+    assert ended.out == f"It is failed: Blocked: dependency #{ids[1]} (failed)\n"
+    assert f"'dispatch reopen {first} --dependents'" in ended.err
+    fourth = new(ours, "Fourth", "--channel", "beside", "--depends-on", ids[2])
+    waits = ours("why", fourth)
+    assert waits.out == f"It depends on what did not succeed: #{ids[2]} (failed).\n"
+    assert f"'dispatch reopen {first} --dependents'" in waits.err
+    ours("reopen", first, "--dependents")
+    assert [line.split("\t")[1] for line in ours("list", "--channel", "cascade").out.splitlines()] == ["pending"] * 3
+
+
+def test_why_does_not_advise_what_fails_again(ours: Cli) -> None:
+    """What depended on a name that no task has is not advised to be reopened."""
+    lost = new(ours, "Lost", "--channel", "cascade", "--payload", '{"depends_on": ["never"]}')
+    ours("fail", lost, "--reason", "Blocked: dependency #never (does not exist)")
+    assert "Reopened it fails again, because #never does not exist in its project" in ours("why", lost).err
 
 
 def test_a_graph_on_our_service(ours: Cli) -> None:

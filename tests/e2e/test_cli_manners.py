@@ -247,6 +247,7 @@ def test_doctor_is_content_with_a_good_standing(ats, cli, redis_server):
         ("idle", "ok"),
         ("callbacks", "warning"),
         ("traces", "ok"),
+        ("sealing", "ok"),
         ("keys", "ok"),
         ("workers", "warning"),
     ]

@@ -56,6 +56,23 @@ def test_a_terminal_that_cannot_move_its_cursor_sees_it_once(cli: Cli) -> None:
     assert "draw a map" in ended.out
 
 
+def test_agents_are_named_and_what_nobody_holds_is_stuck(cli: Cli) -> None:
+    """Status shows who runs a task by name, counts only leases that there are, and tells of a lock that was let go."""
+    held, dropped = (cli("create", title).out.strip() for title in ("held", "dropped"))
+    cli("move", held, "in_progress", "--actor-name", "Ann")
+    cli("move", dropped, "in_progress", "--release-lock")
+    shown = cli("status", "--json").json
+    running = {one["id"]: one["at"] for one in shown["tasks"]["running"]}
+    assert running.pop(held) == "Ann"
+    assert sorted(running.values()) == ["host-7", "host-7"]
+    assert (shown["leases"]["live"], shown["leases"]["endless"]) == (3, 0)
+    assert [(one["code"], one["tasks"]) for one in shown["stuck"] if dropped in one["tasks"]] == [
+        ("ORPHANED", [dropped])
+    ]
+    assert f"dispatch recover {dropped} todo" in cli("status", "--json").out
+    assert f"{held}\t-\tAnn\theld" in cli("status").out
+
+
 def test_a_top_that_is_ended_gives_the_terminal_back(cli: Cli) -> None:
     """Whoever ends it from elsewhere (SIGTERM) leaves a terminal that can be typed on."""
     ended = cli.on_terminal("top", steps=[("q ends", signal.SIGTERM)])

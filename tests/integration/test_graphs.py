@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -72,7 +73,10 @@ def test_a_bad_end_fails_exactly_what_is_behind(world: World):
 
 
 def test_what_can_never_run_ends_as_a_clear_failure(world: World):
-    """Unknown ids, a task that needs itself and circles end as failed with the reason, and so does what is behind."""
+    """Unknown ids, a task that needs itself and circles end as failed with the reason, and so does what is behind.
+
+    So does, on our service, which keeps projects apart, what needs a task of another project, though that is completed.
+    """
     unknown = world.create(written=["#999999"])
     behind = world.create(unknown)
     first = max(world.needs) + 1
@@ -87,6 +91,13 @@ def test_what_can_never_run_ends_as_a_clear_failure(world: World):
     assert "circle" in world.reason(itself)
     assert all("circle" in world.reason(ident) or "(failed)" in world.reason(ident) for ident in (one, two, three))
     assert any("circle" in world.reason(ident) for ident in (one, two, three))
+    if world.ats is None:
+        ids = {"agent_id": str(uuid4()), "run_id": str(uuid4())}
+        body = {"project_key": "elsewhere", "title": "done", "status": "completed", **ids}
+        other = world.stack.call("POST", "/tools/core_create_task", body)[1]["id"]
+        stranger = world.create(written=[other])
+        world.wait([stranger], "failed")
+        assert world.reason(stranger) == f"Blocked: dependency #{other} (does not exist in its project)"
     assert not any(world.began(ident) for ident in world.needs)
 
 

@@ -249,6 +249,22 @@ async def test_a_client_that_hangs_up_ends_its_call(service: ToolService) -> Non
 # --- one client, several processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
+async def test_texts_that_no_store_keeps_are_refused_to_the_model(service: ToolService, era: Any, text: str) -> None:
+    """A NUL or half an emoji in an argument is a refusal as a result, which the model reads, with the request's id."""
+    params = {"name": "get", "arguments": {"task_id": text}}
+    version = MODERN if era == "auto" else VERSIONS[-1]
+    body = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": params}
+    status, _, answer = post(service, body, MCP_Protocol_Version=version)
+    assert (status, answer["id"], answer["result"]["isError"]) == (200, 7, True)
+    assert answer["result"]["content"][0]["text"].startswith("INVALID: A text contains")
+    assert answer["result"]["structuredContent"]["code"] == "INVALID"
+    assert ("resultType" in answer["result"]) == (era == "auto")
+    other = post(service, {**body, "method": "tools/list"}, MCP_Protocol_Version=version)
+    assert (other[0], other[2]["error"]["code"]) == (400, -32700)
+
+
 class Alternating(httpx2.AsyncBaseTransport):
     """Sends every request to the next of several servers."""
 

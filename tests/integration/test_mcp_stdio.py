@@ -198,6 +198,16 @@ def test_lines_that_are_no_messages_do_no_harm(cli: Cli) -> None:
     assert answers[9]["result"]["structuredContent"]["task_id"] == "1"
 
 
+def test_half_a_character_in_an_argument_is_refused_to_the_model(cli: Cli) -> None:
+    """The SDK would leave such a call without an answer, and its client waiting."""
+    ended = cli(
+        "mcp", stdin=lines_of(call(1, "core_get_task", task_id="\ud83d"), call(2, "core_get_task", task_id="\0"))
+    )
+    results = {one["id"]: one["result"] for one in map(json.loads, ended.out.splitlines()) if one["id"] in (1, 2)}
+    assert [results[ident]["isError"] for ident in (1, 2)] == [True, True]
+    assert "lone surrogate" in results[1]["content"][0]["text"]
+
+
 def waiting_command(cli: Cli, service: ToolService) -> subprocess.Popen[str]:
     """The command with a call that waits."""
     began = len(service.process.find("wait_began"))

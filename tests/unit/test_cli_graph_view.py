@@ -69,6 +69,16 @@ def test_a_chain_of_ten_thousand_is_shown() -> None:
     assert "[9999] #1 pending" in shown[-1]
 
 
+def test_a_task_of_another_project_counts_as_missing() -> None:
+    """Though it is completed, whoever depends on it waits, and is told why."""
+    made = graph({1: [], 2: [1], 3: [1]}, status="completed", project_id=1)
+    tasks = {**made.tasks, "2": graph({2: [1]}, project_id=2).tasks["2"], "3": graph({3: [1]}, project_id=1).tasks["3"]}
+    made = Graph(tasks, NOW)
+    assert made.note("2") == "waits for #1 missing (it is in another project)"
+    assert made.note("3") == "ready"
+    assert [one["waits_for"] for one in as_json(made, truncated=False)["tasks"]] == [[], [1], []]
+
+
 def test_states_say_since_when_and_why() -> None:
     """Running, failed, completed and paused tasks have their times and reasons."""
     times = {"created_at": "2026-01-01T11:00:00Z", "started_at": "2026-01-01T11:58:00Z"}
@@ -78,6 +88,7 @@ def test_states_say_since_when_and_why() -> None:
         ({"status": "in_progress"}, "claimed"),
         ({"status": "completed", **ended, "reason": "old"}, "took 30 s"),
         ({"status": "failed", **ended, "reason": "exit\ncode 1"}, "exit code 1, took 30 s"),
+        ({"status": "failed", **ended, "started_at": None, "reason": "Blocked: ..."}, "Blocked: ..."),
         ({"not_before": "2026-01-01T12:00:20Z"}, "pauses for 20 s"),
         ({"status": "backlog"}, ""),
     ]

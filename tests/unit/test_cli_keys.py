@@ -58,7 +58,7 @@ def test_keygen_prints_the_public_key_and_never_makes_a_second_one(cli: CliHere,
 
 
 def test_keygen_rotates(cli: CliHere, files: KeyFiles) -> None:
-    """The old pair opens for the overlap, by default 30 days, or not at all."""
+    """The old pair opens for the overlap, by default 30 days, or not at all, and no older one for longer."""
     cli("keygen")
     rotated = cli("keygen", "--rotate", "--json")
     assert rotated.err == ""
@@ -70,11 +70,11 @@ def test_keygen_rotates(cli: CliHere, files: KeyFiles) -> None:
     shorter = cli("keygen", "--rotate", "--overlap", "12h")
     assert "opens tasks until" in shorter.err
     assert len(files.own_keys()) == 3
+    assert files.own_keys()[2].opens_until_s == files.own_keys()[1].opens_until_s
+    stolen = {key.pair.kid for key in files.own_keys()}
     cli("keygen", "--rotate", "--overlap", "0")
-    assert new["fingerprint"] in [key.pair.kid for key in files.own_keys()]
-    stolen = files.own_keys()[0].pair.kid
-    cli("keygen", "--rotate", "--overlap", "0")
-    assert stolen not in [key.pair.kid for key in files.own_keys()]
+    (only,) = files.own_keys()
+    assert only.pair.kid not in stolen
 
 
 @pytest.mark.parametrize(

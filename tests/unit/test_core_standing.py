@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dispatch.cli.advice import for_people
+from dispatch.cli.first_failures import advice, ends_in
+from dispatch.cli.stuck import alike
+from dispatch.core.graph import ELSEWHERE, MISSING
 from dispatch.core.presence import IngressPresence, WorkerPresence
 from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, redis_down, stand_of, unreachable
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
@@ -79,6 +82,15 @@ def test_how_a_task_stands(facts: Facts, fleet: Fleet, needed: list[Stand], stan
     assert stand_of(told, needed) is stand
 
 
+def test_pauses_for_one_reason_are_told_once() -> None:
+    """Status names tasks that pause for the same reason in one line, however long each still pauses."""
+    first, second, other = (
+        reasons(Facts(Status.TODO, pause_s=pause_s, reason=reason))[0]
+        for pause_s, reason in ((40, "exit code 75"), (55, "exit code 75"), (40, "no keys"))
+    )
+    assert alike(first) == alike(second) != alike(other)
+
+
 def test_a_worker_is_asked_for_by_its_queue() -> None:
     """One that is started without it takes from another queue, and the task would still wait."""
     found = merged(reasons(Facts(Status.TODO, listeners=1)), ALL_WELL, Way("test", "gpu"), 0.0)
@@ -87,10 +99,12 @@ def test_a_worker_is_asked_for_by_its_queue() -> None:
 
 
 def test_what_failed_because_of_others_is_done_again_together_with_them() -> None:
-    """Reopened alone it fails at once for the same reason."""
-    text = "Blocked: dependency #7 (failed), #8 (completed), #9 (cancelled)"
-    (reason,) = reasons(Facts(Status.FAILED, reason=text))
-    assert for_people(reason).advice == "'dispatch reopen 7 9 --dependents' has all of them done again."
+    """Reopened alone it fails at once for the same reason; one that depends on nothing real does so in any case."""
+    text = f"Blocked: dependency #7 (failed), #8 (completed), #9 (cancelled), #never ({MISSING}), #8 ({ELSEWHERE})"
+    assert ends_in(text) == [("7", "failed"), ("9", "cancelled"), ("never", MISSING), ("8", ELSEWHERE)]
+    assert ends_in("Exceeded max retry attempts (3): #7 (failed)") == ends_in(None) == []
+    assert advice(["7", "9"], []) == "'dispatch reopen 7 9 --dependents' has all of them done again."
+    assert advice(["7"], ["never"]).startswith("Reopened it fails again, because #never does not exist in its project;")
     (other,) = reasons(Facts(Status.FAILED, reason="exit code 1"))
     assert for_people(other).advice == "'dispatch reopen ID' has it done again."
 

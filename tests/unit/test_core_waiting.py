@@ -88,6 +88,20 @@ def test_every_task_that_does_not_run_has_a_reason() -> None:
         assert all(reason.text[-1] in ".s" and reason.advice.endswith(".") for reason in found), found
 
 
+def test_what_failed_because_of_others_is_not_advised_to_be_done_alone() -> None:
+    """It would fail again at once; what completed before its dependency was done again would not."""
+    again = [
+        reasons(facts)[0].advice
+        for facts in (
+            Facts(Status.FAILED, waits_for=[FAILED]),
+            Facts(Status.FAILED, missing=["#7"]),
+            Facts(Status.FAILED, waits_for=[OPEN]),
+            Facts(Status.COMPLETED, waits_for=[FAILED]),
+        )
+    ]
+    assert ["alone it fails again" in text for text in again] == [True, True, False, False]
+
+
 def test_many_dependencies_are_named_shortly() -> None:
     """Ten by name, the others by number."""
     (reason,) = reasons(Facts(Status.TODO, waits_for=[Needed(f"#{n}", Status.TODO) for n in range(25)]))

@@ -241,6 +241,31 @@ def test_rotation_keeps_the_old_key_for_opening(files: KeyFiles) -> None:
     assert encoding.encode(first.private) not in (files.directory / "dispatcher.json").read_text()
 
 
+def test_the_dispatchers_own_key_is_no_senders(files: KeyFiles) -> None:
+    """Neither the current nor an old one is taken for a sender's, by add-key or approve."""
+    own = [files.make_key(now_s=NOW_S), files.rotate_key(overlap_s=DAY_S, now_s=NOW_S)]
+    for pair in own:
+        with pytest.raises(ConflictError, match="dispatcher's own key"):
+            files.add_sender(sender("alice", pair.public))
+    files.ask(own[0].public, task_id="1", now_s=NOW_S)
+    with pytest.raises(ConflictError, match="dispatcher's own key"):
+        files.approve(own[0].kid, lambda public: sender("alice", public), now_s=NOW_S)
+    assert files.trust().senders == {}
+
+
+def test_after_a_theft_no_older_key_opens_either(files: KeyFiles) -> None:
+    """Rotation without overlap ends every key that was in the file, and no older one outlives a short overlap."""
+    first = files.make_key(now_s=NOW_S)
+    second = files.rotate_key(overlap_s=30 * DAY_S, now_s=NOW_S)
+    third = files.rotate_key(overlap_s=DAY_S, now_s=NOW_S)
+    assert files.trust().ring.usable(NOW_S) == (third, second, first)
+    assert files.trust().ring.usable(NOW_S + DAY_S) == (third,)
+    fourth = files.rotate_key(overlap_s=0, now_s=NOW_S)
+    assert files.trust().ring.usable(NOW_S) == (fourth,)
+    text = (files.directory / "dispatcher.json").read_text()
+    assert not [pair for pair in (first, second, third) if encoding.encode(pair.private) in text]
+
+
 def test_a_second_key_is_not_made_silently(files: KeyFiles) -> None:
     """keygen says what is there and how to rotate, and changes nothing."""
     first = files.make_key(now_s=NOW_S)

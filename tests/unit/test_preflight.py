@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from dispatch import preflight, settings
+from dispatch.crypto.files import key_files
+from dispatch.crypto.keys import KeyPair
+from dispatch.crypto.trust import Sender
 from dispatch.errors import (
     AuthenticationError,
     BrokerUnavailableError,
     ConfigurationError,
     GatewayUnavailableError,
 )
+from dispatch.preflight.sealing import check_sealing
 from tests.support.fake_ats import FakeAts
 from tests.support.redis import RedisServer, free_port
 
@@ -281,3 +285,39 @@ def test_each_executor_is_looked_at(tmp_path, monkeypatch):
     path = str(tmp_path / "d.toml")
     found = preflight.host.check_executor(settings.load({"DISPATCH_CONFIG": path, "DISPATCH_COMMAND": "cat"}))
     assert found[-1].sentence.startswith("DISPATCH_COMMAND is set, and does nothing beside [executors.default]")
+
+
+def test_key_files_that_cannot_be_used_are_an_error(env):
+    """While they cannot be read, or others can read them, no task runs; doctor names the file and what to do."""
+    found = settings.load(env)
+    files = key_files(found)
+    assert [(check.state, "no key pair" in check.sentence) for check in check_sealing(found)] == [("ok", True)]
+    files.make_key(now_s=0.0)
+    files.add_sender(Sender("alice", KeyPair.make().public))
+    assert [check.sentence for check in check_sealing(found)] == ["Sealed tasks of 1 sender are opened."]
+    ring = files.directory / "dispatcher.json"
+    ring.chmod(0o644)
+    [check] = check_sealing(found)
+    assert (check.state, "no task runs here" in check.sentence, f"chmod 600 {ring}" in check.sentence) == (
+        "error",
+        True,
+        True,
+    )
+    ring.chmod(0o600)
+    (files.directory / "pending.json").write_text("{")
+    (files.directory / "pending.json").chmod(0o600)
+    assert [check.state for check in check_sealing(found)] == ["error"]
+
+
+def test_a_demand_that_nobody_can_meet_is_warned_of(env):
+    """Only sealed tasks, but no key pair, or nobody who may seal any."""
+    found = settings.load({**env, "DISPATCH_REQUIRE_ENCRYPTION": "true"})
+    assert [(check.state, "no key pair" in check.sentence) for check in check_sealing(found)] == [("warning", True)]
+    key_files(found).make_key(now_s=0.0)
+    assert [(check.state, "no trusted sender" in check.sentence) for check in check_sealing(found)] == [
+        ("warning", True)
+    ]
+    key_files(found).add_sender(Sender("alice", KeyPair.make().public))
+    assert [(check.state, check.sentence.endswith("nothing else is accepted.")) for check in check_sealing(found)] == [
+        ("ok", True)
+    ]

@@ -133,6 +133,20 @@ def test_the_services_word_counts(bench):
     assert bench.hear("9", "1", "2")
 
 
+def test_what_waits_for_another_project_is_failed_once(bench):
+    """It was seen completed, and the service knows nobody of this name: it would be released and refused for ever."""
+    for ident, needs in (("9", ("1", "2")), ("10", ("1", "3")), ("11", ("4",))):
+        assert bench.hear(ident, *needs)
+        bench.tasks.release(ident)
+    bench.tasks.refused("9", {"1"})
+    bench.tasks.refused("10", frozenset())
+    bench.tasks.refused("11", {"5"})
+    assert bench.failed == {"9": "Blocked: dependency #1 (does not exist in its project)"}
+    bench.hear("12", "6")
+    bench.tasks.refused("12", {"6"})
+    assert len(bench.failed) == 1, "a name that was not seen may still come into being"
+
+
 def test_bounds(bench):
     """A task that names more than 256 is failed with a reason instead of being held for ever."""
     assert bench.hear("9", *map(str, range(257)))

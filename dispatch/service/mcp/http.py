@@ -30,6 +30,7 @@ from dispatch.errors import (
 from dispatch.log import get_logger
 from dispatch.service import strict, wire
 from dispatch.service.body import GoneError, read_body
+from dispatch.service.mcp.unreadable import refused_call
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,6 +48,8 @@ METADATA_PATH: Final = "/.well-known/oauth-protected-resource/mcp"
 BODY_BYTES_MAX: Final = 1_048_576
 
 _STATE: Final = "dispatch.mcp"
+_VERSION: Final = b"mcp-protocol-version"
+_STATELESS: Final = b"2026-07-28"
 _SESSION: Final = b"mcp-session-id"
 _PARSE_ERROR_RPC: Final = -32700
 _INVALID_RPC: Final = -32600
@@ -125,7 +128,15 @@ class McpFace:
         _check_head(scope["method"], headers)
         length = headers.get(b"content-length", b"")
         raw = await read_body(receive, int(length) if length.isdigit() else None, BODY_BYTES_MAX)
-        message = _read_message(raw)
+        try:
+            message = _read_message(raw)
+        except NotJsonError as exc:
+            if (answer := refused_call(raw, str(exc))) is None:
+                raise
+            if headers.get(_VERSION, b"") >= _STATELESS:
+                answer["result"]["resultType"] = "complete"
+            await _send_json(send, 200, answer, [])
+            return
         session = headers.get(_SESSION, b"").decode("latin-1")
         ident = message.get("id")
         if message.get("method") == "notifications/cancelled" and session:

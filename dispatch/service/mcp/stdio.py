@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from mcp.server.stdio import stdio_server
 
 from dispatch.asynchronous import cancel_all
+from dispatch.errors import InvalidInputError
+from dispatch.service import strict
 from dispatch.service.calls import Calls
 from dispatch.service.mcp.server import Exchange, build_server
+from dispatch.service.mcp.unreadable import refused_call
+from dispatch.service.wire import dumps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,12 +37,13 @@ class _Input:
     """The lines of a file descriptor, read by a thread that nobody has to wait for.
 
     A read of a pipe cannot be cancelled; the SDK's own reader would keep the
-    process until the client says one more word.
+    process until the client says one more word. ``answer`` writes a line that answers one at once.
     """
 
-    def __init__(self, descriptor: int, at_end: Callable[[], Any]) -> None:
+    def __init__(self, descriptor: int, at_end: Callable[[], Any], answer: Callable[[str], None]) -> None:
         self._descriptor = descriptor
         self._at_end = at_end
+        self._answer = answer
         self._is_ended = False
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[str | None] = asyncio.Queue(_LINES_AHEAD)
@@ -58,6 +63,9 @@ class _Input:
             self._put(None)
 
     def _put(self, line: bytes | None) -> None:
+        if line is not None and (refusal := _refusal(line)) is not None:
+            self._answer(refusal)
+            return
         text = None if line is None else line.decode("utf-8", "replace")
         if text is None or text.strip():
             asyncio.run_coroutine_threadsafe(self._lines.put(text), self._loop).result()
@@ -79,6 +87,18 @@ class _Input:
         if line is None or self._is_ended:
             raise StopAsyncIteration
         return line
+
+
+def _refusal(line: bytes) -> str | None:
+    """Return the answer to a call with half a character, which the SDK would leave without one."""
+    if b"\\u" not in line:
+        return None
+    try:
+        strict.parse_json(line)
+    except InvalidInputError as exc:
+        answer = refused_call(line, str(exc))
+        return None if answer is None else dumps(answer) + "\n"
+    return None
 
 
 class _Output:
@@ -103,6 +123,10 @@ class _Output:
 
     async def write(self, text: str) -> None:
         """Write soon."""
+        self.put(text)
+
+    def put(self, text: str) -> None:
+        """Do the same, from any thread."""
         self._texts.put(text.encode("utf-8", "replace"))
 
     async def flush(self) -> None:
@@ -148,7 +172,7 @@ async def serve(toolbox: Toolbox, caller: Caller, profile: str, wire: int) -> in
 
     server = build_server(toolbox, lambda _: Exchange(caller, profile), calls)
     output = _Output(wire, lambda: stop(0))
-    lines = _Input(0, at_end)
+    lines = _Input(0, at_end, output.put)
 
     async def run() -> None:
         # Of a file, the SDK uses what these two have.

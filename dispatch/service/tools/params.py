@@ -25,13 +25,18 @@ DEPENDENCIES_MAX: Final = 256
 LOCK_S_MAX: Final = 86_400
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_TASK: Final = re.compile(r"task_id|parent_id|depends_on")
+"""Parameters that name tasks."""
 _SLUG: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _PROJECT: Final = re.compile(rf"(?:({_SLUG})/)?({_SLUG})", re.ASCII)
 
 
 def _uuid(name: str, value: Any) -> str:
     if not isinstance(value, str) or not _UUID.fullmatch(value):
-        raise InvalidInputError(f"{name} must be a UUID such as 6f1d3c1e-5d0b-4a57-9c0e-6d1f2b7a4c11.")
+        hint = ""
+        if _TASK.match(name) and re.fullmatch("#?[0-9]+", str(value), re.ASCII):
+            hint = f" {value} is a task's number, its id: core_list_tasks with fields task_id and id shows both."
+        raise InvalidInputError(f"{name} must be a UUID such as 6f1d3c1e-5d0b-4a57-9c0e-6d1f2b7a4c11.{hint}")
     return value.lower()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.errors import InvalidInputError
+from dispatch.errors import InvalidInputError, NotFoundError
 from dispatch.service import history, listing, messages, tenants, wire
 from dispatch.service.access import Access, agent_uuid
 from dispatch.service.rows import fetch
@@ -25,7 +25,14 @@ NOTE_CHARS: Final = 200
 
 def known_project(tx: Tx, call: Call, scope: Scope) -> int:
     """Return the number of a project that the caller may see. Raises NotFoundError."""
-    return tenants.project_id(tx, scope, call.caller.projects)
+    try:
+        return tenants.project_id(tx, scope, call.caller.projects)
+    except NotFoundError as exc:
+        raise NotFoundError(
+            f"There is no project {scope.org}/{scope.project}.",
+            next_step="Correct project_key: core_get_task shows a task's. A project begins with its first task"
+            " (core_create_task).",
+        ) from exc
 
 
 async def get_task(call: Call) -> dict[str, Any]:

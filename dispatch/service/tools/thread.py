@@ -28,7 +28,10 @@ LIST_MAX: Final = 200
 def _check_project(tx: Tx, call: Call, row: Any) -> None:
     scope = call.arguments["project_key"]
     if row.project_id != known_project(tx, call, scope):
-        raise NotFoundError(f"There is no task {row.uuid} in project {scope.org}/{scope.project}.")
+        raise NotFoundError(
+            f"There is no task {row.uuid} in project {scope.org}/{scope.project}.",
+            next_step="Correct project_key: core_get_task shows the task's.",
+        )
 
 
 async def post_message(call: Call) -> dict[str, Any]:
