@@ -36,9 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C even where a shell started the tests in the background, because programs under test inherit that."""
+    """Hear Ctrl-C and a lost terminal even where the tests were started in the background, or under nohup.
+
+    Programs under test inherit what their starter ignores.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_sessionfinish() -> None:

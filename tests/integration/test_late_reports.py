@@ -62,7 +62,7 @@ def test_a_result_is_recorded_while_its_worker_drains() -> None:
         done, over = stack.directory / "done", stack.directory / "over"
         early, late = (stack.create(tick={"until": str(path), "duration_s": 60})["id"] for path in (done, over))
         for ident in (early, late):
-            eventually(lambda ident=ident: stack.tick_lines(ident), 10, f"task {ident} running")
+            eventually(lambda ident=ident: stack.tick_lines(ident), f"task {ident} running")
         service.kill()
         done.touch()
         worker.wait_event("report_left_in_spool")
