@@ -92,8 +92,10 @@ def describe(reason: EndReason, returncode: int | None, said: str, *, timeout_s:
         what = f"{what}; {limit}"
     if not what or reason in (EndReason.CANCELLED, EndReason.LEASE_LOST):
         return what
-    last = _last_lines(said, DETAIL_CHARS_MAX - len(what) - 2)
-    return f"{what}: {last}" if last else what
+    # Often it is the question that nobody answered.
+    colon = "; it wrote last: " if reason is EndReason.IDLE else ": "
+    last = _last_lines(said, DETAIL_CHARS_MAX - len(what) - len(colon))
+    return f"{what}{colon}{last}" if last else what
 
 
 def signal_name(number: int) -> str:

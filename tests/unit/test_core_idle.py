@@ -102,7 +102,8 @@ def test_the_reason_says_what_why_and_what_to_do() -> None:
         " as hanging; look for a question that nobody answers or a dead connection, and if it may be quiet for so long,"
         " raise idle_s in [executors.default]"
     )
-    assert attempt.describe(EndReason.IDLE, -15, "Proceed? [y/N]", timeout_s=1, limit=said) == f"{said}: Proceed? [y/N]"
+    whole = attempt.describe(EndReason.IDLE, -15, "Proceed? [y/N]", timeout_s=1, limit=said)
+    assert whole == f"{said}; it wrote last: Proceed? [y/N]"
     end = AttemptEnd(EndReason.IDLE, signal=15, detail=f"{said}: canary", limit=said)
     assert telling.without_content(end, 1.0).reason == said
     assert [idle.shown_s(seconds) for seconds in (7200, 5400, 90, 1.5)] == ["2 h", "90 min", "90 s", "1.5 s"]
