@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.template import PLACEHOLDER
+from dispatch.core.template import PLACEHOLDER, code_of_a_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,11 @@ def argv_of(value: Any) -> tuple[str, ...]:
         raise ValueError("must name a command, as text or as a list of texts")
     if not all(isinstance(one, str) and "\0" not in one for one in argv):
         raise ValueError("must be text or a list of texts, without NUL")
+    if value_of_a_task := code_of_a_task(argv):
+        raise ValueError(
+            f"must not have {value_of_a_task} in what a shell or an interpreter runs as code, or whoever creates a task"
+            f" chooses what runs here; let the code take it as an argument: sh -c 'convert \"$1\"' sh {value_of_a_task}"
+        )
     return tuple(argv)
 
 

@@ -9,6 +9,7 @@ of the operator's program.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatch.core.prompt import INTERNAL_FIELDS
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
 _VALUE_CHARS_MAX: Final = 65_536
+_INTERPRETERS: Final = frozenset(
+    {"ash", "bash", "busybox", "dash", "fish", "ksh", "lua", "node", "perl", "php", "python", "ruby", "sh", "su", "zsh"}
+)
+_CODE_FOLLOWS: Final = re.compile(r"-[A-Za-z]*[ceEr]|--command|--eval", re.ASCII)
+_NUMBERS: Final = frozenset({"id", "attempt"})
 
 
 class TemplateError(ValueError):
@@ -33,6 +39,24 @@ def payload_fields(argv: Sequence[str]) -> tuple[str, ...]:
 def names_program(argv: Sequence[str]) -> bool:
     """Say whether the program itself is a fixed one, and not the task's to choose."""
     return bool(argv) and not PLACEHOLDER.search(argv[0])
+
+
+def code_of_a_task(argv: Sequence[str]) -> str:
+    """Return the placeholder whose value would be run as code, by a shell, an interpreter or over ssh; "" if none is.
+
+    Numbers are harmless. What is handed to a script as an argument of its own is, too.
+    """
+    is_interpreter = is_remote = False
+    for before, part in pairwise(argv):
+        program = before.rpartition("/")[2].rstrip("0123456789.")
+        is_interpreter = is_interpreter or program in _INTERPRETERS
+        is_remote = is_remote or program == "ssh"
+        is_code = is_interpreter and (_CODE_FOLLOWS.fullmatch(before) or part.startswith(("--command=", "--eval=")))
+        if is_code or is_remote:
+            for match in PLACEHOLDER.finditer(part):
+                if match[1] not in _NUMBERS:
+                    return match[0]
+    return ""
 
 
 def fill(argv: Sequence[str], facts: Mapping[str, Any], payload: Any) -> tuple[str, ...]:

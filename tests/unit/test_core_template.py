@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dispatch.core.template import TemplateError, fill, payload_fields
+from dispatch.core.command_line import argv_of
+from dispatch.core.template import TemplateError, code_of_a_task, fill, payload_fields
 
 FACTS = {"id": "7", "channel": "images", "type": "task", "attempt": 2}
 
@@ -58,3 +59,28 @@ def test_a_dash_may_stand_where_it_cannot_be_an_option() -> None:
 def test_the_fields_that_an_argv_asks_for_are_known() -> None:
     """Each once, in order."""
     assert payload_fields(("x", "{payload.b}{payload.a}", "{payload.b}{id}")) == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (("sh", "-c", "echo {payload.name}"), "{payload.name}"),
+        (("/bin/bash", "-lc", "cd /srv && make {type}"), "{type}"),
+        (("env", "A=b", "sh", "-e", "-c", "echo {id} {channel}"), "{channel}"),
+        (("python3.11", "-c", "print('{payload.a}')"), "{payload.a}"),
+        (("node", "--eval={payload.a}"), "{payload.a}"),
+        (("ssh", "host", "make", "{payload.a}"), "{payload.a}"),
+        (("sh", "-c", 'echo "$1"', "sh", "{payload.name}"), ""),
+        (("sh", "-c", "echo {id} {attempt}"), ""),
+        (("bash", "script.sh", "{payload.name}"), ""),
+        (("render", "-c", "{payload.name}"), ""),
+    ],
+)
+def test_a_value_of_a_task_is_never_code(argv: tuple[str, ...], found: str) -> None:
+    """In a script's text a quote is all it takes; as an argument of the script it is a value and stays one."""
+    assert code_of_a_task(argv) == found
+    if found:
+        with pytest.raises(ValueError, match="whoever creates a task chooses what runs here"):
+            argv_of(list(argv))
+    else:
+        assert argv_of(list(argv)) == argv
