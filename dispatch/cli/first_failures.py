@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from dispatch.ats import protocol
 from dispatch.ats.model import parse_task
-from dispatch.core.graph import ELSEWHERE, MISSING, is_settled, opens
+from dispatch.core.graph import ELSEWHERE, MISSING, ends_in, ends_named, is_settled, opens
 from dispatch.errors import UnknownTaskError
 
 if TYPE_CHECKING:
@@ -19,19 +18,12 @@ if TYPE_CHECKING:
 
 READ_MAX: Final = 64
 """How many tasks are read on the way."""
-_BLOCKED: Final = "Blocked: dependency "
-_END: Final = re.compile(rf"#(\S+) \((failed|cancelled|rejected|{MISSING}|{ELSEWHERE})\)")
-
-
-def ends_in(reason: str | None) -> list[tuple[str, str]]:
-    """Return the dependencies, with how they ended, that the reason of a failure names; none of another failure."""
-    return _END.findall(reason) if reason is not None and reason.startswith(_BLOCKED) else []
 
 
 def ends_that(reason: dict[str, str], task: Task) -> list[tuple[str, str]]:
     """Return the dependencies that ended badly because of which a task failed or will; ``reason`` is told of it."""
     if reason["code"] == "DEPENDENCY_FAILED":
-        return _END.findall(reason["text"])
+        return ends_named(reason["text"])
     return ends_in(task.reason) if reason["code"] == "FINISHED" and task.status == "failed" else []
 
 

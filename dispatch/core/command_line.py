@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from dispatch.core.template import PLACEHOLDER, code_of_a_task
+from dispatch.core.template import PLACEHOLDER, SHELLS, code_of_a_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _BRACES: Final = re.compile(r"\{([A-Za-z][\w.-]{0,64})\}", re.ASCII)
 _NAMES: Final = ("id", "channel", "type", "attempt", "title", "description", "priority", "prompt", "uuid")
-_SHELLS: Final = frozenset({"sh", "ash", "bash", "busybox", "dash", "ksh", "zsh", "ssh"})
 _SHELL_SIGNS: Final = frozenset({"&&", "||", "|", "&", ">", ">>", "<", "2>", "2>&1"})
 _VARIABLE: Final = re.compile(r"\$\{?[A-Za-z_]\w*\}?", re.ASCII)
 
@@ -44,7 +43,7 @@ def argv_of(value: Any) -> tuple[str, ...]:
 def doubts(argv: Sequence[str]) -> list[str]:
     """Return sentences about arguments that probably do not mean what their author meant."""
     found = []
-    if argv[0].rpartition("/")[2] not in _SHELLS:
+    if argv[0].rpartition("/")[2] not in SHELLS | {"ssh"}:
         signs = [part for part in argv[1:] if part in _SHELL_SIGNS or _VARIABLE.fullmatch(part)]
         if signs:
             found.append(f"{signs[0]} is an argument like any other: there is no shell; write sh -c '...' to have one.")

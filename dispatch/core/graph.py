@@ -7,6 +7,7 @@ another way it is failed instead, and so is everything behind it.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -25,6 +26,9 @@ ELSEWHERE: Final = "does not exist in its project"
 """Stands for the status of a dependency that is a task of another project: its end opens nothing."""
 COMPLETED: Final = ATS_WORD[Status.COMPLETED]
 
+REASON_BEGINS: Final = "Blocked: dependency"
+"""How the reason of a task begins that failed because of what it depends on."""
+_ENDED: Final = re.compile(rf"#(\S+) \((failed|cancelled|rejected|{MISSING}|{ELSEWHERE})\)")
 _REASON_CHARS_MAX: Final = 2_000
 
 
@@ -54,13 +58,23 @@ def verdict(statuses: Iterable[str]) -> Verdict:
     return Verdict.RELEASE if all(opens(status) for status in known) else Verdict.WAIT
 
 
+def ends_named(text: str) -> list[tuple[str, str]]:
+    """Return the dependencies that ended badly, with how, of a text that names them as ``blocked_reason`` does."""
+    return _ENDED.findall(text)
+
+
+def ends_in(reason: str | None) -> list[tuple[str, str]]:
+    """Return the dependencies, with how they ended, that the reason of a failure names; none of another failure."""
+    return ends_named(reason) if reason is not None and reason.startswith(f"{REASON_BEGINS} ") else []
+
+
 def blocked_reason(statuses: Mapping[str, str]) -> str:
     """Say why a task is failed whose dependencies are in these states: names all that ended badly, by number."""
     bad = sorted(
         (name for name, status in statuses.items() if is_settled(status) and not opens(status)),
         key=lambda name: (not name.isdigit(), len(name), name),
     )
-    text = "Blocked: dependency " + ", ".join(f"#{name} ({statuses[name]})" for name in bad)
+    text = f"{REASON_BEGINS} " + ", ".join(f"#{name} ({statuses[name]})" for name in bad)
     return text if len(text) <= _REASON_CHARS_MAX else text[: _REASON_CHARS_MAX - 3] + "..."
 
 

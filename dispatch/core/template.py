@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 PLACEHOLDER: Final = re.compile(r"\{(id|channel|type|attempt|payload\.([A-Za-z0-9_-]{1,64}))\}", re.ASCII)
 _VALUE_CHARS_MAX: Final = 65_536
-_INTERPRETERS: Final = frozenset(
-    {"ash", "bash", "busybox", "dash", "fish", "ksh", "lua", "node", "perl", "php", "python", "ruby", "sh", "su", "zsh"}
-)
+SHELLS: Final = frozenset({"ash", "bash", "busybox", "dash", "ksh", "sh", "zsh"})
+_INTERPRETERS: Final = SHELLS | {"fish", "lua", "node", "perl", "php", "python", "ruby", "su"}
 _CODE_FOLLOWS: Final = re.compile(r"-[A-Za-z]*[ceEr]|--command|--eval", re.ASCII)
 _NUMBERS: Final = frozenset({"id", "attempt"})
 

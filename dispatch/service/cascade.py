@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, bindparam, select
 
+from dispatch.core.graph import REASON_BEGINS, dependents_of
 from dispatch.core.graph import cascade as everything_behind
-from dispatch.core.graph import dependents_of
 from dispatch.core.lifecycle import Status
 from dispatch.errors import TooLargeError
 from dispatch.service import dependents, moves, walks
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dispatch.ats.model import Actor
     from dispatch.service.store import Tx
 
-REASON_BEGINS: Final = "Blocked: dependency"
-"""How the reason of a task begins that failed because of what it depends on."""
 REOPENED_MAX: Final = 1_000
 """How many are reopened in one transaction: the writer has others to serve."""
 BEHIND_MAX: Final = 100_000

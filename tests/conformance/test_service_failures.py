@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dispatch.ats.model import Actor
+from dispatch.core.graph import REASON_BEGINS
 from dispatch.core.lifecycle import Status
 from dispatch.errors import IllegalMoveError, LeaseHeldError, NotFoundError, TaskError
 from dispatch.service import cascade, dependencies, dependents, doomed, failures, history, leases, moves, tasks
@@ -291,7 +292,7 @@ async def test_a_deep_cascade_is_reopened(store: Store) -> None:
         kept = create(tx, ids[-1], other)
         for ident in (ids[0], other):
             moves.cancel(tx, Ref(ident), EVE)
-        reason = f"{cascade.REASON_BEGINS} #1 (cancelled)"
+        reason = f"{REASON_BEGINS} #1 (cancelled)"
         failures.fail_many(tx, [(Ref(ident), reason) for ident in (*ids[1:], kept)], FLEET)
         return kept
 

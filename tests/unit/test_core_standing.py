@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dispatch.cli.advice import for_people
-from dispatch.cli.first_failures import advice, ends_in
+from dispatch.cli.first_failures import advice
 from dispatch.cli.stuck import alike
-from dispatch.core.graph import ELSEWHERE, MISSING
+from dispatch.core.graph import ELSEWHERE, MISSING, ends_in
 from dispatch.core.presence import IngressPresence, WorkerPresence
 from dispatch.core.standing import ClassUse, Fleet, Stand, Way, merged, redis_down, stand_of, unreachable
 from dispatch.core.waiting import Facts, Needed, Reason, Status, reasons
